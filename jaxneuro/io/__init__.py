@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes to arrays and back, strict both ways: nothing is unpickled, guessed, or left half-written.
+
+| file | what | format |
+|---|---|---|
+| `files.py` | whole-file writes that either happen or do not | any |
+| `safetensors.py` | read over mmap with full validation, write | safetensors 0.x header |
+"""
+
+from .files import atomic_write as atomic_write
+from .files import read_json as read_json
+from .files import save_npz as save_npz
+from .files import write_json as write_json
+from .files import write_text as write_text
