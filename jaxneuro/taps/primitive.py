@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tap: an identity primitive that gives a value inside a pure function a name, and costs nothing by itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, ArrayLike, Int, Shaped
+
+from jaxneuro.errors import UserError
+from jaxneuro.taps.names import parse
+
+tap_p = Primitive("tap")
+
+EVERYTHING = "*"
+# What the enclosing transforms ask for. It is part of the key of every jit cache, so a path chosen with `wants` is
+# never taken from a stale cache. Made once, at import, as JAX asks.
+wanted = jax.make_user_context(frozenset())
+
+
+def tap(
+    x: Shaped[ArrayLike, "..."],
+    name: str,
+    *,
+    layer: int | Int[Array, ""] | None = None,
+    pos: int | Int[Array, ""] | None = None,
+    axes: Sequence[str] | None = None,
+    spec: Sequence[Any] | None = None,
+) -> Shaped[Array, "..."]:
+    """Name a value, so that `capture` can read it and `intervene` can replace it. Returns x.
+
+    Args:
+      x: the value.
+      name: the site, without a layer: "blocks.mlp.post". One name, one meaning; two calls need two names.
+      layer: which layer this is; a Python int in an unrolled model, the scanned index under `lax.scan`.
+      pos: absolute position of index 0 of the "pos" (or "query") axis, for decoding with a cache. Default 0.
+      axes: one name per axis, ("batch", "pos", "neuron"); edits select by them. Axes added by vmap do not count.
+      spec: inside `shard_map`, the mesh axis (or None) along which each axis is split, as in a PartitionSpec.
+        With it captures are global arrays and edits count in global indices; without it a capture has one
+        leading axis per mesh axis over which the value varies, and indices are local to the shard.
+    Raises:
+      UserError: the name holds a pattern or a tag; the axes do not fit x.
+    Example:
+      >>> tap(jnp.arange(3.0), "embed", axes=("d_model",))
+      Array([0., 1., 2.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    site = parse(name)
+    if "*" in name or "@" in name or (site.layers is not None and (layer is not None or not site.single)):
+        raise UserError(f"tap: {name!r} is not the name of one site. Write 'blocks.mlp.post' and pass layer=.")
+    if axes is not None and (len(axes) != x.ndim or len(set(axes)) != len(axes)):
+        raise UserError(f"tap: site {name!r} has shape {x.shape}, which the axes {tuple(axes)} do not name one by one.")
+    if spec is not None and len(spec) > x.ndim:
+        raise UserError(f"tap: site {name!r} has shape {x.shape}, the spec {tuple(spec)} has more axes.")
+    if site.layers is not None:
+        layer = site.layers[0]
+    static = int(layer) if isinstance(layer, int | np.integer) else None
+    operands = [] if layer is None or static is not None else [jnp.asarray(layer, jnp.int32)]
+    operands += [] if pos is None else [jnp.asarray(pos, jnp.int32)]
+    return tap_p.bind(
+        x,
+        *operands,
+        name=site.name,
+        ndim=x.ndim,
+        static_layer=static,
+        traced_layer=layer is not None and static is None,
+        traced_pos=pos is not None,
+        axes=None if axes is None else tuple(axes),
+        spec=None if spec is None else (*spec, *[None] * (x.ndim - len(spec))),
+    )
+
+
+def wants(*names: str) -> bool:
+    """Whether an enclosing `capture` or `intervene` asks for one of these sites (or its gradient).
+
+    Model code takes a fused kernel while nobody looks inside it. The answer is part of jit's cache key.
+
+    Example:
+      >>> wants("blocks.attn.pattern")
+      False
+    """
+    asked = wanted.value
+    return EVERYTHING in asked or any(parse(n).base in asked for n in names)
+
+
+def split_operands(params: dict[str, Any], operands: Sequence[Any]) -> tuple[Any, Any]:
+    """(layer, position offset) of a bound tap: the static or traced layer, None where there is none."""
+    rest = list(operands)
+    layer = rest.pop(0) if params["traced_layer"] else params["static_layer"]
+    return layer, rest.pop(0) if params["traced_pos"] else None
+
+
+def _jvp(primals, tangents, **params):
+    t = tangents[0]
+    # The tangent goes through a linear tap of its own, whose transpose is the gradient's: gradients become sites.
+    # Second derivatives of a site have no name.
+    if type(t) is not ad.Zero and "@" not in params["name"]:
+        t = tap_p.bind(t, *primals[1:], **{**params, "name": params["name"] + "@tangent"})
+    return tap_p.bind(*primals, **params), t
+
+
+_TRANSPOSED = {"tangent": "grad", "grad": "tangent"}
+
+
+def _transpose(ct, x, *operands, **params):
+    if type(ct) is not ad.Zero:
+        base, _, tag = params["name"].partition("@")
+        ct = tap_p.bind(ct, *operands, **{**params, "name": f"{base}@{_TRANSPOSED[tag]}"})
+    return [ct] + [None] * len(operands)
+
+
+def _batch(args, dims, **params):
+    if any(d is not None for d in dims[1:]):
+        raise UserError(
+            f"site {params['name']!r}: its layer index or position offset is batched by vmap, so it has no one value. "
+            "Loop over layers with lax.scan or Python, and vmap over the batch with in_axes=None for the index."
+        )
+    x = args[0] if dims[0] in (0, None) else jnp.moveaxis(args[0], dims[0], 0)  # vmapped axes lead
+    return tap_p.bind(x, *args[1:], **params), None if dims[0] is None else 0
+
+
+tap_p.def_impl(lambda x, *_, **__: x)
+tap_p.def_abstract_eval(lambda x, *_, **__: x)
+mlir.register_lowering(tap_p, lambda ctx, x, *_, **__: [x])
+ad.primitive_jvps[tap_p] = _jvp
+ad.primitive_transposes[tap_p] = _transpose
+batching.primitive_batchers[tap_p] = _batch
