@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks: `python -m benchmarks NAME` prints a table and writes benchmarks/results/NAME-DEVICE.json.
+
+A row is one program at one shape. Peers are measured in the same run, interleaved call by call, and checked against the
+same reference; a ratio is of medians. Times are of finished work on the device (`block_until_ready`), after warm-up.
+
+| name | what | against |
+|---|---|---|
+| `capture` | forward; statistics of all `mlp.post`; one layer with `stop_at` | the plain forward |
+| `sweep` | 1,024 single-neuron ablations of one prompt, mapped in chunks, prefix computed once | a loop of jitted calls |
+| `topk_step` | a TopK dictionary's training step | dense JAX: `lax.top_k`, autodiff, Adam |
+"""

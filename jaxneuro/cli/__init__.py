@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `jaxneuro` command: one sub-command per job, each a typed dataclass and one function.
+
+    jaxneuro study --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --out DIR
+    jaxneuro sites PATH_OR_HUB_NAME
+
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 2 | a request that cannot be met: one line on standard error says what was asked, what exists, what to do |
+| 130 | interrupted; the same command goes on where it stopped |
+"""
+
+import dataclasses
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+from ..errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sites:
+    """List the named values inside a model, with their shapes for one batch."""
+
+    model: str = "bundled"
+    """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
+    pos: int = 8
+    """Positions of the example batch."""
+
+
+def _sites(config: Sites) -> None:
+    import jax.numpy as jnp
+
+    from ..models import load
+    from ..taps import sites
+
+    model = load(config.model)
+    tokens = jnp.zeros((1, config.pos), jnp.int32)
+    print(sites(model.apply, model.weights, tokens))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    import tyro
+
+    from ..study import StudyConfig, study
+
+    jobs = {StudyConfig: study, Sites: _sites}
+    command = (
+        Annotated[StudyConfig, tyro.conf.subcommand("study", description=StudyConfig.__doc__)]
+        | Annotated[Sites, tyro.conf.subcommand("sites", description=Sites.__doc__)]
+    )
+    config = tyro.cli(command, args=argv, prog="jaxneuro", config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
+    try:
+        jobs[type(config)](config)
+    except UserError as e:
+        print(f"jaxneuro: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(
+            f"jaxneuro: cannot write {e.filename or 'the output'}: {e.strerror}. Free some space or choose another "
+            "folder, then run the same command again to go on.",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("jaxneuro: interrupted. Run the same command again to go on where it stopped.", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study does, as frozen dataclasses: the command line's flags, run.json and the Python call are the same thing."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How text becomes windows of tokens."""
+
+    window: int = 128
+    """Tokens per window."""
+    max_tokens_per_group: int | None = 16_384
+    """Use at most this much of each group; None: all of it."""
+    packing: Literal["auto", "windows", "documents"] = "auto"
+    """windows: documents of a group one after another. documents: one per row. auto: windows for a decoder."""
+    measured: float = 0.25
+    """Share of every group's windows kept from the statistics and used to measure effects."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Which neurons count as a group's."""
+
+    site: str | None = None
+    """Where a neuron's activation is read; None: `mlp.gate` of a gated MLP (as in LAPE), else `mlp.post`."""
+    top_rate: float = 0.01
+    """Share of all neurons that LAPE selects."""
+    filter_rate: float = 0.95
+    """LAPE drops neurons whose firing rate is below this quantile in every group."""
+    bar_ratio: float = 0.95
+    """A selected neuron belongs to each group in which its firing rate is above this quantile."""
+    shuffles: int = 5
+    """Shuffled labellings of the windows, for the null."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EffectConfig:
+    """The proof by silencing."""
+
+    windows_per_group: int = 8
+    """Measured windows per group."""
+    random_sets: int = 10
+    """Random sets per group, matched in size per layer."""
+    chunk: int = 8
+    """Interventions run together; memory grows with it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CardConfig:
+    """What the report shows of single neurons and latents."""
+
+    per_group: int = 6
+    """Neurons shown per group."""
+    tokens: int = 10
+    """Promoted and suppressed tokens per neuron."""
+    examples: int = 5
+    """Top examples per neuron and latent."""
+    context: int = 12
+    """Tokens shown on each side of an example's peak."""
+    doses: tuple[float, ...] = (-4.0, -2.0, 0.0, 2.0, 4.0, 8.0)
+    """Clamped activations, in multiples of the neuron's largest observed absolute value."""
+    dosed: int = 2
+    """Neurons per group that get a dose-response."""
+    latents: int = 60
+    """Latents shown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DictionaryConfig:
+    """The TopK dictionary."""
+
+    site: str | None = None
+    """Where it is trained; None: `resid_post` of the middle layer."""
+    expansion: int = 16
+    """n_latents / d_in."""
+    k: int = 16
+    steps: int = 1500
+    batch: int = 1024
+    """Tokens per step."""
+    max_tokens: int = 120_000
+    learning_rate: float | None = None
+    """None: 2e-4 / sqrt(n_latents / 2^14)."""
+    dead_after_tokens: int = 100_000
+    """A latent that has not fired for this many tokens is dead."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Find a model's group-specific neurons, prove them by silencing, name them, learn a dictionary, report."""
+
+    model: str = "bundled"
+    """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
+    groups: str = "bundled"
+    """A folder with one file (txt, jsonl, parquet) or sub-folder per group, or one jsonl/parquet with the fields text
+    and group, or `bundled`."""
+    out: Path = Path("jaxneuro-study")
+    """Folder for the results. An interrupted study goes on in it."""
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch: int = 32
+    """Windows per forward pass."""
+    text: TextConfig = TextConfig()
+    select: SelectConfig = SelectConfig()
+    effect: EffectConfig = EffectConfig()
+    cards: CardConfig = CardConfig()
+    dictionary: DictionaryConfig = DictionaryConfig()
+    preset: Literal["default", "small"] = "default"
+    """small: a minute instead of minutes, for trying things out; overrides the sizes above."""
+
+    def resolved(self) -> "StudyConfig":
+        """The study with its preset applied and its numbers checked."""
+        config = self
+        if self.preset == "small":
+            config = dataclasses.replace(
+                self,
+                preset="default",
+                text=dataclasses.replace(self.text, max_tokens_per_group=4096),
+                effect=dataclasses.replace(self.effect, windows_per_group=2),
+                cards=dataclasses.replace(self.cards, per_group=2, dosed=1, latents=12),
+                dictionary=dataclasses.replace(self.dictionary, expansion=8, steps=100, max_tokens=20_000),
+            )
+        _check(config)
+        return config
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result, as flat JSON: `text.window` -> 128."""
+        flat = {}
+        for key, value in dataclasses.asdict(self).items():
+            if key in ("out", "preset"):
+                continue
+            items = value.items() if isinstance(value, dict) else [(None, value)]
+            for inner, v in items:
+                flat[key if inner is None else f"{key}.{inner}"] = list(v) if isinstance(v, tuple) else v
+        return flat
+
+
+_RANGES = {
+    "batch": (1, None),
+    "text.window": (8, None),
+    "text.measured": (0.05, 0.9),
+    "select.top_rate": (1e-6, 1.0),
+    "select.filter_rate": (0.0, 1.0),
+    "select.bar_ratio": (0.0, 1.0),
+    "select.shuffles": (1, None),
+    "effect.windows_per_group": (1, None),
+    "effect.random_sets": (10, None),
+    "effect.chunk": (1, None),
+    "dictionary.expansion": (1, None),
+    "dictionary.k": (1, None),
+    "dictionary.steps": (1, None),
+    "dictionary.batch": (1, None),
+}
+
+
+def _check(config: StudyConfig) -> None:
+    flat = config.identity()
+    for key, (low, high) in _RANGES.items():
+        if flat[key] < low or (high is not None and flat[key] > high):
+            allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UserError(f"{key} = {flat[key]} is out of range: it must be {allowed}.")

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of one run: whose it is, who is writing it, and which steps are done."""
+
+import contextlib
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..io import read_json, write_json
+
+
+class RunFolder:
+    """Results of one configuration, step by step.
+
+    `run.json` says what the run is; `steps.json` which steps are done. A step's files are written first, atomically, and
+    its record last, so a step is either done or will be done again.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path, self.identity = path, identity
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["RunFolder"]:
+        """Claim the folder for this process.
+
+        Raises:
+          UserError: it belongs to another run, holds something else, or another process is writing it.
+        """
+        record = self / "run.json"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file, not a folder. Choose another --out.")
+        if record.exists():
+            self._compare(read_json(record).get("identity", {}))
+        elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise UserError(
+                f"{self.path} holds something that is not a study. Choose an empty or a new folder for --out."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"another process is writing {self.path}. Wait for it to finish or choose another --out."
+                ) from None
+            if not record.exists():
+                write_json(record, {"identity": self.identity, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+            yield self
+
+    def _compare(self, theirs: dict[str, Any]) -> None:
+        keys = sorted({*theirs, *self.identity})
+        differ = [k for k in keys if theirs.get(k) != self.identity.get(k)]
+        if differ:
+            shown = "; ".join(f"{k} was {theirs.get(k)!r}, now {self.identity.get(k)!r}" for k in differ[:6])
+            raise UserError(
+                f"{self.path} belongs to another run: {shown}. Choose another --out, or delete that folder to start anew."
+            )
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """The record of a finished step whose files are all there."""
+        record = self.records().get(name)
+        if record and all((self.path / f).exists() for f in record["files"]):
+            return record
+        return None
+
+    def records(self) -> dict[str, Any]:
+        """Every finished step, in order."""
+        path = self / "steps.json"
+        return read_json(path) if path.exists() else {}
+
+    def step(self, name: str, files: tuple[str, ...], compute: Callable[[], None]) -> bool:
+        """Run a step unless it is done; whether it ran. `compute` writes `files` into the folder."""
+        if self.done(name):
+            return False
+        started = time.perf_counter()
+        compute()
+        missing = [f for f in files if not (self.path / f).exists()]
+        if missing:
+            raise RuntimeError(f"step {name} did not write {missing}")
+        seconds = round(time.perf_counter() - started, 2)
+        write_json(self / "steps.json", self.records() | {name: {"files": list(files), "seconds": seconds}})
+        return True
