@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     import tyro
 
-    from ..study import StudyConfig, study
+    from ..study import StudyConfig, run_study
 
-    jobs = {StudyConfig: study, Sites: _sites}
+    jobs = {StudyConfig: run_study, Sites: _sites}
     command = (
         Annotated[StudyConfig, tyro.conf.subcommand("study", description=StudyConfig.__doc__)]
         | Annotated[Sites, tyro.conf.subcommand("sites", description=Sites.__doc__)]
