@@ -12,3 +12,6 @@ from .files import read_json as read_json
 from .files import save_npz as save_npz
 from .files import write_json as write_json
 from .files import write_text as write_text
+from .safetensors import read_checkpoint as read_checkpoint
+from .safetensors import read_safetensors as read_safetensors
+from .safetensors import write_safetensors as write_safetensors

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pretrained networks can be opened, and how is one run? One generic transformer, one row per family.
+
+    >>> import jax
+    >>> from jaxneuro.models import Config, Transformer, init
+    >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+    >>> model = Transformer(cfg, init(cfg, jax.random.key(0)))       # or load("a folder or a Hub name")
+    >>> model(jax.numpy.zeros((1, 5), "int32")).shape
+    (1, 5, 32)
+    >>> resid = model.apply(model.weights, jax.numpy.zeros((1, 5), "int32"), stop_at=1)   # the pure function
+
+Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid)` over a nested dict of arrays whose leaves
+under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)` says which leaves
+there are. Every value a method may want goes through `jaxneuro.taps.tap`.
+
+| file | what | source |
+|---|---|---|
+| `config.py` | the switches | |
+| `layout.py` | leaves, their axes and shapes; random weights | |
+| `transformer.py` | forward | arXiv 1706.03762, 1810.04805, 2302.13971 |
+| `attention.py` | one attention, three ways to compute it | |
+| `rope.py` | rotary positions: default, linear, llama3, yarn, longrope | arXiv 2104.09864, 2309.00071, 2402.13753 |
+| `families.py` | gpt2, llama, mistral, qwen2, qwen3, bert: names of config keys and tensors | transformers |
+| `hf_config.py`, `convert.py`, `checkpoint.py` | Hugging Face folders, both ways | |
+| `sharding.py` | which axis goes where on a mesh | |
+| `module.py` | the nnx module, the linen adapter | |
+| `loss.py` | next-token loss | |
+
+To add a family: (1) a row in `families.py`: its config keys with transformers' defaults, its tensors with their axes
+spelled by name; (2) if it computes something new, a field of `Config` and the line of `transformer.py` that reads it,
+with its leaves in `layout.py`; (3) a tiny model in `scripts/make_parity_fixtures.py`, run it; (4) a line in the
+mutation table of tests/parity if there is a new switch.
+
+Parity with transformers on tiny models with every parameter perturbed: logits and each layer's residual within 1e-5.
+
+Not here: tokenizers (data), generation (inference), training loops, mixtures of experts, encoder-decoders.
+"""
+
+from .checkpoint import load as load
+from .checkpoint import save_pretrained as save_pretrained
+from .config import Config as Config
+from .families import FAMILIES as FAMILIES
+from .families import Family as Family
+from .hf_config import config_from_hf as config_from_hf
+from .hf_config import config_to_hf as config_to_hf
+from .layout import Weights as Weights
+from .layout import init as init
+from .layout import layout as layout
+from .layout import shapes as shapes
+from .loss import token_loss as token_loss
+from .module import Transformer as Transformer
+from .module import to_linen as to_linen
+from .rope import Rope as Rope
+from .sharding import shardings as shardings
+from .transformer import forward as forward
+from .transformer import pool as pool
+from .transformer import unembedding as unembedding

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scaled dot-product attention in three forms with one meaning; the caller never chooses.
+
+| form | used when |
+|---|---|
+| `_explicit` | somebody wants `attn.scores` or `attn.pattern`: both [batch, head, query, key] exist |
+| `_cudnn` | 16-bit values on an NVIDIA GPU |
+| `_chunked` | otherwise: queries in chunks whose scores stay in cache, keys above the diagonal never touched |
+
+`_chunked` takes 14 ms where jax.nn.dot_product_attention takes 54 (forward) and 77 where it takes 140 (gradient),
+on two CPU cores at batch 16, 256 positions, 6 heads of 32 in float32.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..taps import tap, wants
+
+MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+"""Score of a masked pair: finite, so that a row with no visible key is uniform and not NaN (as in transformers)."""
+
+
+class Visible(NamedTuple):
+    """Which keys a query may look at: the conjunction of all that is not None."""
+
+    causal: bool
+    window: Int[Array, ""] | None
+    """Keys 0 <= query - key < window if causal, else |query - key| < window."""
+    mask: Bool[Array, "batch key"] | None
+
+    def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
+        """True where a query sees a key; None when every pair is visible."""
+        distance = queries[:, None] - keys[None, :]
+        found = []
+        if self.causal:
+            found.append(distance[None] >= 0)
+        if self.window is not None:
+            found.append(jnp.abs(distance)[None] < self.window)
+        if self.mask is not None:
+            found.append(self.mask[:, None, : keys.shape[0]])
+        out = None
+        for f in found:
+            out = f if out is None else out & f
+        return out
+
+
+def attend(
+    q: Float[Array, "batch pos head d_head"],
+    k: Float[Array, "batch pos kv_head d_head"],
+    v: Float[Array, "batch pos kv_head d_head"],
+    visible: Visible,
+    scale: Float[Array, ""] | float,
+    layer: Int[Array, ""],
+) -> Float[Array, "batch pos head d_head"]:
+    """softmax(scale q k^T + mask) v per head, softmax in float32; query head n uses key head n // (N/K)."""
+    q = q * jnp.asarray(scale, q.dtype)
+    if wants("blocks.attn.scores", "blocks.attn.pattern"):
+        return _explicit(q, k, v, visible, layer)
+    if _cudnn_takes(q):
+        return jax.lax.platform_dependent(
+            q, k, v, cuda=lambda q, k, v: _cudnn(q, k, v, visible), default=lambda q, k, v: _chunked(q, k, v, visible)
+        )
+    return _chunked(q, k, v, visible)
+
+
+def _scores(q: Array, k: Array, pairs: Array | None) -> Float[Array, "batch kv_head group q k"]:
+    b, t, n, h = q.shape
+    grouped = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
+    scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    return scores if pairs is None else jnp.where(pairs[:, None, None], scores, MASKED)
+
+
+def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array) -> Array:
+    b, t, n, h = q.shape
+    at = jnp.arange(t)
+    axes = ("batch", "head", "query", "key")
+    scores = _scores(q, k, visible.pairs(at, at)).reshape(b, n, t, t)
+    scores = tap(scores, "blocks.attn.scores", layer=layer, axes=axes)
+    pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    pattern = tap(pattern, "blocks.attn.pattern", layer=layer, axes=axes)
+    grouped = pattern.reshape(b, v.shape[2], -1, t, t)
+    return jnp.einsum("bkgts,bskh->btkgh", grouped, v).reshape(b, t, n, h)
+
+
+def _chunked(q: Array, k: Array, v: Array, visible: Visible) -> Array:
+    length = q.shape[1]
+    chunk = -(-length // max(1, min(8, length // 32)))  # at most 8 chunks (program size), at least 32 rows each
+    outs = []
+    for start in range(0, length, chunk):
+        stop = min(start + chunk, length)
+        last = stop if visible.causal else length
+        pairs = visible.pairs(jnp.arange(start, stop), jnp.arange(last))
+        outs.append(_softmax_values(_scores(q[:, start:stop], k[:, :last], pairs), v[:, :last]))
+    return jnp.concatenate(outs, axis=1)
+
+
+def _softmax_values(scores: Array, v: Array) -> Array:
+    # The row sum divides the [.., h] result instead of the [.., k] weights: less to write.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    out = jnp.einsum("bkgts,bskh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    b, kv, group, t, h = out.shape
+    return out.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, kv * group, h)
+
+
+def _cudnn_takes(q: Array) -> bool:
+    # cuDNN's conditions: 16-bit, head size a multiple of 8 up to 128 (256 only on newer cards).
+    return (
+        jax.default_backend() == "gpu"
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 128
+    )
+
+
+def _cudnn(q: Array, k: Array, v: Array, visible: Visible) -> Array:
+    if visible.mask is None and visible.window is None:  # the mask-free kernel reads no [query, key] bias
+        return jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=visible.causal, implementation="cudnn")
+    at = jnp.arange(q.shape[1])
+    pairs = visible.pairs(at, at)
+    mask = None if pairs is None else pairs[:, None]
+    return jax.nn.dot_product_attention(q, k, v, scale=1.0, mask=mask, implementation="cudnn")

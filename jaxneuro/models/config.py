@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The switches of the one generic transformer: what changes its mathematics, and nothing else."""
+
+import dataclasses
+from typing import Literal
+
+from ..errors import UserError
+from .rope import Rope
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A transformer's architecture: frozen, hashable, without weights, tokenizer or file names.
+
+    The defaults are Llama's layout. Which leaves the weights have follows from it (`layout`), and `forward`
+    reads nothing else. `config_from_hf` builds one from a Hugging Face config.
+
+    Example:
+      >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+      >>> cfg.family, cfg.n_layers, cfg.window(0)
+      ('llama', 2, None)
+    """
+
+    family: str = "llama"
+    """Row of the family table: the names that its tensors and config keys have in a Hugging Face folder."""
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    """Key/value heads: n_heads (MHA), 1 (MQA) or a divisor of n_heads (GQA)."""
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    """Longest sequence the model was made for; a hard limit only where positions are learned."""
+
+    act: Literal["relu", "gelu", "gelu_tanh", "silu"] = "silu"
+    gated: bool = True
+    """mlp = down(act(gate x) * up x) instead of down(act(up x))."""
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    norm_placement: Literal["pre", "post"] = "pre"
+    """pre: x + f(norm x), with a final norm. post: norm(x + f(x)), without one."""
+    causal: bool = True
+    attn_scale: float | None = None
+    """Factor on q.k; None is d_head ** -0.5."""
+    attn_scale_by_layer: bool = False
+    """Divide the factor by the layer's number, counted from 1 (GPT-2's scale_attn_by_inverse_layer_idx)."""
+    windows: tuple[int | None, ...] = ()
+    """Per layer, how many keys a query sees (itself included); None: all. () is None everywhere."""
+    rope: Rope | None = Rope()
+    learned_positions: bool = False
+    n_token_types: int = 0
+    embed_norm: bool = False
+    qk_norm: bool = False
+    """RMSNorm over each head of q and k, before rope."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+
+    has_head: bool = True
+    """False: the model ends in its last hidden state (an encoder, a base model)."""
+    tied: bool = False
+    """The unembedding is the transposed token embedding."""
+    head_transform: bool = False
+    """BERT's masked-token head: dense, act, LayerNorm before the unembedding, a bias after it."""
+    pooler: bool = False
+    """BERT's tanh(W x[0] + b) on the first position; see `pool`."""
+
+    def __post_init__(self):
+        if self.n_heads % self.n_kv_heads:
+            raise UserError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}.")
+        if self.rope is not None and self.d_head % 2:
+            raise UserError(f"rope turns pairs of coordinates, so d_head={self.d_head} must be even.")
+        if not any(self.windows):
+            object.__setattr__(self, "windows", ())
+        elif len(self.windows) != self.n_layers:
+            raise UserError(f"windows has {len(self.windows)} entries for {self.n_layers} layers.")
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of this layer sees, itself included; None: all that the mask allows."""
+        return self.windows[layer] if self.windows else None

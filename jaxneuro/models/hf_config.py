@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face config dicts to `Config` and back, by the rows of `families`."""
+
+from typing import Any, Final
+
+from ..errors import UserError, unknown
+from .config import Config
+from .families import FAMILIES, REQUIRED, Family
+from .rope import rope_from_hf, rope_to_hf
+
+ACTS: Final = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+}
+_ACT_NAMES: Final = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+def family_of(hf: Any) -> Family:
+    """The row of a config's `model_type`.
+
+    Raises:
+      UserError: no model_type, or one without a row.
+    """
+    if not isinstance(hf, dict) or "model_type" not in hf:
+        raise UserError("config.json names no model_type, so it is not a transformers config.")
+    if hf["model_type"] not in FAMILIES:
+        hint = "A family is a row of jaxneuro/models/families.py."
+        raise unknown("model type", hf["model_type"], FAMILIES, where="config.json", hint=hint)
+    return FAMILIES[hf["model_type"]]
+
+
+def config_from_hf(hf: dict[str, Any]) -> Config:
+    """Build a Config from a Hugging Face config dict, spelled as transformers 4 or 5 spells it.
+
+    Whether there is a head is taken from `architectures` where a family goes both ways; `load` lets the tensors decide.
+
+    Raises:
+      UserError: unknown model_type, rope type or activation; a missing size; a switch that is not ported.
+    Example:
+      >>> hf = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "vocab_size": 32}
+      >>> cfg = config_from_hf(hf)
+      >>> cfg.d_mlp, cfg.act, cfg.tied
+      (32, 'gelu_tanh', True)
+    """
+    family = family_of(hf)
+    for key, allowed in family.only.items():
+        if hf.get(key, allowed[0]) not in allowed:
+            raise UserError(
+                f"config.json: {key}={hf[key]!r} is not supported for {hf['model_type']}, only {allowed[0]!r}."
+            )
+    missing = [key for key, default in family.fields.values() if default is REQUIRED and hf.get(key) is None]
+    if missing:
+        raise UserError(f"config.json of this {hf['model_type']} model lacks {', '.join(missing)}.")
+    values = {field: hf.get(key, default) for field, (key, default) in family.fields.items()}
+    values |= {**family.fixed, "family": hf["model_type"]}
+    if values["act"] not in ACTS:
+        raise unknown("activation", values["act"], ACTS, where="config.json")
+    values["act"] = ACTS[values["act"]]
+    values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
+    values["d_head"] = values.get("d_head") or values["d_model"] // values["n_heads"]
+    values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
+    if "rope" not in family.fixed:
+        values["rope"] = rope_from_hf(hf)
+    if family.optional:
+        named = " ".join(hf.get("architectures") or [])
+        values["has_head"] = "MaskedLM" in named or "PreTraining" in named
+    return Config(**values, windows=_windows(hf, family, values["n_layers"]))
+
+
+def _windows(hf: dict[str, Any], family: Family, n_layers: int) -> tuple[int | None, ...]:
+    size = hf.get("sliding_window", 4096)
+    if family.windows == "never" or (family.windows == "by_layer" and not hf.get("use_sliding_window", False)):
+        return ()
+    if family.windows == "always":
+        return (size,) * n_layers
+    kinds = hf.get("layer_types") or [
+        SLIDING if i >= hf.get("max_window_layers", 28) else FULL for i in range(n_layers)
+    ]
+    if bad := sorted(set(kinds) - {SLIDING, FULL}):
+        raise unknown("layer type", bad[0], [FULL, SLIDING], where="config.json")
+    if SLIDING in kinds and not size:
+        raise UserError("config.json has sliding layers in layer_types but no sliding_window.")
+    return tuple(size if kind == SLIDING else None for kind in kinds)
+
+
+def config_to_hf(cfg: Config) -> dict[str, Any]:
+    """The Hugging Face config dict of a Config: the inverse of `config_from_hf`.
+
+    Raises:
+      UserError: the family's Hugging Face class cannot express this architecture.
+    """
+    if cfg.family not in FAMILIES:
+        raise unknown("model family", cfg.family, FAMILIES, where="save_pretrained")
+    family = FAMILIES[cfg.family]
+    hf: dict[str, Any] = {"model_type": cfg.family, "architectures": [family.classes[cfg.has_head]]}
+    for field, (key, _) in family.fields.items():
+        value = getattr(cfg, field)
+        hf[key] = _ACT_NAMES[value] if field == "act" else value
+    if cfg.rope is not None:
+        hf |= rope_to_hf(cfg.rope)
+    hf |= _windows_to_hf(cfg, family)
+    _check_same(cfg, config_from_hf(hf))
+    return hf
+
+
+def _windows_to_hf(cfg: Config, family: Family) -> dict[str, Any]:
+    size = next((w for w in cfg.windows if w), None)
+    if family.windows == "never":
+        return {}
+    if family.windows == "always":
+        return {"sliding_window": size}
+    kinds = [SLIDING if w else FULL for w in cfg.windows or [None] * cfg.n_layers]
+    return {"use_sliding_window": bool(cfg.windows), "sliding_window": size, "layer_types": kinds}
+
+
+_DECIDED_BY_TENSORS: Final = ("has_head", "pooler")
+
+
+def _check_same(cfg: Config, back: Config) -> None:
+    names = [n for n in Config.__dataclass_fields__ if n not in _DECIDED_BY_TENSORS]
+    if different := [n for n in names if getattr(cfg, n) != getattr(back, n)]:
+        listed = ", ".join(f"{n}={getattr(cfg, n)!r}" for n in different)
+        raise UserError(f"a Hugging Face {cfg.family} model cannot express {listed}. Choose another family for saving.")

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which leaves a model has, and the name of every axis: one table read by init, load, save and sharding."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from .config import Config
+
+type Weights = dict[str, Any]
+"""Nested dict of arrays; leaves under "blocks" have a leading layer axis."""
+
+
+def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
+    """{leaf: names of its axes} of a configuration, leaves written as dotted paths.
+
+    Example:
+      >>> from jaxneuro.models import Config
+      >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+      >>> layout(cfg)["blocks.attn.wk"]
+      ('layer', 'embed', 'kv_heads', 'head')
+    """
+    bias = cfg.norm == "layer"
+    block = {
+        **_norm("ln1", bias),
+        "attn.wq": ("embed", "heads", "head"),
+        "attn.wk": ("embed", "kv_heads", "head"),
+        "attn.wv": ("embed", "kv_heads", "head"),
+        "attn.wo": ("heads", "head", "embed"),
+        **_when(cfg.qkv_bias, {"attn.bq": ("heads", "head"), "attn.bk": ("kv_heads", "head")}),
+        **_when(cfg.qkv_bias, {"attn.bv": ("kv_heads", "head")}),
+        **_when(cfg.out_bias, {"attn.bo": ("embed",)}),
+        **_when(cfg.qk_norm, {"attn.q_norm.scale": ("head",), "attn.k_norm.scale": ("head",)}),
+        **_norm("ln2", bias),
+        **_when(cfg.gated, {"mlp.gate": ("embed", "mlp")}),
+        "mlp.up": ("embed", "mlp"),
+        "mlp.down": ("mlp", "embed"),
+        **_when(cfg.mlp_bias and cfg.gated, {"mlp.b_gate": ("mlp",)}),
+        **_when(cfg.mlp_bias, {"mlp.b_up": ("mlp",), "mlp.b_down": ("embed",)}),
+    }
+    return {
+        "embed.tok": ("vocab", "embed"),
+        **_when(cfg.learned_positions, {"embed.pos": ("pos", "embed")}),
+        **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
+        **_when(cfg.embed_norm, _norm("embed.norm", bias)),
+        **{f"blocks.{name}": ("layer", *axes) for name, axes in block.items()},
+        **_when(cfg.norm_placement == "pre", _norm("final_norm", bias)),
+        **_when(cfg.has_head and cfg.head_transform, _head_transform(bias)),
+        **_when(cfg.has_head and not cfg.tied, {"head.w": ("embed", "vocab")}),
+        **_when(cfg.pooler, {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}),
+    }
+
+
+def _when(condition: bool, leaves: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return leaves if condition else {}
+
+
+def _norm(name: str, bias: bool) -> dict[str, tuple[str, ...]]:
+    return {f"{name}.scale": ("embed",), **_when(bias, {f"{name}.bias": ("embed",)})}
+
+
+def _head_transform(bias: bool) -> dict[str, tuple[str, ...]]:
+    dense = {"head.dense": ("embed", "embed_out"), "head.dense_bias": ("embed_out",)}
+    return {**dense, **_norm("head.norm", bias), "head.b": ("vocab",)}
+
+
+def sizes(cfg: Config) -> dict[str, int]:
+    """Length of every axis that `layout` names."""
+    return {
+        "vocab": cfg.d_vocab,
+        "pos": cfg.n_ctx,
+        "type": cfg.n_token_types,
+        "layer": cfg.n_layers,
+        "embed": cfg.d_model,
+        "embed_out": cfg.d_model,
+        "heads": cfg.n_heads,
+        "kv_heads": cfg.n_kv_heads,
+        "head": cfg.d_head,
+        "mlp": cfg.d_mlp,
+    }
+
+
+def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
+    """{leaf: shape} of a configuration."""
+    size = sizes(cfg)
+    return {leaf: tuple(size[a] for a in axes) for leaf, axes in layout(cfg).items()}
+
+
+def nest(flat: Mapping[str, Any]) -> Weights:
+    """{"a.b": x} -> {"a": {"b": x}}."""
+    out: Weights = {}
+    for path, value in flat.items():
+        *folders, name = path.split(".")
+        node = out
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = value
+    return out
+
+
+def flatten(weights: Weights, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a.b": x}: the inverse of `nest`."""
+    out = {}
+    for name, value in weights.items():
+        path = f"{prefix}{name}"
+        out |= flatten(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return out
+
+
+def init(cfg: Config, key: Key[Array, ""], dtype: Any = jnp.float32) -> Weights:
+    """Random weights as Hugging Face starts them: N(0, 0.02^2) matrices, zero biases, unit norm scales.
+
+    Matrices that write to the residual stream get 0.02 / sqrt(2 n_layers) in GPT-2, as its authors do.
+    """
+    table = shapes(cfg)
+    keys = dict(zip(table, jax.random.split(key, len(table)), strict=True))
+    return nest({leaf: _start(cfg, leaf, shape, keys[leaf], dtype) for leaf, shape in table.items()})
+
+
+def _start(cfg: Config, leaf: str, shape: tuple[int, ...], key: Key[Array, ""], dtype: Any) -> Float[Array, "..."]:
+    name = leaf.rsplit(".", 1)[-1]
+    if name == "scale":
+        return jnp.ones(shape, dtype)
+    if name.startswith("b") or name.endswith("bias"):
+        return jnp.zeros(shape, dtype)
+    residual = cfg.family == "gpt2" and leaf in ("blocks.attn.wo", "blocks.mlp.down")
+    std = 0.02 / (2 * cfg.n_layers) ** 0.5 if residual else 0.02
+    return (std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)

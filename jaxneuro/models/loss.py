@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss every causal model is measured by."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def token_loss(
+    logits: Float[Array, "batch pos d_vocab"],
+    tokens: Int[Array, "batch pos"],
+    mask: Bool[Array, "batch pos"] | None = None,
+) -> tuple[Float[Array, "batch pos-1"], Bool[Array, "batch pos-1"]]:
+    """Next-token cross entropy, position by position.
+
+        nll[b, t] = logsumexp(logits[b, t]) - logits[b, t, tokens[b, t+1]]       in nats, float32
+
+    Args:
+      logits: of the whole sequence, any float dtype.
+      mask: True at real tokens; None: all real.
+    Returns:
+      (nll, valid): valid is True where both the token that predicts and the one predicted are real. nll is finite
+      elsewhere too; average with `nll.mean(where=valid)`.
+    Example:
+      >>> nll, valid = token_loss(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 2]]))
+      >>> nll.round(4).tolist(), valid.tolist()
+      ([[1.3863, 1.3863]], [[True, True]])
+    """
+    scores = logits[:, :-1].astype(jnp.float32)
+    chosen = jnp.take_along_axis(scores, tokens[:, 1:, None].astype(jnp.int32), axis=-1)[..., 0]
+    nll = jax.nn.logsumexp(scores, axis=-1) - chosen
+    real = jnp.ones(tokens.shape, bool) if mask is None else mask
+    return nll, real[:, :-1] & real[:, 1:]

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Flax faces of the pure function: an nnx module that owns the weights, and a linen adapter."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from .config import Config
+from .layout import Weights
+from .transformer import forward
+
+
+@functools.cache
+def apply_fn(cfg: Config) -> Callable[..., Array]:
+    """`forward` with the configuration bound: one function object per configuration, so jit caches are shared."""
+
+    def apply(
+        weights: Weights,
+        tokens: Int[Array, "batch pos"],
+        mask: Bool[Array, "batch pos"] | None = None,
+        *,
+        token_types: Int[Array, "batch pos"] | None = None,
+        stop_at: int | None = None,
+        start_at: int = 0,
+        resid: Float[Array, "batch pos d_model"] | None = None,
+    ) -> Float[Array, "batch pos d_out"]:
+        """See `jaxneuro.models.forward`."""
+        part = {"stop_at": stop_at, "start_at": start_at, "resid": resid}
+        return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
+
+    return apply
+
+
+class Transformer(nnx.Module):
+    """A model: its configuration and its weights, as `nnx.Param` leaves.
+
+    `nnx.split`, `merge`, `state`, `nnx.Optimizer` and passing it through `jax.jit` work as for any nnx module.
+    The library's own transforms take the pure pair `model.apply`, `model.weights`.
+
+    Example:
+      >>> import jax
+      >>> from jaxneuro.models import Config, Transformer, init
+      >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+      >>> model = Transformer(cfg, init(cfg, jax.random.key(0)))
+      >>> tokens = jax.numpy.zeros((1, 5), "int32")
+      >>> bool((model(tokens) == model.apply(model.weights, tokens)).all())
+      True
+    """
+
+    def __init__(self, cfg: Config, weights: Weights, hf_config: str = "{}"):
+        """hf_config: the Hugging Face config it came with, as JSON (hashable), kept for `save_pretrained`."""
+        self.cfg = cfg
+        self.hf_config = hf_config
+        self.params = nnx.data(jax.tree.map(nnx.Param, weights))
+
+    @property
+    def weights(self) -> Weights:
+        """The weights as a plain nested dict of arrays (the arrays themselves, not copies)."""
+        return jax.tree.map(nnx.Param.get_value, self.params, is_leaf=lambda p: isinstance(p, nnx.Param))
+
+    @property
+    def apply(self) -> Callable[..., Array]:
+        """The pure function (weights, tokens, mask=None, ...), the same object for equal configurations."""
+        return apply_fn(self.cfg)
+
+    def __call__(self, tokens: Int[Array, "batch pos"], mask: Any = None, **part: Any) -> Array:
+        """Logits, or the last hidden state of a model without a head; arguments as in `forward`."""
+        return self.apply(self.weights, tokens, mask, **part)
+
+
+def to_linen(cfg: Config) -> Any:
+    """A `flax.linen` module of the same model, for training loops that speak linen.
+
+    Its variables are `{"params": weights}`, so `to_linen(cfg).apply({"params": model.weights}, tokens)` is
+    `model(tokens)`.
+    """
+    import flax.linen as nn
+
+    from .layout import init
+
+    class LinenTransformer(nn.Module):
+        @nn.compact
+        def __call__(self, tokens: Array, mask: Array | None = None, **part: Any) -> Array:
+            names = jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
+            weights = {n: self.param(n, lambda key, n=n: init(cfg, key)[n]) for n in names}
+            return forward(weights, tokens, cfg=cfg, mask=mask, **part)
+
+    return LinenTransformer()

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one forward pass: a pure function of weights and tokens, a scan over layers, a tap at every site."""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..errors import UserError
+from ..taps import tap, wants
+from .attention import Visible, attend
+from .config import Config
+from .layout import Weights
+from .rope import rotate
+
+ACTS: Final[dict[str, Callable[[Array], Array]]] = {
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
+}
+
+_RESIDUAL: Final = ("batch", "pos", "d_model")
+_HEADS: Final = ("batch", "pos", "head", "d_head")
+_NEURON: Final = ("batch", "pos", "neuron")
+
+
+def forward(
+    weights: Weights,
+    tokens: Int[Array, "batch pos"],
+    *,
+    cfg: Config,
+    mask: Bool[Array, "batch pos"] | None = None,
+    token_types: Int[Array, "batch pos"] | None = None,
+    stop_at: int | None = None,
+    start_at: int = 0,
+    resid: Float[Array, "batch pos d_model"] | None = None,
+) -> Float[Array, "batch pos d_out"]:
+    """Run the model, or a part of its stack.
+
+    Args:
+      weights: as `init` and `load` make them; their dtype is the dtype of the computation (norms, rope and softmax
+        are float32 inside).
+      tokens: ids. An id outside the vocabulary gives NaN (values cannot raise under jit).
+      mask: True at real tokens, padding allowed on either side; None: all real. Positions count from the left edge
+        all the same, as in transformers. What comes out at padding is finite and means nothing.
+      token_types: segment ids of an encoder that has them; None: all 0.
+      stop_at: run layers start_at .. stop_at-1 and return the residual stream entering layer stop_at; nothing above
+        is computed. None: the whole stack, final norm and head.
+      start_at: enter the stack at this layer with `resid`, the residual stream that enters it.
+    Returns:
+      Logits [batch, pos, d_vocab]; without a head the last hidden state (after the final norm); with stop_at the
+      residual stream [batch, pos, d_model].
+    Raises:
+      UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has.
+    Source: arXiv 1706.03762, 1810.04805, 2302.13971 and the transformers implementations; parity tests at 1e-5.
+    Example:
+      >>> import jax
+      >>> from jaxneuro.models import Config, forward, init
+      >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+      >>> forward(init(cfg, jax.random.key(0)), jax.numpy.zeros((1, 5), "int32"), cfg=cfg).shape
+      (1, 5, 32)
+    """
+    stop = cfg.n_layers if stop_at is None else stop_at
+    _check_range(cfg, tokens.shape[1], start_at, stop, resid)
+    x = embed(weights["embed"], tokens, cfg, token_types) if resid is None else resid
+    x = _stack(weights["blocks"], x, cfg, mask, start_at, stop)
+    return x if stop_at is not None else _head(weights, x, cfg)
+
+
+def _check_range(cfg: Config, length: int, start: int, stop: int, resid: Array | None) -> None:
+    if not 0 <= start <= stop <= cfg.n_layers:
+        raise UserError(
+            f"cannot run layers {start} to {stop}: this model has {cfg.n_layers} layers, "
+            f"so 0 <= start_at <= stop_at <= {cfg.n_layers}."
+        )
+    if (start > 0) != (resid is not None) and resid is None:
+        raise UserError(f"start_at={start} needs resid=, the residual stream that enters layer {start}.")
+    if cfg.learned_positions and length > cfg.n_ctx:
+        raise UserError(f"{length} positions, but this model has learned only {cfg.n_ctx}. Use shorter windows.")
+
+
+def embed(
+    w: Weights, tokens: Array, cfg: Config, token_types: Array | None = None
+) -> Float[Array, "batch pos d_model"]:
+    """Token, position and type embeddings, and their norm where the model has one."""
+    x = tap(jnp.take(w["tok"], tokens, axis=0), "embed", axes=_RESIDUAL)
+    if "pos" in w:
+        places = jnp.broadcast_to(w["pos"][: tokens.shape[1]], x.shape)
+        x = x + tap(places, "pos_embed", axes=_RESIDUAL)
+    if "type" in w:
+        x = x + (w["type"][0] if token_types is None else jnp.take(w["type"], token_types, axis=0))
+    return _norm(x, w["norm"], cfg) if "norm" in w else x
+
+
+def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int) -> Array:
+    length = x.shape[1]
+    angles = None if cfg.rope is None else cfg.rope.tables(cfg.d_head, length)
+    # A layer's window is data of the scan, not structure: one body for any mixture of layers, and each site is
+    # reached once per layer however the mixture looks.
+    windows = jnp.asarray([length if w is None else w for w in cfg.windows], jnp.int32) if cfg.windows else None
+    whole = (start, stop) == (0, cfg.n_layers)
+
+    def body(x: Array, at: tuple[Array, Weights | None]) -> tuple[Array, None]:
+        layer, w = at
+        if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
+            w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
+        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask)
+        return _block(w, x, cfg, visible, angles, layer), None
+
+    if start == stop:
+        return x
+    layers = jnp.arange(start, stop, dtype=jnp.int32)
+    return jax.lax.scan(body, x, (layers, blocks if whole else None))[0]
+
+
+def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array) -> Array:
+    def site(value: Array, name: str, axes: tuple[str, ...] = _RESIDUAL) -> Array:
+        return tap(value, f"blocks.{name}", layer=layer, axes=axes)
+
+    def normed(value: Array, name: str) -> Array:
+        return _norm(value, w[name], cfg, lambda v, part, axes: site(v, f"{name}.{part}", axes))
+
+    x = site(x, "resid_pre")
+    if cfg.norm_placement == "pre":
+        x = x + site(_attention(w["attn"], normed(x, "ln1"), cfg, visible, angles, layer), "attn_out")
+        x = site(x, "resid_mid")
+        x = x + site(_mlp(w["mlp"], normed(x, "ln2"), cfg, site), "mlp_out")
+    else:
+        x = normed(x + site(_attention(w["attn"], x, cfg, visible, angles, layer), "attn_out"), "ln1")
+        x = site(x, "resid_mid")
+        x = normed(x + site(_mlp(w["mlp"], x, cfg, site), "mlp_out"), "ln2")
+    return site(x, "resid_post")
+
+
+def _attention(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array) -> Array:
+    def heads(name: str) -> Array:
+        y = _project(x, w[f"w{name}"], w.get(f"b{name}"))
+        return tap(y, f"blocks.attn.{name}", layer=layer, axes=_HEADS)
+
+    q, k, v = heads("q"), heads("k"), heads("v")
+    if "q_norm" in w:
+        q, k = _rms(q, w["q_norm"], cfg), _rms(k, w["k_norm"], cfg)
+    if angles is not None:
+        q, k = rotate(q, *angles), rotate(k, *angles)
+    scale = cfg.d_head**-0.5 if cfg.attn_scale is None else cfg.attn_scale
+    if cfg.attn_scale_by_layer:
+        scale = scale / (layer + 1).astype(jnp.float32)
+    z = tap(attend(q, k, v, visible, scale, layer), "blocks.attn.z", layer=layer, axes=_HEADS)
+    if wants("blocks.attn.result"):
+        each = jnp.einsum("btnh,nhd->btnd", z, w["wo"].astype(z.dtype))
+        out = tap(each, "blocks.attn.result", layer=layer, axes=("batch", "pos", "head", "d_model")).sum(2)
+    else:
+        out = z.reshape(*z.shape[:2], -1) @ w["wo"].astype(z.dtype).reshape(-1, w["wo"].shape[-1])
+    return out if "bo" not in w else out + w["bo"].astype(out.dtype)
+
+
+def _project(x: Array, w: Array, b: Array | None) -> Float[Array, "batch pos head d_head"]:
+    # One plain matmul over the joined head axes: splitting them afterwards costs nothing.
+    y = (x @ w.astype(x.dtype).reshape(w.shape[0], -1)).reshape(*x.shape[:2], *w.shape[1:])
+    return y if b is None else y + b.astype(y.dtype)
+
+
+def _mlp(w: Weights, x: Array, cfg: Config, site: Callable[..., Array]) -> Array:
+    def linear(value: Array, name: str) -> Array:
+        y = value @ w[name].astype(value.dtype)
+        return y + w[f"b_{name}"].astype(y.dtype) if f"b_{name}" in w else y
+
+    act = ACTS[cfg.act]
+    if cfg.gated:
+        gate = site(act(site(linear(x, "gate"), "mlp.pre", _NEURON)), "mlp.gate", _NEURON)
+        post = gate * site(linear(x, "up"), "mlp.pre_linear", _NEURON)
+    else:
+        post = act(site(linear(x, "up"), "mlp.pre", _NEURON))
+    return linear(site(post, "mlp.post", _NEURON), "down")
+
+
+def _no_site(value: Array, part: str, axes: tuple[str, ...]) -> Array:
+    return value
+
+
+def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[str, ...]], Array] = _no_site) -> Array:
+    """(x - mean) / scale * gain + bias, or x / scale * gain; `normalized` is before gain and bias in both."""
+    x32 = x.astype(jnp.float32)
+    if cfg.norm == "layer":
+        x32 = x32 - x32.mean(-1, keepdims=True)
+    scale = jnp.sqrt(jnp.square(x32).mean(-1, keepdims=True) + cfg.norm_eps)
+    y = x32 / site(scale, "scale", ("batch", "pos", "one"))
+    if cfg.norm == "rms":  # Llama's order: cast to the activation dtype, then multiply
+        return site(y.astype(x.dtype), "normalized", _RESIDUAL) * w["scale"].astype(x.dtype)
+    y = site(y, "normalized", _RESIDUAL) * w["scale"].astype(jnp.float32) + w["bias"].astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+def _rms(x: Array, w: Weights, cfg: Config) -> Array:
+    x32 = x.astype(jnp.float32)
+    y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + cfg.norm_eps)
+    return y.astype(x.dtype) * w["scale"].astype(x.dtype)
+
+
+def _head(weights: Weights, x: Array, cfg: Config) -> Array:
+    if "final_norm" in weights:
+        site = {"normalized": "ln_final.normalized", "scale": "ln_final.scale"}
+        x = _norm(x, weights["final_norm"], cfg, lambda v, part, axes: tap(v, site[part], axes=axes))
+    if not cfg.has_head:
+        return x
+    head = weights.get("head", {})
+    if "dense" in head:
+        x = ACTS[cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
+        x = _norm(x, head["norm"], cfg)
+    logits = x @ unembedding(weights, cfg).astype(x.dtype)
+    if "b" in head:
+        logits = logits + head["b"].astype(logits.dtype)
+    return tap(logits, "logits", axes=("batch", "pos", "d_vocab"))
+
+
+def unembedding(weights: Weights, cfg: Config) -> Float[Array, "d_model d_vocab"]:
+    """The matrix that turns the last residual stream into logits, tied to the token embedding or not.
+
+    Raises:
+      UserError: the model has no head.
+    """
+    if not cfg.has_head:
+        raise UserError(f"this {cfg.family} model has no head: it ends in its last hidden state.")
+    return weights["embed"]["tok"].T if cfg.tied else weights["head"]["w"]
+
+
+def pool(weights: Weights, hidden: Float[Array, "batch pos d_model"]) -> Float[Array, "batch d_model"]:
+    """BERT's pooled output of the last hidden state: tanh(W hidden[:, 0] + b).
+
+    Raises:
+      UserError: the checkpoint held no pooler.
+    """
+    if "pooler" not in weights:
+        raise UserError("this model has no pooler; average the hidden states over the mask instead.")
+    w, b = weights["pooler"]["w"], weights["pooler"]["b"]
+    return jnp.tanh(hidden[:, 0] @ w.astype(hidden.dtype) + b.astype(hidden.dtype))
