@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tap: an identity primitive that gives a value inside a pure function a name, and costs nothing by itself."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, ArrayLike, Int, Shaped
+from jaxtyping import Array, ArrayLike
 
 from jaxneuro.errors import UserError
 from jaxneuro.taps.names import parse
@@ -23,14 +24,14 @@ wanted = jax.make_user_context(frozenset())
 
 
 def tap(
-    x: Shaped[ArrayLike, "..."],
+    x: ArrayLike,
     name: str,
     *,
-    layer: int | Int[Array, ""] | None = None,
-    pos: int | Int[Array, ""] | None = None,
+    layer: int | Array | None = None,
+    pos: int | Array | None = None,
     axes: Sequence[str] | None = None,
     spec: Sequence[Any] | None = None,
-) -> Shaped[Array, "..."]:
+) -> Array:
     """Name a value, so that `capture` can read it and `intervene` can replace it. Returns x.
 
     Args:
@@ -58,7 +59,7 @@ def tap(
         raise UserError(f"tap: site {name!r} has shape {x.shape}, the spec {tuple(spec)} has more axes.")
     if site.layers is not None:
         layer = site.layers[0]
-    static = int(layer) if isinstance(layer, int | np.integer) else None
+    static = operator.index(layer) if layer is not None and isinstance(layer, int | np.integer) else None
     operands = [] if layer is None or static is not None else [jnp.asarray(layer, jnp.int32)]
     operands += [] if pos is None else [jnp.asarray(pos, jnp.int32)]
     return tap_p.bind(

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked against what is there: every request that cannot be met raises before anything runs."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxneuro.errors import UserError, unknown
+from jaxneuro.taps.edits import Edit, broadcasts, describe
+from jaxneuro.taps.names import SiteName, parse
+from jaxneuro.taps.survey import Occurrence, Survey
+
+_HINT = "jaxneuro.taps.sites(fn, *args) lists them."
+_REBUILT = ("jit", "call", "remat", "scan", "while", "cond", "custom_jvp", "custom_vjp", "shard_map")
+
+
+def find(site: str, survey: Survey, where: str) -> list[Occurrence]:
+    """The places where the program reaches a site; its name and the layers written in it must exist."""
+    asked = parse(site)
+    here = survey.of(asked.name)
+    if not here:
+        hint = _HINT
+        if asked.name.endswith("@grad") and asked.base in survey.names:
+            hint = "Gradients are there in a differentiated function: capture(jax.grad(loss), ...). " + hint
+        raise unknown("site", asked.name, survey.names, where=f"{where}({site!r})", hint=hint)
+    for o in here:
+        if bad := [k for k in o.around if k not in _REBUILT]:
+            raise UserError(
+                f"{where}({site!r}): the site is inside a `{bad[0]}`, which cannot be rebuilt. "
+                "Move the tap outside of it, or take another path in the model with jaxneuro.taps.wants."
+            )
+    if asked.layers is not None:
+        check_layers(asked.layers, asked, here, f"{where}({site!r})")
+    return here
+
+
+def known_layers(here: list[Occurrence]) -> list[int] | None:
+    """Sorted layer numbers of a site; None if they are calculated when the program runs."""
+    numbers = [o.layers for o in here if o.layer is not None]
+    return None if any(n is None for n in numbers) else sorted({i for n in numbers for i in n or ()})
+
+
+def check_layers(asked: Any, site: SiteName, here: list[Occurrence], where: str) -> None:
+    """Layer numbers that were asked for must exist, as far as they are known."""
+    if all(o.layer is None for o in here):
+        raise UserError(f"{where}: site {site.name!r} has no layers. Ask for {site.name!r}.")
+    have = known_layers(here)
+    bad = [int(n) for n in asked if have is not None and n not in have]
+    if bad:
+        raise UserError(f"{where}: no layer {bad[0]} at {site.name!r}. It has {ranges(have or [])}.")
+
+
+def ranges(numbers: list[int]) -> str:
+    """Layer numbers in words."""
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"layers {numbers[0]} to {numbers[-1]}"
+    return f"the layers {', '.join(map(str, numbers))}" if numbers else "none"
+
+
+def check_capture(site: str, survey: Survey) -> None:
+    """A site that is captured is reached once per layer, in a place from which a value can come out."""
+    where = f"capture({site!r})"
+    find(site, survey, "capture")
+    asked = parse(site)
+    here = [o for (name, _, _), o in survey.captured.items() if name == asked.name]
+    if any("while" in o.around for o in here):
+        raise UserError(
+            f"{where}: the site is inside a lax.while_loop, whose number of turns is not known, so there is no "
+            "shape to collect into. Use lax.scan, or lax.fori_loop with bounds that are Python integers."
+        )
+    has_layer = {o.layer is not None for o in here}
+    if len(has_layer) == 2:
+        raise UserError(f"{where}: the site is reached with a layer and without one. Give the two distinct names.")
+    if has_layer == {False}:
+        _once(len(here), "", where)
+    elif known_layers(here) is not None:
+        visits = Counter(n for o in here for n in o.layers or ())
+        for n in visits if asked.layers is None else asked.layers:
+            _once(visits[n], f" at layer {n}", where)
+    elif asked.layers is not None or len(here) > 1:
+        raise UserError(
+            f"{where}: which layers the site stands for is calculated when the program runs, so single layers cannot be "
+            f"told apart. Make the layer index with jnp.arange inside the function, or ask for all: {asked.name!r}."
+        )
+
+
+def _once(visits: int, place: str, where: str) -> None:
+    if visits > 1:
+        raise UserError(
+            f"{where}: the site is reached {visits} times{place}, so it has no one value. Give the calls distinct "
+            "names, capture a function that reaches it once, or run the model once on a larger batch."
+        )
+
+
+def bind_edit(edit: Edit, survey: Survey) -> Edit:
+    """An edit with its layers counted from 0, after everything about it that can be checked was."""
+    asked = parse(edit.site)
+    where = f"intervene({edit.site!r})"
+    here = find(edit.site, survey, "intervene")
+    for o in here:
+        if rule := next((k for k in o.around if k in ("custom_vjp", "custom_jvp")), None):
+            raise UserError(
+                f"{where}: the site is inside a {rule}, whose derivative would not know of the edit. Edit a site "
+                "around it, or let the model take a path without it: `if jaxneuro.taps.wants(site): ...`."
+            )
+    targets = [o for o in here if asked.layers is None or o.layers is None or set(o.layers) & set(asked.layers)]
+    if not any(o.read for o in targets):
+        raise UserError(
+            f"{where}: nobody reads what comes out of this tap, so an edit would do nothing. "
+            "Use what tap(x, ...) returns in the model."
+        )
+    numbers = known_layers(here)
+    layer = None if edit.layer is None else _layer(edit.layer, asked, here, numbers, where)
+    for axis, index in edit.at.items():
+        _check_axis(axis, index, here[0], where)
+    if edit.where is not None and not broadcasts(np.shape(edit.where), here[0].lead + here[0].shape):
+        raise UserError(
+            f"{where}: where= has shape {np.shape(edit.where)}, which does not broadcast to "
+            f"{describe(here[0].shape, here[0].axes)}."
+        )
+    per_layer = edit.per_layer
+    if per_layer is None:
+        per_layer = _has_layer_axis(np.shape(edit.args[0]), here[0], where)
+    rows = _rows(edit, asked, numbers, where) if per_layer else None
+    if per_layer and here[0].layer is None:
+        raise UserError(f"{where}: site {asked.name!r} has no layers, so its arguments have no layer axis.")
+    return dataclasses.replace(edit, layer=layer, per_layer=per_layer, rows=rows)
+
+
+def _concrete(x: Any) -> np.ndarray | None:
+    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+
+
+def _layer(layer: Any, asked: SiteName, here: list[Occurrence], numbers: list[int] | None, where: str) -> Any:
+    """Layer indices: masks turned into numbers (-1: none), negative ones counted from the end."""
+    n = None if not numbers else numbers[-1] + 1
+    if all(o.layer is None for o in here):
+        raise UserError(f"{where}: site {asked.name!r} has no layers, so layer= selects nothing.")
+    if jax.numpy.asarray(layer).dtype == bool:
+        if np.ndim(layer) != 1 or (n is not None and len(layer) != n):
+            raise UserError(f"{where}: the mask layer= has shape {np.shape(layer)}; the site has {n} layers.")
+        return jax.numpy.where(layer, np.arange(len(layer), dtype=np.int32), -1)
+    if n is not None:
+        known = _concrete(layer)
+        if known is not None:
+            check_layers(np.where(known < 0, known + n, known).reshape(-1), asked, here, where)
+        layer = jax.numpy.asarray(layer, np.int32)
+        return jax.numpy.where(layer < 0, layer + n, layer)
+    return layer
+
+
+def _check_axis(axis: str, index: Any, o: Occurrence, where: str) -> None:
+    if axis not in (o.axes or ()):
+        raise unknown("axis", axis, o.axes or (), where=where, hint=f"The site has shape {o.shape}.")
+    n = o.shape[(o.axes or ()).index(axis)]
+    absolute = o.absolute and axis in ("pos", "query")
+    if jax.numpy.asarray(index).dtype == bool:
+        if np.ndim(index) != 1 or (np.shape(index)[0] != n and not absolute):
+            raise UserError(f"{where}: the mask {axis}= has shape {np.shape(index)}; the axis has {n} entries.")
+    elif (known := _concrete(index)) is not None and not absolute and np.any((known < -n) | (known >= n)):
+        bad = known[(known < -n) | (known >= n)].flat[0]
+        raise UserError(f"{where}: {axis}={bad} is out of range; the axis has {n} entries.")
+
+
+def _has_layer_axis(shape: tuple[int, ...], o: Occurrence, where: str) -> bool:
+    """Whether a captured value has a leading layer axis: told by its number of axes."""
+    for target in (o.lead + o.shape, o.shape):
+        if len(shape) == len(target) and broadcasts(shape, target):
+            return False
+        if o.layer is not None and len(shape) == len(target) + 1 and broadcasts(shape[1:], target):
+            return True
+    if shape == ():
+        return False
+    raise UserError(
+        f"{where}: the source has shape {shape}, which with or without a leading layer axis does not broadcast to "
+        f"{describe(o.lead + o.shape, o.axes)}."
+    )
+
+
+def _rows(edit: Edit, asked: SiteName, numbers: list[int] | None, where: str) -> tuple[int, ...] | None:
+    """Which layer each row of the per-layer arguments belongs to."""
+    lengths = {np.shape(a)[0] for a in jax.tree.leaves(edit.args) if np.ndim(a) > 0}
+    if numbers is None:
+        return asked.layers if asked.layers is not None and lengths <= {len(asked.layers)} else None
+    choices = [c for c in (asked.layers, tuple(numbers), tuple(range(numbers[-1] + 1))) if c is not None]
+    for rows in choices:
+        if lengths <= {len(rows)}:
+            return rows
+    raise UserError(
+        f"{where}: per-layer arguments have {' and '.join(map(str, sorted(lengths)))} rows; the site stands for "
+        f"{len(choices[0])} layers ({ranges(list(choices[0]))})."
+    )

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edits: what `intervene` does to the value at a site. Pytrees, so that jit, vmap and grad reach what is inside."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array
+
+from jaxneuro.errors import UserError, unknown
+from jaxneuro.taps.names import parse
+from jaxneuro.taps.survey import manual_mesh, mesh_axes, whole_shape
+
+_STATIC = {"static": True}
+_ABSOLUTE_AXES = ("pos", "query")  # whose indices count from the tap's `pos`
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Edit:
+    """One edit of one site. Made by `zero`, `set_to`, `add`, `scale`, `clamp`, `patch` and `apply_fn`.
+
+    The site, the operation and `per_layer` are fixed; everything else is a leaf: an argument of a compiled program
+    that may change, be vmapped and be differentiated without compiling again.
+    """
+
+    site: str = dataclasses.field(metadata=_STATIC)
+    op: Callable[..., Any] = dataclasses.field(metadata=_STATIC)
+    args: tuple[Any, ...] = ()
+    fn: Partial | None = None
+    """The function of `apply_fn`."""
+    layer: Any = None
+    at: dict[str, Any] = dataclasses.field(default_factory=dict)
+    where: Any = None
+    per_layer: bool | None = dataclasses.field(default=False, metadata=_STATIC)
+    """Whether args have a leading layer axis; None: to be told from their shape."""
+    rows: tuple[int, ...] | None = dataclasses.field(default=None, metadata=_STATIC)
+    """Layer numbers of the rows of per-layer arguments; found when the edit meets the model."""
+
+    @property
+    def name(self) -> str:
+        """The site's name without the layer."""
+        return parse(self.site).name
+
+    def apply(self, x: Array, layer: Any, pos: Any, params: dict[str, Any]) -> Array:
+        """The value with the edit made. `layer`, `pos` and `params` are the tap's."""
+        layers = parse(self.site).layers
+        if isinstance(layer, int) and layers is not None and layer not in layers:
+            return x
+        view = _View(self.site, x, pos, params)
+        args = self.args
+        if self.per_layer:
+            args = jax.tree.map(lambda a: _row(a, layer, self.rows), args)
+        new = view.call(self.fn, args) if self.fn is not None else view.pointwise(self.op, args)
+        hits = [view.hit(axis, index) for axis, index in self.at.items()]
+        if self.where is not None:
+            hits.append(view.fit(self.where, "where").astype(bool))
+        if layer is not None and layers is not None and not isinstance(layer, int):
+            hits.append(jnp.any(layer == np.array(layers, np.int32)))
+        if layer is not None and self.layer is not None:
+            hits.append(jnp.any(layer == jnp.asarray(self.layer, jnp.int32)))
+        return jnp.where(functools.reduce(jnp.logical_and, hits), new, x) if hits else new
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """A value at a site with what its axes mean. Inside shard_map, a shard of the whole where the spec says so."""
+
+    site: str
+    x: Array
+    pos: Any
+    params: dict[str, Any]
+
+    @property
+    def ndim(self) -> int:
+        return self.params["ndim"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape[self.x.ndim - self.ndim :]
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        return whole_shape(self.shape, self.params["spec"], dict(manual_mesh()))
+
+    def start(self, axis: int) -> Any:
+        """Where along an axis of the whole this shard starts."""
+        if self.shape[axis] == self.whole[axis]:
+            return 0
+        manual = dict(manual_mesh())
+        names = tuple(a for a in mesh_axes(self.params["spec"][axis]) if a in manual)
+        return jax.lax.axis_index(names) * self.shape[axis]
+
+    def pointwise(self, op: Callable[..., Any], args: tuple[Any, ...]) -> Array:
+        """op(x, *args), calculated in the widest of the types, given back in x's."""
+        fitted = [None if a is None else self.fit(a, op.__name__.strip("_")) for a in args]
+        wide = functools.reduce(jnp.promote_types, [a.dtype for a in fitted if a is not None], self.x.dtype)
+        new = op(self.x.astype(wide), *(None if a is None else a.astype(wide) for a in fitted))
+        return new.astype(self.x.dtype)
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Array:
+        """fn(value, *args), mapped over the axes that vmap put in front of the site's own."""
+
+        def one(value):
+            new = jnp.asarray(fn(value, *args))
+            self._check(new.shape, self.shape, f"what {getattr(fn, '__name__', 'the function')} returned")
+            return jnp.broadcast_to(new, value.shape).astype(value.dtype)
+
+        for _ in range(self.x.ndim - self.ndim):
+            one = jax.vmap(one)
+        return one(self.x)
+
+    def fit(self, value: Any, what: str) -> Array:
+        """An argument that broadcasts to the whole site, cut to this shard."""
+        value = jnp.asarray(value)
+        lead = self.x.shape[: self.x.ndim - self.ndim]
+        self._check(value.shape, lead + self.whole, f"a value for {what}")
+        for axis in range(self.ndim):
+            k = value.ndim - self.ndim + axis
+            if k >= 0 and value.shape[k] != 1 and self.shape[axis] != self.whole[axis]:
+                value = jax.lax.dynamic_slice_in_dim(value, self.start(axis), self.shape[axis], k)
+        return value
+
+    def hit(self, axis: str, index: Any) -> Array:
+        """Where an index, index array or mask along one axis selects, shaped to broadcast with the site."""
+        k = (self.params["axes"] or ()).index(axis)
+        n, start, end = self.shape[k], self.start(k), self.whole[k]
+        if axis in _ABSOLUTE_AXES and self.pos is not None:
+            start, end = start + self.pos, end + self.pos
+        here = start + jnp.arange(n, dtype=jnp.int32)
+        index = jnp.asarray(index)
+        if index.dtype == bool:
+            hit = index.at[here].get(mode="fill", fill_value=False)
+        else:
+            index = index.astype(jnp.int32).reshape(-1)
+            hit = jnp.any(here[:, None] == jnp.where(index < 0, index + end, index), axis=1)
+        return hit.reshape((n,) + (1,) * (self.ndim - k - 1))
+
+    def _check(self, shape: tuple[int, ...], target: tuple[int, ...], what: str) -> None:
+        if not broadcasts(shape, target):
+            raise UserError(
+                f"{self.site!r}: {what} has shape {shape}, which does not broadcast to "
+                f"{describe(target, self.params['axes'])}."
+            )
+
+
+def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of one shape broadcasts to another without changing it."""
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape[::-1], target[::-1], strict=False))
+
+
+def describe(shape: tuple[int, ...], axes: tuple[str, ...] | None) -> str:
+    """A site's shape with its axis names; axes in front that have no name are vmap's."""
+    names = ("vmap",) * (len(shape) - len(axes)) + tuple(axes) if axes else ()
+    named = ", ".join(f"{a}={n}" for a, n in zip(names, shape, strict=bool(names)))
+    return f"the site's axes ({named})" if named else f"the site's shape {shape}"
+
+
+def _row(a: Any, layer: Any, rows: tuple[int, ...] | None) -> Any:
+    """One layer of a per-layer argument. Scalars are the same for all layers."""
+    if jnp.ndim(a) == 0:
+        return a
+    if rows is None or rows == tuple(range(len(rows))):
+        row = layer
+    elif isinstance(layer, int):
+        row = rows.index(layer)
+    else:
+        row = jnp.argmax(np.array(rows, np.int32) == layer)
+    return jax.lax.dynamic_index_in_dim(jnp.asarray(a), row, 0, keepdims=False)
+
+
+def _zero(x):
+    return jnp.zeros_like(x)
+
+
+def _set_to(x, value):
+    return jnp.broadcast_to(value, x.shape)
+
+
+def _add(x, vector):
+    return x + vector
+
+
+def _scale(x, factor):
+    return x * factor
+
+
+def _clamp(x, lo, hi):
+    return jnp.clip(x, lo, hi)
+
+
+def _make(
+    site: str,
+    op: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    fn: Partial | None = None,
+    layer: Any = None,
+    where: Any = None,
+    per_layer: bool | None = False,
+    **at: Any,
+) -> Edit:
+    if layer is not None and parse(site).layers is not None:
+        raise UserError(f"{site!r} names its layer and layer= names another. Write '*' in the site to use layer=.")
+    layer = None if layer is None else _index(site, "layer", layer)
+    at = {axis: _index(site, axis, index) for axis, index in at.items() if index is not None}
+    args = tuple(np.asarray(a) if isinstance(a, list | tuple) else a for a in args)
+    return Edit(site=site, op=op, args=args, fn=fn, layer=layer, at=at, where=where, per_layer=per_layer)
+
+
+def _index(site: str, axis: str, index: Any) -> Any:
+    if isinstance(index, list | tuple | range):
+        index = np.asarray(index, dtype=np.int32 if len(index) == 0 else None)
+    dtype = getattr(index, "dtype", np.asarray(index).dtype if isinstance(index, int) else None)
+    if dtype is None or np.dtype(dtype).kind not in "iub":
+        raise UserError(
+            f"{site!r}: {axis}={index!r} selects nothing. Give an integer, an index array or a boolean mask."
+        )
+    return index
+
+
+def zero(site: str, **at: Any) -> Edit:
+    """Set the site to 0 where selected.
+
+    Every edit takes the same selectors, as keywords:
+      layer: an integer, index array or mask over layers; or write the layers in the site ("blocks.3.mlp.post").
+      one keyword per axis of the site (`pos=`, `neuron=`, `head=`, `batch=` ...): an integer, an index array or a
+        boolean mask over that axis. Negative indices count from the end. Several axes select where all of them do.
+      where: a boolean array that broadcasts to the site, for selections that are not a product of axes.
+      per_layer: True if the arguments have a leading layer axis: one row per layer of the site, or per layer written
+        in the site string, in that order.
+    Arguments broadcast to the whole site (not to the selected part). Dtype and shape of the site stay.
+
+    Raises:
+      UserError: (from `intervene`) no such site, layer or axis, an index out of range, an argument that does not
+        broadcast. Selectors that are traced cannot be checked: out of range they select nothing.
+    Example:
+      >>> zero("blocks.3.mlp.post", neuron=123).site
+      'blocks.3.mlp.post'
+    """
+    return _make(site, _zero, (), **at)
+
+
+def set_to(site: str, value: Any, **at: Any) -> Edit:
+    """Set the site to a value: x' = value. Selectors: see `zero`."""
+    return _make(site, _set_to, (value,), **at)
+
+
+def add(site: str, vector: Any, **at: Any) -> Edit:
+    """Add to the site: x' = x + vector. Steering is `add("blocks.8.resid_post", coefficient * direction)`.
+
+    Selectors: see `zero`.
+    """
+    return _make(site, _add, (vector,), **at)
+
+
+def scale(site: str, factor: Any, **at: Any) -> Edit:
+    """Multiply the site: x' = x * factor. Selectors: see `zero`.
+
+    The gradient with respect to a factor of ones, [n_layers, n_neurons] with `per_layer=True`, is activation x
+    gradient summed over batch and positions.
+    """
+    return _make(site, _scale, (factor,), **at)
+
+
+def clamp(site: str, lo: Any = None, hi: Any = None, **at: Any) -> Edit:
+    """Keep the site between two bounds: x' = min(max(x, lo), hi); None is no bound. Selectors: see `zero`."""
+    return _make(site, _clamp, (lo, hi), **at)
+
+
+def patch(site: str, source: Any, **at: Any) -> Edit:
+    """Set the site to values captured elsewhere: what `capture` returned for the same site string.
+
+    Args:
+      site: the site.
+      source: the captured value, with or without its leading layer axis (told by its number of axes); or the whole
+        dict that `capture` returned, of which the entry `site` is taken.
+      at: selectors, see `zero`.
+    """
+    if isinstance(source, Mapping):
+        if site not in source:
+            raise unknown("captured site", site, source, where="patch")
+        source = source[site]
+    return _make(site, _set_to, (source,), **{"per_layer": None, **at})
+
+
+def apply_fn(site: str, fn: Callable[..., Any], *args: Any, **at: Any) -> Edit:
+    """Replace the site by a function of it: x' = fn(x, *args). Selectors: see `zero`.
+
+    `fn` is part of the program: define it once, a new function object compiles anew. What changes goes into `args`
+    (or into the arguments of a `jax.tree_util.Partial`). It sees the site's own axes, without those of vmap.
+    """
+    return _make(site, _set_to, args, fn=fn if isinstance(fn, Partial) else Partial(fn), **at)
