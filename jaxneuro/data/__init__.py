@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which texts, as which tokens, in which batches? Text files or datasets -> token ids -> fixed-shape batches.
+
+    groups = read_groups("texts/")                       # {"de": documents, "en": documents, ...}
+    tokenizer = load_tokenizer("bundled")
+    rows = windows(groups, tokenizer, length=128, cache_dir="cache/")
+    for batch in batches(rows, batch_size=32, seed=0):   # tokens, mask, counted, group, window
+        ...
+
+The first step by itself:
+
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> _ = (folder / "en.txt").write_text("one two three")
+    >>> _ = (folder / "de.txt").write_text("eins zwei drei vier")
+    >>> groups = read_groups(folder)
+    >>> [(name, len(documents), documents[0]) for name, documents in groups.items()]
+    [('de', 1, 'eins zwei drei vier'), ('en', 1, 'one two three')]
+
+**Protocol.** Each step takes what the step before returns, and plain Python data does as well: `windows` takes any
+mapping of names to sequences of strings, `batches` any `Windows`. A batch is a dict of NumPy arrays of one shape:
+
+| key | shape | what |
+|---|---|---|
+| `tokens` | int32 [B, T] | ids |
+| `mask` | bool [B, T] | real tokens; everything that attends or sums respects it |
+| `counted` | bool [B, T] | what statistics use: real, and no special token (begin, end, separator, unknown ...) |
+| `group` | int32 [B] | number into `group_names` |
+| `window` | int32 [B] | number of the row, the same in every epoch and shard; -1 in filler rows, whose mask is False |
+
+| file | what | with |
+|---|---|---|
+| `groups.py`, `hub.py` | layouts of folders, one file, a Hugging Face dataset | `datasets` (extra `hub`) |
+| `formats.py`, `documents.py` | .txt, .jsonl, .parquet: checked once, then random access in bounded memory | pyarrow |
+| `tokenizer.py`, `pieces.py` | ids, specials, tokens as one shows them, for each kind of vocabulary | transformers |
+| `store.py` | tokenize once, into memory or a cache that proves itself | NumPy |
+| `windows.py` | packing into rows; labels and their permutations for nulls | NumPy |
+| `batches.py` | shuffle, shards, epochs, resume | Grain |
+
+**To add a file format**: (1) write `scan(path, fields)`, which yields an `Entry` for each document and raises for bad
+input with file and place; (2) write a `Part` that reads document i again; (3) add a row to `FORMATS`; (4) add its good
+and bad files to `tests/data/test_groups.py`. A packing is a class with `__len__` and `row`, and a row in `PACKINGS`.
+
+**Not here**: cleaning, deduplication, language identification, streaming from the network (a dataset is downloaded
+first), chat templates, images.
+"""
+
+from .batches import batches as batches
+from .documents import Documents as Documents
+from .groups import Groups as Groups
+from .groups import read_groups as read_groups
+from .groups import require_groups as require_groups
+from .store import TokenStore as TokenStore
+from .store import tokenize as tokenize
+from .tokenizer import Tokenizer as Tokenizer
+from .tokenizer import load_tokenizer as load_tokenizer
+from .windows import Windows as Windows
+from .windows import shuffled_labels as shuffled_labels
+from .windows import windows as windows

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents: texts by number, read one at a time from where they lie, and how groups of them are put together."""
+
+import bisect
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, overload
+
+import numpy as np
+
+
+class Part(Protocol):
+    """The documents of one group in one file."""
+
+    def __len__(self) -> int: ...
+    def read(self, i: int) -> str:
+        """Document i of this part."""
+        ...
+
+
+class Documents(Sequence[str]):
+    """A group's texts, by number. Held in memory: 16 bytes per document, and the document being read.
+
+    `fingerprint` is a hash of the texts in order, so equal texts in other files are the same documents.
+    """
+
+    def __init__(self, parts: Sequence[Part], fingerprint: str):
+        self._parts = tuple(parts)
+        self._ends = list(accumulate(len(p) for p in parts))
+        self.fingerprint = fingerprint
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]  # IndexError and negative numbers as in a list
+        part = bisect.bisect_right(self._ends, i)
+        return self._parts[part].read(i - (self._ends[part - 1] if part else 0))
+
+    def __repr__(self) -> str:
+        return f"Documents({len(self)} texts)"
+
+
+class Entry(NamedTuple):
+    """One document met while scanning: its group, where it lies (bytes or rows), its text."""
+
+    group: Any
+    start: int
+    stop: int
+    text: str
+
+
+class Fields(NamedTuple):
+    """Names of a record's fields; `group` is None where the file's name is the group."""
+
+    text: str = "text"
+    group: str | None = None
+
+
+class Format(NamedTuple):
+    """How a kind of file is scanned (path, fields -> entries) and read again (path, fields, starts, stops -> part)."""
+
+    scan: Callable[[Path, Fields], Iterator[Entry]]
+    part: Callable[[Path, Fields, np.ndarray, np.ndarray], Part]
+
+
+type Spans = tuple[array, array]  # starts, stops: 16 bytes per document, where lists of int would take 72
+
+
+def _spans() -> Spans:
+    return array("q"), array("q")
+
+
+class Collector:
+    """Groups under construction: what was found of each, file by file, with a running hash of the texts."""
+
+    def __init__(self):
+        self._parts: dict[str, list[Part]] = {}
+        self._digests: dict[str, Any] = {}
+
+    def add(self, path: Path, form: Format, fields: Fields, group: str | None = None) -> None:
+        """Scan one file. Its documents go to `group`, or each to the group that its record names."""
+        found: dict[str, Spans] = {} if group is None else {group: _spans()}
+        for entry in form.scan(path, fields):
+            name = group if group is not None else str(entry.group)
+            starts, stops = found.setdefault(name, _spans())
+            if not entry.text.strip():
+                continue  # an empty document is none
+            starts.append(entry.start)
+            stops.append(entry.stop)
+            self.feed(name, entry.text)
+        for name, (starts, stops) in found.items():
+            self.put(name, form.part(path, fields, np.asarray(starts), np.asarray(stops)))
+
+    def feed(self, name: str, text: str) -> None:
+        """Hash one document of a group."""
+        digest = self._digests.setdefault(name, hashlib.sha256())
+        update_digest(digest, text)
+
+    def put(self, name: str, part: Part) -> None:
+        """Add a part to a group."""
+        self._parts.setdefault(name, []).append(part)
+
+    def groups(self) -> dict[str, Documents]:
+        """Everything found, in sorted order of the names; a group without a text is there, and empty."""
+        return {
+            name: Documents(parts, self._digests[name].hexdigest() if name in self._digests else "empty")
+            for name, parts in sorted(self._parts.items())
+        }
+
+
+def update_digest(digest: Any, text: str) -> None:
+    """Hash one text with its length, so that moving a boundary between texts changes the hash."""
+    raw = text.encode()
+    digest.update(len(raw).to_bytes(8, "little"))
+    digest.update(raw)
+
+
+def fingerprint_of(texts: Sequence[str]) -> str:
+    """The hash of texts in order; `Documents` know theirs, others are read."""
+    known = getattr(texts, "fingerprint", None)
+    if isinstance(known, str):
+        return known
+    digest = hashlib.sha256()
+    for text in texts:
+        update_digest(digest, text)
+    return digest.hexdigest()

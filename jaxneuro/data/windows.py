@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a fixed length: documents packed into windows, or one document per row; random access, groups never mixed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from ..errors import UserError, unknown
+from .store import Progress, TokenStore, tokenize
+from .tokenizer import Tokenizer
+
+
+class Packing(Protocol):
+    """How the documents of one group become rows: how many, and the token ids of each, without specials around."""
+
+    def __init__(self, store: TokenStore, capacity: int, separator: int | None): ...
+    def __len__(self) -> int: ...
+    def row(self, i: int) -> np.ndarray:
+        """int32 [at most capacity]"""
+        ...
+
+
+class _Concatenated:
+    """All documents in one sequence, the separator between two of them, cut every `capacity` tokens."""
+
+    per_document: Final = False
+
+    def __init__(self, store: TokenStore, capacity: int, separator: int | None):
+        self._ids, self._capacity, self._separator = store.ids, capacity, separator
+        self._gap = 0 if separator is None else 1
+        n = store.n_documents
+        self._n = len(store.ids) + self._gap * max(0, n - 1)
+        # Where each document starts in the sequence (a separator in front of all but the first), and an end mark.
+        self._starts = np.append(store.offsets[:-1] + self._gap * np.arange(n, dtype=np.int64), self._n + 1)
+
+    def __len__(self) -> int:
+        return -(-self._n // self._capacity)
+
+    def row(self, i: int) -> np.ndarray:
+        first, last = i * self._capacity, min((i + 1) * self._capacity, self._n)
+        if self._separator is None:
+            return self._ids[first:last]
+        position = np.arange(first, last, dtype=np.int64)
+        begun = np.searchsorted(self._starts, position, side="right")  # documents that start at or before it
+        # A separator has no id of its own: it reads its neighbour's, which is replaced.
+        ids = self._ids[position - (begun - 1)]
+        return np.where(position + 1 == self._starts[begun], np.int32(self._separator), ids)
+
+
+class _OneDocument:
+    """One document per row."""
+
+    per_document: Final = True
+
+    def __init__(self, store: TokenStore, capacity: int, separator: int | None):
+        self._store = store
+
+    def __len__(self) -> int:
+        return self._store.n_documents
+
+    def row(self, i: int) -> np.ndarray:
+        return self._store.ids[self._store.offsets[i] : self._store.offsets[i + 1]]
+
+
+PACKINGS: Final = {"windows": _Concatenated, "documents": _OneDocument}
+
+
+class Windows(Sequence[dict[str, np.ndarray]]):
+    """Rows of `length` tokens, by number, in order of the groups. Made by `windows`.
+
+    `windows[i]` is a dict: tokens int32 [length]; mask bool [length], True at real tokens (special ones included);
+    counted bool [length], True at real tokens that are not special; group and window int32 scalars (group number,
+    and i). `rows(indices)` stacks several.
+    """
+
+    def __init__(self, packers: Mapping[str, Packing], tokenizer: Tokenizer, length: int, stores: Sequence[TokenStore]):
+        self.group_names: tuple[str, ...] = tuple(packers)
+        self.tokenizer, self.length = tokenizer, length
+        self._packers = tuple(packers.values())
+        sizes = np.array([len(p) for p in self._packers], np.int64)
+        self._first = np.cumsum(sizes) - sizes
+        self.group = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        self.tokens_per_group = _of(stores, "n_counted")
+        self.truncated_documents = _of(stores, "truncated_documents")
+        self.truncated_tokens = _of(stores, "truncated_tokens")
+        self._prefix, self._suffix = (np.array(ids, np.int32) for ids in (tokenizer.prefix, tokenizer.suffix))
+        about = [length, type(self._packers[0]).__name__, *zip(packers, (s.fingerprint for s in stores), strict=True)]
+        self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    group: np.ndarray
+    """int32 [n_windows]: the group of every window, as a number into `group_names`."""
+    tokens_per_group: np.ndarray
+    """int64 [n_groups]: counted tokens, over all windows."""
+    truncated_documents: np.ndarray
+    """int64 [n_groups]: documents longer than a row ("documents" packing), and `truncated_tokens` cut off them."""
+    fingerprint: str
+    """A hash of texts, tokenizer, length and packing: equal for equal rows."""
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return self.rows(range(*i.indices(len(self))))
+        i = range(len(self))[i]  # IndexError and negative numbers as in a list
+        return {name: column[0] for name, column in self.rows([i]).items()}
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Windows stacked on axis 0. An index past the end gives a filler row: mask False, window -1, group 0."""
+        n = len(indices)
+        tokens = np.full((n, self.length), self.tokenizer.fill_id, np.int32)
+        mask = np.zeros((n, self.length), np.bool_)
+        group, window = np.zeros(n, np.int32), np.full(n, -1, np.int32)
+        for row, i in enumerate(map(int, indices)):
+            if i < len(self):
+                ids = self.tokens(i)
+                tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
+                group[row], window[row] = self.group[i], i
+        counted = mask & ~self.tokenizer.is_special(tokens)
+        return {"tokens": tokens, "mask": mask, "counted": counted, "group": group, "window": window}
+
+    def tokens(self, i: int) -> np.ndarray:
+        """int32 [at most length]: the real tokens of window i, special ones included."""
+        g = self.group[i]
+        return np.concatenate([self._prefix, self._packers[g].row(i - int(self._first[g])), self._suffix])
+
+    def text(self, i: int) -> str:
+        """What window i says, without the special tokens around it; separators between documents are shown."""
+        ids = self.tokens(i)
+        return self.tokenizer.decode(ids[len(self._prefix) : len(ids) - len(self._suffix)])
+
+    def __repr__(self) -> str:
+        sizes = zip(self.group_names, np.bincount(self.group, minlength=len(self.group_names)), strict=True)
+        return f"Windows({len(self)} of {self.length} tokens: {', '.join(f'{g} {n}' for g, n in sizes)})"
+
+
+def _of(stores: Sequence[TokenStore], name: str) -> np.ndarray:
+    return np.array([getattr(s, name) for s in stores], np.int64)
+
+
+def windows(
+    groups: Mapping[str, Sequence[str]],
+    tokenizer: Tokenizer,
+    *,
+    length: int,
+    packing: str = "windows",
+    max_tokens_per_group: int | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    progress: Progress | None = None,
+) -> Windows:
+    """Tokenize every group once and lay it out in rows of a fixed length.
+
+    | packing | a row is | too long | too short |
+    |---|---|---|---|
+    | "windows" | the group's next tokens, `separator_id` between documents | never cut | only the last row is padded |
+    | "documents" | one document | cut, and counted in `truncated_*` | padded |
+
+    Every row begins and ends with the special tokens that the tokenizer's own convention puts around a text (BOS
+    where it adds one; [CLS] and [SEP]), inside `length`. Rows never mix groups. Special tokens, separators included,
+    are real (`mask`) but not counted (`counted`).
+
+    Args:
+      groups: texts by group name, from `read_groups` or any mapping of sequences.
+      length: tokens per row.
+      max_tokens_per_group: use the first so many tokens of each group (after cutting to rows), special tokens aside.
+      cache_dir: keep token ids there (`store.tokenize`); without it they are in memory, 4 bytes each.
+      progress: called with (documents done, documents in all, group).
+    Raises:
+      UserError: unknown packing, no room in `length`, no groups, an empty group, or, in "windows" packing, a group
+        with fewer tokens than one row.
+    """
+    if packing not in PACKINGS:
+        raise unknown("packing", packing, PACKINGS)
+    capacity = length - len(tokenizer.prefix) - len(tokenizer.suffix)
+    if capacity < 1:
+        raise UserError(f"length {length} leaves no room beside the {length - capacity} special tokens of each row.")
+    if max_tokens_per_group is not None and max_tokens_per_group < 1:
+        raise UserError(f"max_tokens_per_group is {max_tokens_per_group}; give at least 1, or None for all.")
+    if not groups:
+        raise UserError("no groups were given.")
+    pack = PACKINGS[packing]
+    packers: dict[str, Packing] = {}
+    stores = []
+    for name, texts in groups.items():
+        store = tokenize(
+            texts,
+            tokenizer,
+            max_per_document=capacity if pack.per_document else None,
+            max_tokens=max_tokens_per_group,
+            cache_dir=cache_dir,
+            progress=progress,
+            name=name,
+        )
+        stores.append(store)
+        packers[name] = pack(store, capacity, tokenizer.separator_id)
+        _enough(name, packers[name], store, capacity, max_tokens_per_group, per_document=pack.per_document)
+    return Windows(packers, tokenizer, length, stores)
+
+
+def _enough(
+    name: str, packer: Packing, store: TokenStore, capacity: int, limit: int | None, *, per_document: bool
+) -> None:
+    if not len(packer):
+        raise UserError(f"group {name!r} is empty: its text gives no tokens. Add text to it or leave it out.")
+    if not per_document and len(packer.row(0)) < capacity:
+        cut = f" (max_tokens_per_group={limit})" if limit is not None and limit < capacity else ""
+        raise UserError(
+            f"group {name!r} has {len(store.ids)} tokens{cut}, fewer than one window of {capacity}. Add text to it, "
+            f"choose a smaller length, or use packing='documents' (one padded row per document)."
+        )
+
+
+def shuffled_labels(windows: Windows | np.ndarray, n_shuffles: int, seed: int) -> np.ndarray:
+    """Group labels of all windows, true and permuted, for permutation nulls.
+
+    A permutation moves labels between whole windows, so every group keeps its number of windows (with "documents"
+    packing not its number of tokens, as rows differ), and tokens of one window stay together, as they must: they
+    are not independent.
+
+    Args:
+      windows: `Windows`, or their labels, integers [n_windows].
+      n_shuffles: how many permutations, at least 0.
+    Returns:
+      int32 [n_windows, 1 + n_shuffles]: column 0 the true labels, the others permutations of it. Column s depends
+      on seed and s alone, so more shuffles keep the first ones. Index it with a batch's `window`, and mask the
+      filler rows, whose window is -1.
+    Raises:
+      UserError: n_shuffles or seed is negative.
+    Example:
+      >>> labels = shuffled_labels(np.array([0, 0, 1]), 2, seed=0)
+      >>> labels.shape, labels[:, 0].tolist(), np.sort(labels, axis=0)[:, 1].tolist()
+      ((3, 3), [0, 0, 1], [0, 0, 1])
+    """
+    if n_shuffles < 0 or seed < 0:
+        raise UserError(f"n_shuffles={n_shuffles}, seed={seed}: both must be at least 0.")
+    true = np.asarray(windows if isinstance(windows, np.ndarray) else windows.group, np.int32)
+    shuffles = (np.random.default_rng([seed, s]).permutation(true) for s in range(n_shuffles))
+    return np.stack([true, *shuffles], axis=1)
