@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -137,7 +137,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def _is_text_map(value: Any) -> bool:
+def _is_text_map(value: Any) -> TypeGuard[dict[str, str]]:
     return isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
 
 
@@ -188,8 +188,8 @@ def read_checkpoint(folder: str | os.PathLike) -> Tensors:
         return read_safetensors(single)
     if not index.exists():
         raise UserError(_no_weights(folder))
-    where = read_json(index)
-    where = where.get("weight_map") if isinstance(where, dict) else None
+    content = read_json(index)
+    where = content.get("weight_map", 0) if isinstance(content, dict) else 0
     if not _is_text_map(where) or any(Path(f).name != f for f in where.values()):
         raise UserError(f"{index} has no 'weight_map' from tensor names to names of files beside it.")
     shards = sorted(set(where.values()))
@@ -218,7 +218,7 @@ def _no_weights(folder: Path) -> str:
     pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt*"))
     text = f"{folder} has neither model.safetensors nor model.safetensors.index.json."
     if pickles:
-        return f"{text} {', '.join(pickles)} is a pickle, which can run code and is never opened: convert it to safetensors."
+        return f"{text} {', '.join(pickles)}: pickles can run code and are never opened; convert to safetensors."
     return f"{text} It holds: {', '.join(sorted(p.name for p in folder.iterdir())[:20]) or 'nothing'}."
 
 

@@ -191,7 +191,7 @@ class _Reader:
         shape = shapes(self.cfg)[leaf]
         if sharding is None:
             return jnp.asarray(self.slice(leaf, (slice(None),) * len(shape)))
-        return jax.make_array_from_callback(shape, sharding, lambda index: self.slice(leaf, index))
+        return jax.make_array_from_callback(shape, sharding, lambda index: self.slice(leaf, index or ()))
 
     def slice(self, leaf: str, index: tuple[slice, ...]) -> np.ndarray:
         key, pattern, part = self.plan[leaf]

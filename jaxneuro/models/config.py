@@ -48,7 +48,7 @@ class Config:
     """Divide the factor by the layer's number, counted from 1 (GPT-2's scale_attn_by_inverse_layer_idx)."""
     windows: tuple[int | None, ...] = ()
     """Per layer, how many keys a query sees (itself included); None: all. () is None everywhere."""
-    rope: Rope | None = Rope()
+    rope: Rope | None = dataclasses.field(default_factory=Rope)
     learned_positions: bool = False
     n_token_types: int = 0
     embed_norm: bool = False
