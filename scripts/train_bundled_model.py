@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import tyro
 
 from jaxneuro.io import write_json
@@ -42,14 +43,14 @@ class Config:
     kv_heads: int = 2
     d_mlp: int = 512
     window: int = 256
-    batch: int = 16
-    steps: int = 3500
-    learning_rate: float = 4e-3
+    batch: int = 8
+    steps: int = 2000
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
     smoothing: float = 0.35
     """A group is drawn with probability proportional to its size to this power: small languages are seen more often."""
     seed: int = 0
-    save_every: int = 500
+    save_every: int = 250
 
 
 def read(corpus: Path, part: str) -> dict[str, list[str]]:
@@ -130,6 +131,20 @@ def model_config(config: Config) -> ModelConfig:
     )
 
 
+def matrices(weights):
+    """Which leaves Muon orthogonalises, per layer, and which of their axes are read and written; the rest is Adam's."""
+
+    def spec(path, leaf):
+        names = [p.key for p in path]
+        if leaf is None or names[0] != "blocks" or leaf.ndim < 3:
+            return None
+        reads = (1, 2) if names[-1] == "wo" else (1,)
+        writes = tuple(range(1 + len(reads), leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(reads, writes)
+
+    return jax.tree_util.tree_map_with_path(spec, weights)
+
+
 def main(config: Config) -> None:
     """Train, printing the loss and the speed, and saving along the way."""
     texts = read(config.corpus, "train")
@@ -142,12 +157,17 @@ def main(config: Config) -> None:
     weights = init(cfg, jax.random.key(config.seed))
     print(f"{sum(x.size for x in jax.tree.leaves(weights)) / 1e6:.2f}M parameters", flush=True)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, 150, config.steps, config.learning_rate * 0.02
+        0.0, config.learning_rate, 100, config.steps, config.learning_rate * 0.02
     )
-    decayed = jax.tree.map(lambda x: x.ndim > 2, weights)  # matrices are stacked over layers
     optimiser = optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, b2=0.97, weight_decay=config.weight_decay, mask=decayed),
+        optax.contrib.muon(
+            schedule,
+            weight_decay=config.weight_decay,
+            adam_b2=0.98,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=matrices,
+        ),
     )
 
     def loss(weights, tokens):
@@ -164,7 +184,7 @@ def main(config: Config) -> None:
     started, smooth = time.time(), None
     for i in range(1, config.steps + 1):
         weights, state, value = step(weights, state, sample_batch(rng, rows, config))
-        if i % 50 == 0:
+        if i % 25 == 0:
             smooth = float(value) if smooth is None else 0.7 * smooth + 0.3 * float(value)
             rate = i * config.batch * config.window / (time.time() - started)
             print(f"step {i} loss {smooth:.3f} nats/token {rate:.0f} tokens/s", flush=True)

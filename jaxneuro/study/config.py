@@ -36,6 +36,8 @@ class SelectConfig:
     """A selected neuron belongs to each group in which its firing rate is above this quantile."""
     shuffles: int = 5
     """Shuffled labellings of the windows, for the null."""
+    responses_per_group: int = 64
+    """Windows per group whose mean responses are kept for average precision."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,22 @@ class RunFolder:
                 f"{self.path} belongs to another run: {shown}. Choose another --out, or delete that folder to start anew."
             )
 
+    def same_inputs(self, fingerprint: dict[str, str]) -> None:
+        """Remember which text and weights this run is of; refuse others under the same names.
+
+        Raises:
+          UserError: what changed since the run began.
+        """
+        record = read_json(self / "run.json")
+        before = record.setdefault("inputs", fingerprint)
+        changed = [k for k, v in fingerprint.items() if before.get(k) != v]
+        if changed:
+            raise UserError(
+                f"the {' and the '.join(changed)} changed since the run in {self.path} began. Choose another --out, or "
+                "delete that folder to start anew."
+            )
+        write_json(self / "run.json", record)
+
     def done(self, name: str) -> dict[str, Any] | None:
         """The record of a finished step whose files are all there."""
         record = self.records().get(name)

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One complete pass: load, read, select, prove, name, learn a dictionary, report.
+
+    jaxneuro study --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --out DIR
+
+    from jaxneuro import StudyConfig, run_study
+    folder = run_study(StudyConfig(model="bundled", out=Path("study")))          # report.html, results.json ...
+
+| step | files it leaves |
+|---|---|
+| statistics | `statistics.npz`: counts, moments, histograms, top examples, pooled responses per neuron and group |
+| select | `neurons.npz`, `neurons.json`: LAPE, classes, average precision; the same counts under shuffled labels |
+| effect | `effect.npz`, `effect.json`: the effect matrix beside layer-matched random sets |
+| cards | `cards.json`: examples, promoted tokens, dose-response of the chosen neurons |
+| dictionary | `dictionary/` (SAELens layout), `dictionary.json`, `dictionary-metrics.jsonl` |
+| report | `results.json`, `report.html` |
+
+Every step is a function `(Inputs, RunFolder) -> None` in `steps.py`, and does nothing but call the rooms; an interrupted
+study goes on at the step, and inside a long step at the batch, where it stopped.
+"""
+
+from .config import StudyConfig as StudyConfig
+from .folder import RunFolder as RunFolder
+from .run import run_study as run_study

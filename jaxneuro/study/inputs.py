@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a study works on: the model, its tokenizer, the windows of every group, and how damage is measured."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..data import Tokenizer, Windows, load_tokenizer, read_groups, windows
+from ..data.groups import require_groups
+from ..errors import UserError
+from ..models import Transformer, load
+from .config import StudyConfig
+
+BUNDLED_TEXT = Path(__file__).parents[1] / "assets" / "text"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Everything the steps share; none of it changes during a run."""
+
+    config: StudyConfig
+    model: Transformer
+    tokenizer: Tokenizer
+    windows: Windows
+    studied: np.ndarray
+    """int [n]: windows for statistics and examples."""
+    measured: np.ndarray
+    """int [m]: windows kept from them, on which effects are measured."""
+    site: str
+    """Where a neuron is read, all layers: blocks.mlp.gate, say."""
+    output: Callable[..., Any]
+    """Pure function (weights, tokens, mask) whose result damage is measured on."""
+    measure: str
+    """Row of neurons.MEASURES."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups, in the order of every axis K."""
+        return self.windows.group_names
+
+    def measured_batches(self) -> list[dict[str, np.ndarray]]:
+        """The measured windows in batches of one shape."""
+        size = min(self.config.batch, len(self.measured))
+        padded = np.concatenate([self.measured, np.full(-len(self.measured) % size, len(self.windows))])
+        return [self.windows.rows(padded[i : i + size]) for i in range(0, len(padded), size)]
+
+    def fingerprint(self) -> dict[str, str]:
+        """What text and which model this is, by content."""
+        return {"text": self.windows.fingerprint, "model": _fingerprint(self.model.weights)}
+
+
+def load_inputs(config: StudyConfig) -> Inputs:
+    """Load the model and the text, and refuse what cannot be studied.
+
+    Raises:
+      UserError: what is wrong with the model, the tokenizer, the text or the site, and what to do.
+    """
+    model = load(config.model, dtype=jnp.dtype(config.dtype))
+    _check_finite(model.weights, config.model)
+    tokenizer = load_tokenizer(config.model)
+    if tokenizer.n_vocab > model.cfg.d_vocab:
+        raise UserError(
+            f"the tokenizer of {config.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: they do "
+            "not belong together. Use the tokenizer that the model was trained with."
+        )
+    groups = read_groups(BUNDLED_TEXT if config.groups == "bundled" else config.groups)
+    require_groups(groups, 2)
+    packing = config.text.packing
+    if packing == "auto":
+        packing = "windows" if model.cfg.causal else "documents"
+    rows = windows(
+        groups,
+        tokenizer,
+        length=_length(config, model.cfg),
+        packing=packing,
+        max_tokens_per_group=config.text.max_tokens_per_group,
+    )
+    studied, measured = _split(rows, config)
+    causal = model.cfg.causal and model.cfg.has_head
+    return Inputs(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        windows=rows,
+        studied=studied,
+        measured=measured,
+        site=_site(config.select.site, model.cfg),
+        output=model.apply if causal else functools.partial(model.apply, stop_at=model.cfg.n_layers),
+        measure="loss" if causal else "embedding_shift",
+    )
+
+
+def _length(config: StudyConfig, cfg: Any) -> int:
+    if cfg.learned_positions and config.text.window > cfg.n_ctx:
+        raise UserError(f"text.window is {config.text.window}, but {config.model} has only {cfg.n_ctx} positions.")
+    return config.text.window
+
+
+def _site(asked: str | None, cfg: Any) -> str:
+    site = asked or ("mlp.gate" if cfg.gated else "mlp.post")
+    return site if site.startswith("blocks.") else f"blocks.{site}"
+
+
+def _split(rows: Windows, config: StudyConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Every group's windows into studied and measured ones, the measured spread evenly over the group."""
+    studied, measured = [], []
+    for k, name in enumerate(rows.group_names):
+        mine = np.flatnonzero(rows.group == k)
+        if len(mine) < 2:
+            raise UserError(
+                f"group {name!r} has one window of {rows.length} tokens; at least 2 are needed, one to study and one to "
+                "measure on. Add text to it or choose a smaller text.window."
+            )
+        keep = max(1, round(len(mine) * config.text.measured))
+        chosen = mine[np.linspace(0, len(mine) - 1, keep).round().astype(int)]
+        studied.append(np.setdiff1d(mine, chosen))
+        measured.append(chosen[: config.effect.windows_per_group])
+    return np.concatenate(studied), np.concatenate(measured)
+
+
+def _check_finite(weights: Any, name: str) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    finite = jax.jit(lambda leaves: [jnp.isfinite(x).all() for x in leaves])([x for _, x in leaves])
+    bad = [jax.tree_util.keystr(p, simple=True, separator=".") for (p, _), ok in zip(leaves, finite, strict=True) if not ok]
+    if bad:
+        raise UserError(f"the weights of {name} hold NaN or infinity in {', '.join(bad)}. Get an undamaged copy.")
+
+
+def _fingerprint(weights: Any) -> str:
+    """A hash of every leaf's shape, dtype and two sums: cheap, and different for different weights."""
+    leaves = jax.tree_util.tree_leaves_with_path(weights)
+    sums = jax.jit(lambda ls: [(jnp.sum(x, dtype=jnp.float32), jnp.sum(jnp.abs(x), dtype=jnp.float32)) for x in ls])
+    about = [
+        (jax.tree_util.keystr(p), x.shape, str(x.dtype), float(a), float(b))
+        for (p, x), (a, b) in zip(leaves, sums([x for _, x in leaves]), strict=True)
+    ]
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]

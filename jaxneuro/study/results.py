@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What came out: results.json for machines, the report for people."""
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import numpy as np
+
+from .. import __version__
+from ..io import read_json, write_json
+from ..neurons import CLASSES, GroupStatistics
+from ..reports import write_report
+from .folder import RunFolder
+from .inputs import Inputs
+
+PACKAGES: Final = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers", "orbax-checkpoint", "grain")
+
+
+def versions() -> dict[str, str]:
+    """jaxneuro, its commit where it is a checkout, Python and the packages that decide numbers."""
+    found = {"jaxneuro": __version__, "python": platform.python_version()}
+    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    here = Path(__file__).parents[2]
+    if (here / ".git").exists():
+        out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+        found["commit"] = out.stdout.strip()
+    return found
+
+
+def write_results(inputs: Inputs, folder: RunFolder) -> None:
+    """Write results.json and report.html from the files of the steps before."""
+    found, effect = read_json(folder / "neurons.json"), read_json(folder / "effect.json")
+    dictionary = read_json(folder / "dictionary.json")
+    results = {
+        "groups": list(inputs.groups),
+        "tokens": dict(zip(inputs.groups, inputs.windows.tokens_per_group.tolist(), strict=True)),
+        "neurons": counts(inputs, found),
+        "effect": effect,
+        "dictionary": dictionary["metrics"],
+        "versions": versions(),
+        "seed": inputs.config.seed,
+        "config": inputs.config.identity(),
+        "device": jax.devices()[0].device_kind,
+        "fingerprint": inputs.fingerprint(),
+    }
+    write_json(folder / "results.json", results)
+    write_report(report_data(inputs, folder, results, found, dictionary), folder / "report.html")
+
+
+def counts(inputs: Inputs, found: dict[str, Any]) -> dict[str, Any]:
+    """Neurons per class and group, and the same under shuffled labels (means over the shuffles)."""
+    true, null = found["counts"], found["null"]
+
+    def named(per_group: Any) -> dict[str, Any]:
+        return dict(zip(inputs.groups, np.asarray(per_group).tolist(), strict=True))
+
+    kinds = ("specific", "related", "lape", "significant")
+    return {
+        **{kind: named(np.sum(true[kind], -1)) for kind in kinds},
+        "agnostic": int(np.sum(true["agnostic"])),
+        "shuffled": {
+            **{kind: named(np.sum(null[kind], -1).mean(0)) for kind in kinds},
+            "agnostic": float(np.sum(null["agnostic"], -1).mean()),
+            "n_shuffles": len(null["agnostic"]),
+        },
+    }
+
+
+def report_data(
+    inputs: Inputs, folder: RunFolder, results: dict[str, Any], found: dict[str, Any], dictionary: dict[str, Any]
+) -> dict[str, Any]:
+    """The report's data: see jaxneuro.reports for the keys."""
+    cfg, run = inputs.model.cfg, read_json(folder / "run.json")
+    null_specific = np.asarray(found["null"]["specific"]).sum(1).mean(0)
+    return {
+        "title": f"jaxneuro study: {inputs.config.model}",
+        "run": {
+            "model": {
+                "name": inputs.config.model,
+                "family": cfg.family,
+                "n_layers": cfg.n_layers,
+                "d_model": cfg.d_model,
+                "d_mlp": cfg.d_mlp,
+                "n_parameters": sum(x.size for x in jax.tree.leaves(inputs.model.weights)),
+                "site": inputs.site,
+            },
+            "config": results["config"],
+            "versions": results["versions"],
+            "seed": inputs.config.seed,
+            "device": results["device"],
+            "started": run["started"],
+            "seconds": round(sum(s["seconds"] for s in folder.records().values()), 1),
+            "tokens": results["tokens"],
+            "notes": notes(inputs),
+        },
+        "groups": list(inputs.groups),
+        "counts": {k: v for k, v in results["neurons"].items() if k not in ("lape", "significant")}
+        | {"shuffled": {k: v for k, v in results["neurons"]["shuffled"].items() if k not in ("lape", "significant")}},
+        "profile": {
+            "specific": found["counts"]["specific"],
+            "related": found["counts"]["related"],
+            "agnostic": found["counts"]["agnostic"],
+            "shuffled_specific": null_specific.tolist(),
+        },
+        "effect": results["effect"],
+        "neurons": neuron_cards(inputs, folder),
+        "dictionary": {
+            "site": dictionary["site"],
+            "n_latents": dictionary["n_latents"],
+            "k": dictionary["k"],
+            "metrics": dictionary["metrics"],
+            "curves": dictionary["curves"],
+            "latents": dictionary["latents"],
+        },
+    }
+
+
+def notes(inputs: Inputs) -> list[str]:
+    """What a reader has to know to read the numbers right."""
+    found = [
+        f"A neuron is one coordinate of {inputs.site}; it fires where its value is above 0.",
+        "Special tokens and padding are in no statistic.",
+        f"Effects are measured on {len(inputs.measured)} windows that no neuron was chosen on.",
+    ]
+    if inputs.measure != "loss":
+        found.append("This model has no next-token loss; effects are shifts of its mean-pooled last hidden state.")
+    cut = int(inputs.windows.truncated_documents.sum())
+    if cut:
+        found.append(f"{cut} documents were longer than {inputs.windows.length} tokens and were cut.")
+    return found
+
+
+def neuron_cards(inputs: Inputs, folder: RunFolder) -> list[dict[str, Any]]:
+    """One card per chosen neuron."""
+    stats, shown = GroupStatistics.load(folder / "statistics.npz"), read_json(folder / "cards.json")
+    with np.load(folder / "neurons.npz", allow_pickle=False) as z:
+        table = {k: z[k] for k in ("entropy", "lape_member", "label", "ap")}
+    found = []
+    for i, (layer, neuron) in enumerate(zip(shown["layer"], shown["neuron"], strict=True)):
+        at = (layer, neuron)
+        mine = np.flatnonzero(table["lape_member"][at])
+        best = int(np.argmax(table["ap"][at]))
+        found.append(
+            {
+                "layer": layer,
+                "neuron": neuron,
+                "class": CLASSES[table["label"][at]],
+                "groups": [inputs.groups[k] for k in mine],
+                "lape": float(table["entropy"][at]),
+                "ap": float(table["ap"][at][best]),
+                "ap_group": inputs.groups[best],
+                "rate": stats.rate[at].tolist(),
+                "histogram": {"edges": stats.edges.tolist(), "counts": stats.histogram[at].tolist()},
+                "examples": shown["examples"][i],
+                "promoted": shown.get("promoted", [None] * (i + 1))[i],
+                "suppressed": shown.get("suppressed", [None] * (i + 1))[i],
+                "dose": shown["dose"][i],
+            }
+        )
+    return found

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps of a study: each reads what the ones before left in the folder and writes its own files."""
+
+import shutil
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from ..activations import rich_progress, run
+from ..data import batches
+from ..io import read_json, save_npz, write_json
+from ..neurons import (
+    GroupStatistics,
+    LabelledStream,
+    decode_neurons,
+    dose_response,
+    effect_matrix,
+    expertise,
+    four_stages,
+    group_statistics,
+    label_table,
+    neuron_examples,
+    selectivity,
+)
+from ..taps import capture
+from .folder import RunFolder
+from .inputs import Inputs
+from .results import write_results
+
+
+class Step(NamedTuple):
+    """One row of the table below."""
+
+    name: str
+    title: str
+    files: tuple[str, ...]
+    function: Callable[[Inputs, RunFolder], None]
+
+
+def statistics(inputs: Inputs, folder: RunFolder) -> None:
+    """Stream every group's text through the model; per neuron and group: counts, moments, histogram, examples."""
+    config, rows = inputs.config, inputs.windows
+    table = np.full((len(rows), 1 + config.select.shuffles), -1, np.int32)  # measured windows stay out
+    table[inputs.studied] = label_table(rows.group[inputs.studied], config.select.shuffles, config.seed)
+    method = group_statistics(
+        inputs.model.apply,
+        inputs.site,
+        len(inputs.groups),
+        bins=48,
+        n_examples=config.cards.examples,
+        responses_per_group=config.select.responses_per_group,
+    )
+    checkpoints = folder / "checkpoints" / "statistics"
+    with rich_progress("1/6 statistics") as progress:
+        result = run(
+            method,
+            LabelledStream(batches(rows, batch_size=config.batch), table),
+            key=jax.random.key(config.seed),
+            constants={"weights": inputs.model.weights},
+            steps=-(-len(rows) // config.batch),
+            checkpoint_dir=checkpoints,
+            progress=progress,
+        )
+    result.save(folder / "statistics.npz")
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def select(inputs: Inputs, folder: RunFolder) -> None:
+    """LAPE, the finer classes and average precision, beside the same under shuffled labels."""
+    stats, s = GroupStatistics.load(folder / "statistics.npz"), inputs.config.select
+    found = selectivity(stats.rates, top_rate=s.top_rate, filter_rate=s.filter_rate, bar=s.bar_ratio)
+    expert = expertise(stats.responses, stats.response_group, len(inputs.groups))
+    names = ("entropy", "lape_member", "score", "label", "member", "n_active", "significant")
+    arrays = {name: getattr(found, name) for name in names}
+    save_npz(folder / "neurons.npz", **arrays, ap=expert.ap, ap_negative=expert.ap_negative, chance=expert.chance)
+    counts = {name: getattr(found.counts, name).tolist() for name in ("specific", "related", "agnostic", "lape", "significant")}
+    null = {name: getattr(found.null, name).tolist() for name in ("specific", "related", "agnostic", "lape", "significant")}
+    grouped = found.counts.specific.sum(0) + found.counts.related.sum(0)
+    stages = four_stages(grouped, found.counts.agnostic)._asdict() if len(grouped) >= 4 else None
+    write_json(
+        folder / "neurons.json",
+        {"counts": counts, "null": null, "stages": stages, "weight": found.weight, "tau": found.tau},
+    )
+
+
+def effect(inputs: Inputs, folder: RunFolder) -> None:
+    """Silence every group's LAPE neurons, measure every group, beside layer-matched random sets."""
+    config = inputs.config
+    chosen = np.moveaxis(_load(folder, "neurons.npz")["lape_member"], -1, 0)
+    with rich_progress("3/6 silencing") as progress:
+        result = effect_matrix(
+            inputs.output,
+            inputs.model.weights,
+            inputs.site,
+            chosen,
+            inputs.measured_batches(),
+            n_random=config.effect.random_sets,
+            seed=config.seed,
+            measure=inputs.measure,
+            chunk=config.effect.chunk,
+            progress=progress,
+        )
+    save_npz(
+        folder / "effect.npz",
+        matrix=result.matrix,
+        random=result.random,
+        base=result.base,
+        weight=result.weight,
+        set_size=result.set_size,
+    )
+    write_json(
+        folder / "effect.json",
+        {
+            "measure": result.measure,
+            "unit": result.unit,
+            "matrix": result.matrix.tolist(),
+            "random_mean": result.random_mean.tolist(),
+            "random_std": result.random_std.tolist(),
+            "n_random": config.effect.random_sets,
+            "set_size": result.set_size.sum(1).tolist(),
+            "base": result.base.tolist(),
+        },
+    )
+
+
+def cards(inputs: Inputs, folder: RunFolder) -> None:
+    """Examples, tokens and dose-response of the chosen neurons."""
+    stats, table = GroupStatistics.load(folder / "statistics.npz"), _load(folder, "neurons.npz")
+    layers, neurons, owner = _chosen_neurons(table, inputs)
+    shown: dict[str, Any] = {"layer": layers.tolist(), "neuron": neurons.tolist()}
+    shown["examples"] = neuron_examples(
+        inputs.model.apply,
+        inputs.model.weights,
+        stats,
+        inputs.windows,
+        inputs.tokenizer,
+        layers.tolist(),
+        neurons.tolist(),
+        n=inputs.config.cards.examples,
+        context=inputs.config.cards.context,
+    )
+    promoted = None
+    if inputs.model.cfg.has_head:
+        decoded = decode_neurons(inputs.model.weights, inputs.model.cfg, layers, neurons, k=inputs.config.cards.tokens)
+        promoted = np.asarray(decoded.promoted)
+        shown["promoted"] = _named(inputs, decoded.promoted, decoded.promoted_score)
+        shown["suppressed"] = _named(inputs, decoded.suppressed, decoded.suppressed_score)
+    shown["dose"] = _doses(inputs, layers, neurons, owner, promoted)
+    write_json(folder / "cards.json", shown)
+
+
+def _chosen_neurons(table: dict[str, np.ndarray], inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each group's neurons of lowest entropy, once each; and the group that asked for each first."""
+    entropy, found = table["entropy"], {}
+    for k in range(len(inputs.groups)):
+        mine = np.argwhere(table["lape_member"][:, :, k])
+        order = np.argsort(entropy[mine[:, 0], mine[:, 1]], kind="stable")
+        for layer, neuron in mine[order[: inputs.config.cards.per_group]]:
+            found.setdefault((int(layer), int(neuron)), k)
+    pairs = np.array(list(found), np.int32).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1], np.array(list(found.values()), np.int32)
+
+
+def _named(inputs: Inputs, tokens: Any, scores: Any) -> list[list[list[Any]]]:
+    strings = [inputs.tokenizer.token_strings(row) for row in np.asarray(tokens).tolist()]
+    return [[[t, float(s)] for t, s in zip(*row, strict=True)] for row in zip(strings, np.asarray(scores), strict=True)]
+
+
+def largest_values(inputs: Inputs, site: str) -> np.ndarray:
+    """float32 [L, F]: the largest absolute value of every neuron over the measured windows."""
+
+    def largest(counted, x):
+        return jnp.max(jnp.where(counted[..., None], jnp.abs(x.astype(jnp.float32)), 0), (0, 1))
+
+    @jax.jit
+    def one(weights, batch):
+        reducer = Partial(largest, batch["counted"])
+        return capture(inputs.model.apply, {site: reducer})(weights, batch["tokens"], batch["mask"])[1][site]
+
+    return np.max([np.asarray(one(inputs.model.weights, b)) for b in inputs.measured_batches()], axis=0)
+
+
+def _doses(
+    inputs: Inputs, layers: np.ndarray, neurons: np.ndarray, owner: np.ndarray, promoted: np.ndarray | None
+) -> list[dict[str, Any] | None]:
+    """Dose-response of each group's first neurons, clamped at `mlp.post`; None for the others."""
+    c, site = inputs.config.cards, "blocks.mlp.post"
+    rank = np.array([np.sum(owner[:i] == k) for i, k in enumerate(owner)])
+    which = np.flatnonzero(rank < c.dosed)
+    if not which.size:
+        return [None] * len(layers)
+    multiples = np.asarray(c.doses, np.float32)
+    values = largest_values(inputs, site)[layers[which], neurons[which], None] * multiples
+    with rich_progress("4/6 clamping") as progress:
+        curves = dose_response(
+            inputs.output,
+            inputs.model.weights,
+            site,
+            layers[which],
+            neurons[which],
+            values,
+            inputs.measured_batches()[:1] if len(inputs.measured) <= inputs.config.batch else inputs.measured_batches(),
+            len(inputs.groups),
+            promoted=None if promoted is None else promoted[which, :3],
+            measure=inputs.measure,
+            chunk=inputs.config.effect.chunk,
+            progress=progress,
+        )
+    found: list[dict[str, Any] | None] = [None] * len(layers)
+    for i, n in enumerate(which):
+        increase = curves.measured[i] - curves.measured_base
+        found[n] = {
+            "values": curves.values[i].tolist(),
+            "unit": f"activation at {site} (largest seen: {float(values[i].max() / multiples.max()):.3g})",
+            "y": f"increase of {curves.measure} ({curves.unit})" if inputs.measure == "loss" else curves.measure,
+            "curves": {g: increase[:, k].tolist() for k, g in enumerate(inputs.groups)},
+            "probability": None if curves.probability is None else curves.probability[i].mean(-1).tolist(),
+        }
+    return found
+
+
+def dictionary(inputs: Inputs, folder: RunFolder) -> None:
+    """Train a TopK dictionary on one site and judge it."""
+    raise NotImplementedError
+
+
+STEPS: Final = (
+    Step("statistics", "statistics of every neuron and group", ("statistics.npz",), statistics),
+    Step("select", "group-specific neurons, beside shuffled labels", ("neurons.npz", "neurons.json"), select),
+    Step("effect", "silencing, beside random sets", ("effect.npz", "effect.json"), effect),
+    Step("cards", "examples, tokens and dose-response", ("cards.json",), cards),
+    Step("dictionary", "a TopK dictionary", ("dictionary.json",), dictionary),
+    Step("report", "results and report", ("results.json", "report.html"), write_results),
+)
+
+
+def _load(folder: RunFolder, name: str) -> dict[str, np.ndarray]:
+    with np.load(folder / name, allow_pickle=False) as z:
+        return {k: z[k] for k in z.files}
+
+
+def _json(folder: RunFolder, name: str) -> Any:
+    return read_json(folder / name)
