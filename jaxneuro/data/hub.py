@@ -40,12 +40,14 @@ def collect_hub(source: str, collector: Collector, *, text_field: str, group_fie
     for field in (text, group):
         if field not in table.column_names:
             raise unknown("field", field, table.column_names, where=source)
+    named = getattr(table.features[group], "int2str", str)  # ClassLabel: numbers that stand for names
     rows: dict[str, array] = {}
     row = 0
     for batch in table.select_columns([text, group]).iter(batch_size=SCAN_ROWS):
         for value, label in zip(batch[text], batch[group], strict=True):
             where = f"{source}, row {row}"
-            found = rows.setdefault(key := group_name(label, where), array("q"))
+            group_name(label, where)
+            found = rows.setdefault(key := named(label), array("q"))
             if check_text(value, where).strip():
                 found.append(row)
                 collector.feed(key, value)
@@ -75,8 +77,8 @@ def _load(source: str, repository: list[str], split: str) -> Any:
     try:
         return load_dataset("/".join(repository[:2]), *repository[2:], split=split)
     except Exception as e:  # network, unknown names and bad data come as a dozen unrelated types
-        reason = (str(e).strip() or "no message").splitlines()[0]
+        reason = (str(e).strip() or "no message").splitlines()[0].rstrip(".")
         raise UserError(
-            f"cannot load {source}: {type(e).__name__}: {reason} Check the name, the split {split!r} and the "
+            f"cannot load {source}: {type(e).__name__}: {reason}. Check the name, the split {split!r} and the "
             f"network, or save the dataset as .parquet and give that file."
         ) from e

@@ -152,9 +152,9 @@ def load_tokenizer(name: str | os.PathLike, *, revision: str | None = None) -> T
         hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as e:  # transformers raises whatever its many tokenizers raise
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:20])
-        reason = (str(e).strip() or "no message").splitlines()[0]
+        reason = (str(e).strip() or "no message").splitlines()[0].rstrip(".")
         raise UserError(
-            f"no tokenizer can be loaded from {folder}: {type(e).__name__}: {reason} Expected tokenizer.json (and "
+            f"no tokenizer can be loaded from {folder}: {type(e).__name__}: {reason}. Expected tokenizer.json (and "
             f"tokenizer_config.json) there; found: {found}."
         ) from e
     return Tokenizer.from_hf(hf, os.fspath(name))

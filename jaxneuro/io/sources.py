@@ -15,9 +15,7 @@ MODEL_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 TOKENIZER_FILES: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
-def resolve(
-    name: str | os.PathLike, *, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES
-) -> Path:
+def resolve(name: str | os.PathLike, *, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES) -> Path:
     """The folder that holds a model's config, weights and tokenizer.
 
     Tried in this order: the two names below; a folder on this machine; a repository of the Hugging Face Hub
@@ -48,9 +46,7 @@ def resolve(
     if not path.is_dir():
         raise UserError(_no_folder(text, path))
     if revision is not None:
-        raise UserError(
-            f"{text!r} is the folder {path}, which has no revisions. Leave revision={revision!r} out."
-        )
+        raise UserError(f"{text!r} is the folder {path}, which has no revisions. Leave revision={revision!r} out.")
     if not any(path.iterdir()):
         raise UserError(f"the folder {path} is empty. Expected config.json, *.safetensors and a tokenizer.")
     return path
@@ -58,9 +54,7 @@ def resolve(
 
 def _bundled() -> Path:
     if not BUNDLED.is_dir():
-        raise UserError(
-            f"the bundled model is missing from this installation ({BUNDLED}). Install jaxneuro again."
-        )
+        raise UserError(f"the bundled model is missing from this installation ({BUNDLED}). Install jaxneuro again.")
     return BUNDLED
 
 
@@ -85,15 +79,9 @@ def _is_path(text: str) -> bool:
 
 def _no_folder(text: str, path: Path) -> str:
     if path.exists():
-        return (
-            f"{text!r} is a file. Give the folder that holds it: config.json, *.safetensors, tokenizer.json."
-        )
-    near = unknown(
-        "folder", path.name, sorted(p.name for p in path.parent.glob("*/")), where=str(path.parent)
-    )
-    return (
-        f"no model at {text!r}: {near}" if path.parent.is_dir() else f"no model at {text!r}: no such folder."
-    )
+        return f"{text!r} is a file. Give the folder that holds it: config.json, *.safetensors, tokenizer.json."
+    near = unknown("folder", path.name, sorted(p.name for p in path.parent.glob("*/")), where=str(path.parent))
+    return f"no model at {text!r}: {near}" if path.parent.is_dir() else f"no model at {text!r}: no such folder."
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
@@ -110,6 +98,6 @@ def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
         raise UserError(
             f"no model {name!r}{at}: it is no folder on this machine ({Path.cwd() / name}), none of "
             f"{', '.join(_NAMED)}, and the Hugging Face Hub gave {type(e).__name__}: "
-            f"{(str(e).strip() or 'no message').splitlines()[0]} Check the name, the network and "
+            f"{(str(e).strip() or 'no message').splitlines()[0].rstrip('.')}. Check the name, the network and "
             f"HF_HUB_OFFLINE, or download it elsewhere and give the folder."
         ) from e

@@ -266,6 +266,11 @@ def test_unknown_group_and_too_few(tmp_path):
         require_groups({})
 
 
+class Label:
+    def int2str(self, i):
+        return ["neg", "pos"][i]
+
+
 class Table:
     """The part of `datasets.Dataset` that is used."""
 
@@ -273,6 +278,7 @@ class Table:
         self._columns = columns
 
     column_names = property(lambda self: list(self._columns))
+    features = property(lambda self: {n: Label() if n == "label" else None for n in self._columns})
 
     def select_columns(self, names):
         return Table({n: self._columns[n] for n in names})
@@ -293,7 +299,9 @@ def hub(monkeypatch):
         asked.append((args, kw))
         if args[0] == "owner/none":
             raise FileNotFoundError("Couldn't reach the Hub.\nmore")
-        return Table({"text": ["a", " ", "b", "c"], "lang": ["x", "x", "y", "x"], "n": [1, 2, 3, None]})
+        return Table(
+            {"text": ["a", " ", "b", "c"], "lang": ["x", "x", "y", "x"], "n": [1, 2, 3, None], "label": [0, 0, 1, 1]}
+        )
 
     module = types.ModuleType("datasets")
     module.load_dataset = load_dataset  # type: ignore[attr-defined]
@@ -307,11 +315,12 @@ def test_hub_dataset(hub):
     assert content(groups) == {"x": ["a", "c"], "y": ["b"]}
     assert groups["x"].fingerprint == fingerprint_of(["a", "c"])
     assert content(read_groups("hub:owner/name", group_field="lang")) == content(groups)
+    assert content(read_groups("hub:owner/name:train:text:label")) == {"neg": ["a"], "pos": ["b", "c"]}
     assert hub[1] == (("owner/name",), {"split": "train"})
 
 
 def test_hub_errors(hub, monkeypatch):
-    with pytest.raises(UserError, match=r"no field 'group'\. Known: text, lang, n"):
+    with pytest.raises(UserError, match=r"no field 'group'\. Known: text, lang, n, label"):
         read_groups("hub:owner/name")
     with pytest.raises(UserError, match=r"row 3: the group is empty"):
         read_groups("hub:owner/name:train:text:n")
