@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the golden data of tests/parity: tiny transformers models with every parameter perturbed, and what they compute.
+
+Needs torch and transformers, in an environment of its own (nothing else of this repository is imported):
+
+    python scripts/make_parity_fixtures.py                     write tests/parity/fixtures
+    python scripts/make_parity_fixtures.py --minilm FOLDER     also the golden embeddings of all-MiniLM-L6-v2
+    python scripts/make_parity_fixtures.py --verify FOLDER     load FOLDER/CASE, as save_pretrained wrote it, and compare
+
+Each case is a folder as transformers writes it (config.json, model.safetensors) and expected.npz: tokens, mask, logits
+(or the last hidden state), the residual stream into the first layer and out of every layer. Norm scales and biases are
+far from 1 and 0, epsilons are large, windows are shorter than the text: else a wrong switch would not show.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+FIXTURES = Path(__file__).parents[1] / "tests" / "parity" / "fixtures"
+SEED = 20250806
+BATCH, LENGTH = 3, 20
+
+_LLAMA = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-3,
+    "tie_word_embeddings": False,
+    "rope_theta": 100.0,
+}
+_GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 32, "layer_norm_epsilon": 1e-3}
+_BERT = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "layer_norm_eps": 1e-3,
+}
+
+
+def _rope(kind: str, **values: object) -> dict[str, object]:
+    return {"rope_scaling": {"rope_type": kind, **values}}
+
+
+_LISTS = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.0, 3.0, 5.0]}
+# case: (transformers class, config). Every family and every switch of jaxneuro.models.Config appears.
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "gpt2": ("GPT2LMHeadModel", _GPT2),
+    "gpt2-by-layer": (
+        "GPT2LMHeadModel",
+        {**_GPT2, "scale_attn_by_inverse_layer_idx": True, "n_inner": 24, "activation_function": "relu"},
+    ),
+    "llama-mha-tied": ("LlamaForCausalLM", {**_LLAMA, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "llama-gqa": ("LlamaForCausalLM", {**_LLAMA, "head_dim": 8}),
+    "llama-mqa-biases": (
+        "LlamaForCausalLM",
+        {**_LLAMA, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+    ),
+    "llama-base": ("LlamaModel", _LLAMA),
+    "llama-linear": ("LlamaForCausalLM", {**_LLAMA, "head_dim": 8, **_rope("linear", factor=3.0)}),
+    "llama-llama3": (
+        "LlamaForCausalLM",
+        {
+            **_LLAMA,
+            "head_dim": 8,
+            **_rope(
+                "llama3",
+                factor=4.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=32,
+            ),
+        },
+    ),
+    "llama-yarn": (
+        "LlamaForCausalLM",
+        {
+            **_LLAMA,
+            "head_dim": 8,
+            **_rope("yarn", factor=4.0, beta_fast=4.0, beta_slow=0.5, original_max_position_embeddings=16),
+        },
+    ),
+    "llama-yarn-mscale": (
+        "LlamaForCausalLM",
+        {
+            **_LLAMA,
+            "head_dim": 8,
+            **_rope(
+                "yarn",
+                factor=4.0,
+                beta_fast=4.0,
+                beta_slow=0.5,
+                mscale=1.5,
+                mscale_all_dim=0.5,
+                truncate=False,
+                original_max_position_embeddings=16,
+            ),
+        },
+    ),
+    "llama-longrope-short": (
+        "LlamaForCausalLM",
+        {**_LLAMA, "head_dim": 8, **_rope("longrope", original_max_position_embeddings=32, **_LISTS)},
+    ),
+    "llama-longrope-long": (
+        "LlamaForCausalLM",
+        {**_LLAMA, "head_dim": 8, **_rope("longrope", original_max_position_embeddings=16, **_LISTS)},
+    ),
+    "mistral-windowed": ("MistralForCausalLM", {**_LLAMA, "sliding_window": 5, "hidden_act": "gelu_new"}),
+    "mistral-full": ("MistralForCausalLM", {**_LLAMA, "sliding_window": None}),
+    "qwen2-tied": ("Qwen2ForCausalLM", {**_LLAMA, "tie_word_embeddings": True}),
+    "qwen2-windowed": (
+        "Qwen2ForCausalLM",
+        {**_LLAMA, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3ForCausalLM", {**_LLAMA, "head_dim": 8, "attention_bias": True}),
+    "qwen3-alternating": (
+        "Qwen3ForCausalLM",
+        {
+            **_LLAMA,
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "bert": ("BertModel", _BERT),
+    "bert-mlm": ("BertForMaskedLM", {**_BERT, "hidden_act": "gelu_new"}),
+}
+
+
+def build(case: str) -> torch.nn.Module:
+    """The model of a case: transformers' own initialisation, then every parameter moved."""
+    name, config = CASES[case]
+    torch.manual_seed(SEED + list(CASES).index(case))
+    cls = getattr(transformers, name)
+    # v4 spelling of rope in, whatever this version writes out: both must load.
+    model = cls(cls.config_class(**config, attn_implementation="eager")).float().eval()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            if p.ndim == 1:
+                p += 0.3 * torch.randn_like(p)
+            else:
+                table = "emb" in key or "wte" in key or "wpe" in key
+                p += torch.randn_like(p) * (0.5 if table else p.shape[-1] ** -0.5)
+    return model
+
+
+def inputs(vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens; row 0 is all real, row 1 padded on the right, row 2 on the left."""
+    tokens = torch.randint(0, vocab, (BATCH, LENGTH), generator=torch.Generator().manual_seed(SEED))
+    mask = torch.ones(BATCH, LENGTH, dtype=torch.long)
+    mask[1, 14:] = 0
+    mask[2, :5] = 0
+    return tokens, mask
+
+
+def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """The stack of layers, whatever it is called."""
+    (found,) = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    return found
+
+
+def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
+    """Output, and the residual stream into the first layer and out of every layer (before the final norm)."""
+    resid: list[torch.Tensor] = []
+
+    def first(output: object) -> torch.Tensor:
+        return output[0] if isinstance(output, tuple) else output  # type: ignore[return-value]
+
+    stack = layers_of(model)
+    hooks = [stack[0].register_forward_pre_hook(lambda m, args: resid.append(args[0]))]
+    hooks += [layer.register_forward_hook(lambda m, args, out: resid.append(first(out))) for layer in stack]
+    extra = {}
+    if model.config.model_type == "bert":
+        extra["token_type_ids"] = (torch.arange(tokens.shape[1]) % 3 == 0).long().expand_as(tokens)
+    with torch.no_grad():
+        out = model(input_ids=tokens, attention_mask=mask, **extra)
+    for hook in hooks:
+        hook.remove()
+    result = {"tokens": tokens, "mask": mask.bool(), "out": out[0], "resid": torch.stack(resid)}
+    if extra:
+        result["token_types"] = extra["token_type_ids"]
+    if getattr(out, "pooler_output", None) is not None:
+        result["pooled"] = out.pooler_output
+    whole = {k: v.numpy() for k, v in result.items()}
+    return {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in whole.items()}
+
+
+def write(case: str) -> None:
+    """One case: the checkpoint as transformers writes it, and what it computes."""
+    model, folder = build(case), FIXTURES / case
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    (folder / "model.safetensors").chmod(0o644)
+    np.savez_compressed(folder / "expected.npz", **run(model, *inputs(model.config.vocab_size)))
+
+
+SENTENCES = (
+    "A man is eating food.",
+    "The quick brown fox jumps over the lazy dog, and then it sleeps for a very long time under the old oak tree.",
+    "Neurons that fire together wire together.",
+    "Größe, naïve, 東京, and emoji 🙂 are text too.",
+    "x",
+)
+
+
+def write_minilm(folder: Path) -> None:
+    """Sentence embeddings (mean over real tokens, unit length) and one sentence's residual stream."""
+    model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").float().eval()
+    batch = transformers.AutoTokenizer.from_pretrained(folder)(list(SENTENCES), padding=True, return_tensors="pt")
+    tokens, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        hidden = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        each = model(input_ids=tokens[:1, : int(mask[0].sum())], output_hidden_states=True).hidden_states
+    mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    np.savez_compressed(
+        FIXTURES / "minilm.npz",
+        tokens=tokens.numpy().astype(np.int32),
+        mask=mask.bool().numpy(),
+        embeddings=torch.nn.functional.normalize(mean, dim=-1).numpy(),
+        resid_of_first=torch.stack(each)[:, 0].numpy(),
+        sentences=np.array(SENTENCES),
+    )
+
+
+def verify(folder: Path) -> None:
+    """Load what jaxneuro saved, with transformers, and compare with the golden output."""
+    for case, (name, _) in CASES.items():
+        model, report = getattr(transformers, name).from_pretrained(
+            folder / case, attn_implementation="eager", output_loading_info=True
+        )
+        wrong = {k: sorted(v) for k, v in report.items() if v}
+        golden = np.load(FIXTURES / case / "expected.npz")
+        out = run(model.eval(), torch.tensor(golden["tokens"]).long(), torch.tensor(golden["mask"]).long())["out"]
+        same = np.array_equal(out, golden["out"])
+        print(f"{case:24s} {'equal' if same else 'DIFFERS by ' + str(np.abs(out - golden['out']).max())} {wrong or ''}")
+        if wrong or not same:
+            raise SystemExit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minilm", type=Path, metavar="FOLDER", help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="folder of cases saved by jaxneuro")
+    args = parser.parse_args()
+    if args.verify:
+        return verify(args.verify)
+    for case in CASES:
+        write(case)
+    if args.minilm:
+        write_minilm(args.minilm)
+    versions = {m.__name__: m.__version__ for m in (torch, transformers, np)} | {"python": platform.python_version()}
+    about = {"made_by": "scripts/make_parity_fixtures.py", "seed": SEED, "versions": versions}
+    about["defaults"] = {f: _defaults(f) for f in sorted({c.split("-")[0] for c in CASES})}
+    (FIXTURES / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+    return None
+
+
+def _defaults(family: str) -> dict[str, object]:
+    """What transformers takes for keys that a config.json leaves out."""
+    return transformers.AutoConfig.for_model(family).to_dict()
+
+
+if __name__ == "__main__":
+    main()
