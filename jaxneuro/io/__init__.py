@@ -4,6 +4,7 @@
 | file | what | format |
 |---|---|---|
 | `files.py` | whole-file writes that either happen or do not | any |
+| `sources.py` | what a model's name stands for: bundled, MiniLM, a folder, the Hub | Hugging Face folder |
 | `safetensors.py` | read over mmap with full validation, write | safetensors 0.x header |
 """
 
