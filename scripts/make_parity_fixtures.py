@@ -152,7 +152,7 @@ def build(case: str) -> torch.nn.Module:
                 p += 0.3 * torch.randn_like(p)
             else:
                 table = "emb" in key or "wte" in key or "wpe" in key
-                p += torch.randn_like(p) * (0.5 if table else p.shape[-1] ** -0.5)
+                p += torch.randn_like(p) * (0.5 if table else 0.8 * p.shape[-1] ** -0.5)
     return model
 
 

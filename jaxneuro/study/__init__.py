@@ -15,8 +15,8 @@
 | dictionary | `dictionary/` (SAELens layout), `dictionary.json`, `dictionary-metrics.jsonl` |
 | report | `results.json`, `report.html` |
 
-Every step is a function `(Inputs, RunFolder) -> None` in `steps.py`, and does nothing but call the rooms; an interrupted
-study goes on at the step, and inside a long step at the batch, where it stopped.
+Every step is a function `(Inputs, RunFolder) -> None` in `steps.py`, and does nothing but call the rooms; an
+interrupted study goes on at the step, and inside a long step at the batch, where it stopped.
 """
 
 from .config import StudyConfig as StudyConfig

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study does, as frozen dataclasses: the command line's flags, run.json and the Python call are the same thing."""
+"""What a study does, as frozen dataclasses: the same for the command line, run.json and Python."""
 
 import dataclasses
 from pathlib import Path

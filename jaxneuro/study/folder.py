@@ -15,8 +15,8 @@ from ..io import read_json, write_json
 class RunFolder:
     """Results of one configuration, step by step.
 
-    `run.json` says what the run is; `steps.json` which steps are done. A step's files are written first, atomically, and
-    its record last, so a step is either done or will be done again.
+    `run.json` says what the run is; `steps.json` which steps are done. A step's files are written first, atomically,
+    and its record last, so a step is either done or will be done again.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ class RunFolder:
         if differ:
             shown = "; ".join(f"{k} was {theirs.get(k)!r}, now {self.identity.get(k)!r}" for k in differ[:6])
             raise UserError(
-                f"{self.path} belongs to another run: {shown}. Choose another --out, or delete that folder to start anew."
+                f"{self.path} belongs to another run: {shown}. Choose another --out, or delete it to start anew."
             )
 
     def same_inputs(self, fingerprint: dict[str, str]) -> None:

@@ -5,20 +5,16 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..data import Tokenizer, Windows, load_tokenizer, read_groups, windows
-from ..data.groups import require_groups
+from ..data import Tokenizer, Windows, load_tokenizer, read_groups, require_groups, windows
 from ..errors import UserError
 from ..models import Transformer, load
 from .config import StudyConfig
-
-BUNDLED_TEXT = Path(__file__).parents[1] / "assets" / "text"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
             f"the tokenizer of {config.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: they do "
             "not belong together. Use the tokenizer that the model was trained with."
         )
-    groups = read_groups(BUNDLED_TEXT if config.groups == "bundled" else config.groups)
+    groups = read_groups(config.groups)
     require_groups(groups, 2)
     packing = config.text.packing
     if packing == "auto":
@@ -128,7 +124,9 @@ def _split(rows: Windows, config: StudyConfig) -> tuple[np.ndarray, np.ndarray]:
 def _check_finite(weights: Any, name: str) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(weights)
     finite = jax.jit(lambda leaves: [jnp.isfinite(x).all() for x in leaves])([x for _, x in leaves])
-    bad = [jax.tree_util.keystr(p, simple=True, separator=".") for (p, _), ok in zip(leaves, finite, strict=True) if not ok]
+    bad = [
+        jax.tree_util.keystr(p, simple=True, separator=".") for (p, _), ok in zip(leaves, finite, strict=True) if not ok
+    ]
     if bad:
         raise UserError(f"the weights of {name} hold NaN or infinity in {', '.join(bad)}. Get an undamaged copy.")
 

@@ -4,7 +4,6 @@
 import importlib.metadata
 import platform
 import subprocess
-import time
 from pathlib import Path
 from typing import Any, Final
 

@@ -77,8 +77,13 @@ def select(inputs: Inputs, folder: RunFolder) -> None:
     names = ("entropy", "lape_member", "score", "label", "member", "n_active", "significant")
     arrays = {name: getattr(found, name) for name in names}
     save_npz(folder / "neurons.npz", **arrays, ap=expert.ap, ap_negative=expert.ap_negative, chance=expert.chance)
-    counts = {name: getattr(found.counts, name).tolist() for name in ("specific", "related", "agnostic", "lape", "significant")}
-    null = {name: getattr(found.null, name).tolist() for name in ("specific", "related", "agnostic", "lape", "significant")}
+    counts = {
+        name: getattr(found.counts, name).tolist()
+        for name in ("specific", "related", "agnostic", "lape", "significant")
+    }
+    null = {
+        name: getattr(found.null, name).tolist() for name in ("specific", "related", "agnostic", "lape", "significant")
+    }
     grouped = found.counts.specific.sum(0) + found.counts.related.sum(0)
     stages = four_stages(grouped, found.counts.agnostic)._asdict() if len(grouped) >= 4 else None
     write_json(
