@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How does a stream of batches, or of a model's activations, go through a method, and come out the same every time?
+
+    >>> import jax, numpy as np
+    >>> from jaxneuro.activations import array_batches, moments, run
+    >>> stream = array_batches(np.eye(4, dtype=np.float32), batch_size=2, epochs=1)
+    >>> run(moments(), stream, key=jax.random.key(0)).mean.tolist()
+    [0.25, 0.25, 0.25, 0.25]
+
+Protocol: a `Method` (jaxneuro.protocols) is three pure functions, init, step and finish; `run` is the one loop around
+them: one compiled step with a donated state, batches two ahead on the device, numbers copied while later steps run,
+checkpoints, and a resume that is bitwise the uninterrupted run.
+
+| file | what | source |
+|---|---|---|
+| driver.py | `run` | DESIGN.md section 4 |
+| site.py | `at_site`: a method at a site of a model, fused into its forward pass; `reader` | specs/taps.md 4.4 |
+| moments.py | `moments`: mean, variance, range | Chan, Golub, LeVeque 1983 |
+| harvest.py, store.py | `harvest`, `open_activations`: a site's values on disk, as .npy | |
+| source.py | `array_batches`: exact shuffles of an array, as a Grain iterator | Black, Rogaway 2002 |
+| metrics.py | `MetricSink`, `JsonLines`, `TensorBoard`, `WandB` | |
+| progress.py | `Progress`, `rich_progress` | |
+| checkpoint.py, identity.py, plain.py | a folder of checkpoints that knows its run | Orbax |
+| lock.py, interrupts.py | one run per folder; Ctrl-C at a step boundary | |
+| feed.py, placement.py, log.py | the driver's hands: batches in, arrays where they belong, numbers out | |
+
+Add a method: (1) write `init(key, batch) -> state`, a pytree of arrays; (2) `step(state, batch) -> (state, info)` with
+state of unchanged shapes and info of scalars, masks respected; (3) `finish(state) -> result`; (4) return them as
+`Method(init, step, finish)` from a function of your settings, in the room whose question it answers.
+
+A run on other devices, or with other batch sizes, agrees to rounding and not bitwise. Several hosts: each feeds its
+shard (`shard=`, `sharding=`); the position of the stream is saved once, so all hosts' streams must be in step.
+"""
+
+from .driver import run as run
+from .harvest import fair_shares as fair_shares
+from .harvest import harvest as harvest
+from .metrics import JsonLines as JsonLines
+from .metrics import MetricSink as MetricSink
+from .metrics import TensorBoard as TensorBoard
+from .metrics import WandB as WandB
+from .moments import Moments as Moments
+from .moments import moments as moments
+from .progress import Progress as Progress
+from .progress import rich_progress as rich_progress
+from .site import at_site as at_site
+from .site import reader as reader
+from .source import Shuffle as Shuffle
+from .source import array_batches as array_batches
+from .store import ActivationArray as ActivationArray
+from .store import open_activations as open_activations

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Activations of one site over a corpus, to disk: the same number of tokens of every group, resumable, bounded."""
+
+import functools
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import UserError
+from .feed import placer
+from .identity import fingerprint
+from .interrupts import Held
+from .lock import exclusive
+from .placement import everywhere, placed
+from .progress import Progress, quantity
+from .site import reader
+from .store import ActivationArray, Writer, check_dtype, existing, open_activations, predicted_bytes
+
+QUEUE = 2
+"""Batches computed and still on their way to the host."""
+MARK_SECONDS = 10.0
+"""Time between marks: what a crash may cost."""
+_log = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What is needed of a model: `jaxneuro.models.Transformer`, or any pure function with sites and its weights."""
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """(weights, tokens, mask, *, stop_at) -> anything."""
+        ...
+
+    @property
+    def weights(self) -> Any:
+        """A pytree of arrays."""
+        ...
+
+
+class Rows(Protocol):
+    """What is needed of `jaxneuro.data.Windows`."""
+
+    group_names: Sequence[str]
+    group: np.ndarray
+    tokens_per_group: np.ndarray
+    fingerprint: str
+
+    def rows(self, indices: Any) -> dict[str, np.ndarray]:
+        """Stacked windows: tokens, mask, counted [b, pos], group, window [b]; fillers for indices past the end."""
+        ...
+
+
+def harvest(
+    model: Model,
+    windows: Rows,
+    site: str,
+    out_path: str | os.PathLike,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    dtype: str = "float32",
+    sharding: jax.sharding.Sharding | None = None,
+    progress: Progress | None = None,
+) -> ActivationArray:
+    """Run a model up to one site over windows and store the site's values at all counted tokens.
+
+    The model is compiled up to the site's layer only. Windows are drawn at random without replacement, from each group
+    until it has its share of `max_tokens` (`fair_shares`). Nothing is held in memory but a few batches. The files grow
+    in a hidden folder beside `out_path` and get their name when complete; interrupted (Ctrl-C, kill, full disk), the
+    same call goes on from the last mark and leaves bitwise the same files. If they are complete it opens them.
+
+    Args:
+      model: has `apply` and `weights`.
+      windows: `jaxneuro.data.windows(...)`.
+      site: one site of one layer: "blocks.3.mlp.post", "blocks.3.resid_post", "embed". Axes after the position (heads)
+        are joined.
+      out_path: folder to make: x.npy [n_tokens, d]; window.npy, pos.npy, group.npy int32 [n_tokens]; meta.json.
+      max_tokens: rows in all; None: every counted token once.
+      batch_size: windows per pass. Part of the request: other batch shapes may round differently.
+      seed: of the drawing.
+      dtype: "float32" or "bfloat16" (half the size; 8 bits of precision).
+      sharding: of the batch axis, to spread a batch over devices.
+      progress: called after every batch.
+    Raises:
+      UserError: unknown site, NaN or infinity (names site, window and count), a size that does not fit on the disk,
+        something else under that name, another run writing it.
+    Source: specs/taps.md 4.4 for the asynchronous copies.
+    Example:
+      >>> acts = harvest(model, rows, "blocks.3.mlp.post", "acts", max_tokens=100_000)          # doctest: +SKIP
+      >>> for batch in acts.batches(batch_size=4096, seed=0): ...                               # doctest: +SKIP
+    """
+    check_dtype(dtype)
+    path = Path(out_path)
+    request = {
+        "site": site,
+        "max_tokens": max_tokens,
+        "batch_size": batch_size,
+        "seed": seed,
+        "dtype": dtype,
+        "data": windows.fingerprint,
+        "model": repr(getattr(model, "cfg", "")),
+        "weights": fingerprint(model.weights),
+        "group_names": list(windows.group_names),
+    }
+    with Held() as signals, exclusive(path.parent, f".{path.name}.lock"):
+        if (found := existing(path, request)) is not None:
+            return found
+        order, keep = draw(windows, max_tokens, seed)
+        job = _Job(model, windows, site, dtype, batch_size, sharding)
+        n, d = int(keep.sum()), job.width(windows)
+        writer = Writer(path, request, n, d)
+        size = f"{n:,} tokens x {d} {dtype}, {predicted_bytes(n, d, dtype) / 1e9:.3g} GB"
+        _log.info("harvest of %s: %s", site, size)
+        signals.hold()
+        try:
+            complete = _fill(writer, job, order, keep, signals, progress, size)
+            if complete:
+                writer.finish()
+        finally:
+            writer.close()
+    if not complete:
+        raise KeyboardInterrupt  # whoever handles the signal let it pass: there is nothing to return
+    return open_activations(path)
+
+
+def fair_shares(available: np.ndarray, total: int | None) -> np.ndarray:
+    """Tokens to take from each group: equal, but never more than it has; what one lacks, the others share.
+
+    Example:
+      >>> fair_shares(np.array([10, 100, 100]), 90).tolist()
+      [10, 40, 40]
+    """
+    available = np.asarray(available, np.int64)
+    if total is None or total >= available.sum():
+        return available
+    if total < 1:
+        raise UserError(f"max_tokens is at least 1, not {total}.")
+    shares, left = np.zeros_like(available), int(total)
+    for rank, g in enumerate(np.argsort(available, kind="stable")):  # the poorest first
+        shares[g] = min(int(available[g]), left // (len(available) - rank))
+        left -= int(shares[g])
+    return shares
+
+
+def draw(windows: Rows, max_tokens: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows in the order in which they are run, and how many of each one's counted tokens are kept (int64 both).
+
+    Raises:
+      UserError: no counted token at all.
+    """
+    orders, keeps = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for g, share in enumerate(fair_shares(windows.tokens_per_group, max_tokens)):
+        candidates = np.random.default_rng([seed, g]).permutation(np.flatnonzero(windows.group == g))
+        for chunk in np.array_split(candidates, max(1, len(candidates) // 1024)):
+            if share <= 0 or not len(chunk):
+                break
+            counted = windows.rows(chunk)["counted"].sum(1, dtype=np.int64)
+            kept = np.minimum(counted, np.maximum(share - (np.cumsum(counted) - counted), 0))
+            orders.append(chunk[kept > 0])
+            keeps.append(kept[kept > 0])
+            share -= kept.sum()
+    order, keep = np.concatenate(orders), np.concatenate(keeps)
+    if not len(order):
+        raise UserError("the windows hold no counted token: is all of the text padding or special tokens?")
+    mixed = np.random.default_rng(seed).permutation(len(order))
+    return order[mixed], keep[mixed]
+
+
+class _Job:
+    """The compiled forward pass and what it takes to give it a batch."""
+
+    def __init__(self, model: Model, windows: Rows, site: str, dtype: str, batch_size: int, sharding: Any):
+        self.windows, self.site, self.batch_size = windows, site, batch_size
+        spread = everywhere(sharding, model.weights)
+        self._weights, self._place = placed(model.weights, spread), placer(sharding, spread)
+        self._forward = jax.jit(functools.partial(_forward, reader(model.apply, site), dtype))
+
+    def width(self, windows: Rows) -> int:
+        row = self.rows(np.array([0]))
+        x, _ = jax.eval_shape(self._forward, self._weights, *(row[n] for n in ("tokens", "mask", "counted")))
+        return x.shape[-1]
+
+    def rows(self, order: np.ndarray) -> dict[str, np.ndarray]:
+        filler = np.full(self.batch_size - len(order), len(self.windows.group), np.int64)
+        return self.windows.rows(np.concatenate([order, filler]))
+
+    def start(self, batch: dict[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
+        placed = self._place({n: batch[n] for n in ("tokens", "mask", "counted")})
+        out = self._forward(self._weights, placed["tokens"], placed["mask"], placed["counted"])
+        for a in out:
+            a.copy_to_host_async()
+        return out
+
+
+def _forward(read: Any, dtype: str, weights: Any, tokens: Any, mask: Any, counted: Any) -> tuple[Any, Any]:
+    x = read(weights, tokens, mask).astype(dtype)
+    bad = jnp.sum(~jnp.isfinite(x).all(-1) & counted, axis=1, dtype=jnp.int32)
+    if dtype == "bfloat16":
+        x = jax.lax.bitcast_convert_type(x, jnp.uint16)
+    return x, bad
+
+
+def _fill(writer: Writer, job: _Job, order: Any, keep: Any, signals: Held, progress: Any, size: str) -> bool:
+    """Compute and write batch after batch, and mark the end; False if a signal came first."""
+    total, began, first = -(-len(order) // job.batch_size), time.monotonic(), writer.rows
+    done, marked = writer.done, began
+    if progress is not None:
+        progress(done, total, size)
+    for batch, kept, out in _results(job, order, keep, range(done, total), signals):
+        writer.append(_columns(batch, kept, out, job.site))
+        done, now = done + 1, time.monotonic()
+        if now - marked > MARK_SECONDS:
+            writer.mark(done)
+            marked = now
+        if progress is not None:
+            progress(done, total, f"{size}, {quantity((writer.rows - first) / max(now - began, 1e-9))} tokens/s")
+    writer.mark(done)
+    return done == total
+
+
+def _results(job: _Job, order: Any, keep: Any, numbers: range, signals: Held) -> Iterator[tuple[dict, Any, tuple]]:
+    """Batches in order, each given out when QUEUE later ones are on the device."""
+    queue: deque[tuple[dict, Any, tuple]] = deque()
+    for number in numbers:
+        if signals.caught is not None:
+            break
+        part = slice(number * job.batch_size, (number + 1) * job.batch_size)
+        batch = job.rows(order[part])
+        queue.append((batch, keep[part], job.start(batch)))
+        if len(queue) > QUEUE:
+            yield queue.popleft()
+    yield from queue
+
+
+def _columns(batch: dict, keep: np.ndarray, out: tuple[Any, Any], site: str) -> dict[str, np.ndarray]:
+    x, bad = (np.asarray(a) for a in out)
+    if bad.any():
+        row = int(np.argmax(bad > 0))
+        raise UserError(
+            f"{site}: NaN or infinity at {int(bad[row])} tokens of window {int(batch['window'][row])} "
+            f"({int((bad > 0).sum())} windows of this batch). Check the model's weights, or run it in float32."
+        )
+    counted = batch["counted"][: len(keep)]
+    kept = counted & (np.cumsum(counted, axis=1) <= keep[:, None])
+    row, pos = np.nonzero(kept)
+    labels = {"window": batch["window"][row], "pos": pos, "group": batch["group"][row]}
+    return {"x": x[row, pos], **{name: a.astype(np.int32) for name, a in labels.items()}}

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is stored is what the forward pass gives, of the right tokens, whole or resumable."""
+
+import os
+import shutil
+import signal
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxneuro.activations import fair_shares, harvest, open_activations, store
+from jaxneuro.activations.store import META, partial
+from jaxneuro.errors import UserError
+from jaxneuro.models import Config, Transformer, init
+from jaxneuro.taps import capture
+
+SITE = "blocks.0.mlp.post"
+MODULE = sys.modules["jaxneuro.activations.harvest"]  # the room exports a function of that name
+FILES = ("x.npy", "window.npy", "pos.npy", "group.npy", "meta.json")
+
+
+def contents(path):
+    return {name: (path / name).read_bytes() for name in FILES}
+
+
+def plainly(model, windows, acts, site, **options):
+    """Every row again, by one whole forward pass over all windows."""
+    batch = windows.rows(np.arange(len(windows)))
+    found = capture(model.apply, [site])(model.weights, batch["tokens"], batch["mask"])[1][site]
+    return np.asarray(found.reshape(*batch["tokens"].shape, -1))[acts.window, acts.pos]
+
+
+@pytest.mark.parametrize("site", [SITE, "blocks.1.resid_post", "blocks.1.attn.z", "embed", "blocks.0.mlp.hook_post"])
+def test_equals_the_plain_forward_pass(tmp_path, toy, toy_windows, site):
+    acts = harvest(toy, toy_windows, site, tmp_path / "acts", batch_size=4)
+    np.testing.assert_allclose(acts.x, plainly(toy, toy_windows, acts, site), rtol=1e-5, atol=1e-6)
+    everything = toy_windows.rows(np.arange(len(toy_windows)))
+    assert len(acts) == everything["counted"].sum()
+    assert everything["counted"][acts.window, acts.pos].all()
+    assert len(set(zip(acts.window.tolist(), acts.pos.tolist(), strict=True))) == len(acts)
+    assert np.array_equal(acts.group, toy_windows.group[acts.window])
+    assert sorted(os.listdir(tmp_path)) == ["acts"]
+    assert sorted(os.listdir(tmp_path / "acts")) == sorted(FILES)
+
+
+def test_a_real_model_is_run_only_up_to_the_layer(tmp_path, toy_windows):
+    cfg = Config(n_layers=3, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+    model = Transformer(cfg, init(cfg, jax.random.key(0)))
+    acts = harvest(model, toy_windows, "blocks.1.mlp.post", tmp_path / "acts", batch_size=8)
+    expected = plainly(model, toy_windows, acts, "blocks.1.mlp.post")
+    np.testing.assert_allclose(acts.x, expected, rtol=1e-4, atol=1e-6)
+    poisoned = jax.tree.map(lambda w: w.at[2].set(jnp.nan), model.weights["blocks"])
+    above = Transformer(cfg, {**model.weights, "blocks": poisoned})
+    again = harvest(above, toy_windows, "blocks.1.mlp.post", tmp_path / "again", batch_size=8)
+    assert np.array_equal(again.x, acts.x)
+
+
+def test_groups_get_equal_shares(tmp_path, toy, toy_windows):
+    acts = harvest(toy, toy_windows, SITE, tmp_path / "acts", max_tokens=90, batch_size=4)
+    assert len(acts) == 90
+    assert np.bincount(acts.group).tolist() == fair_shares(toy_windows.tokens_per_group, 90).tolist()
+    other = harvest(toy, toy_windows, SITE, tmp_path / "other", max_tokens=90, batch_size=4, seed=1)
+    assert not np.array_equal(acts.window, other.window)
+
+
+@pytest.mark.parametrize(
+    ("available", "total", "shares"),
+    [
+        ([10, 100, 100], 90, [10, 40, 40]),
+        ([50, 50], 11, [5, 6]),
+        ([5, 5], 100, [5, 5]),
+        ([5, 0, 9], None, [5, 0, 9]),
+        ([3, 3, 3], 2, [0, 1, 1]),
+    ],
+)
+def test_fair_shares(available, total, shares):
+    assert fair_shares(np.array(available), total).tolist() == shares
+
+
+def test_bfloat16_is_the_rounded_value_and_half_the_size(tmp_path, toy, toy_windows):
+    full = harvest(toy, toy_windows, SITE, tmp_path / "full", batch_size=4)
+    half = harvest(toy, toy_windows, SITE, tmp_path / "half", batch_size=4, dtype="bfloat16")
+    assert half.x.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(half.x, full.x.astype(ml_dtypes.bfloat16))
+    assert np.load(tmp_path / "half" / "x.npy").dtype == np.uint16
+    size = {f: (tmp_path / f / "x.npy").stat().st_size for f in ("full", "half")}
+    assert (size["full"] - 128) == 2 * (size["half"] - 128)  # 128: the .npy header
+    first = next(half.batches(batch_size=8, seed=0))
+    assert first["x"].dtype == np.float32
+    assert {"group", "window", "pos", "mask"} < first.keys()
+
+
+def test_the_size_said_beforehand_is_the_size(tmp_path, toy, toy_windows):
+    acts = harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4)
+    on_disk = sum((tmp_path / "acts" / n).stat().st_size for n in FILES[:4])
+    assert on_disk == store.predicted_bytes(len(acts), 6, "float32") + 4 * 128
+
+
+# ---- interrupted
+
+
+class Breaking:
+    """Windows that stop working (or do something else) at the n-th batch of the run itself."""
+
+    def __init__(self, inner, at, act=None):
+        self.inner, self.at, self.act, self.calls = inner, at, act, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def rows(self, indices):
+        if len(indices) == 4:
+            self.calls += 1
+            if self.calls == self.at:
+                if self.act is None:
+                    raise ConnectionError("gone")
+                self.act()
+        return self.inner.rows(indices)
+
+
+@pytest.mark.parametrize("at", [2, 5, 8])
+def test_killed_and_continued_is_bitwise_the_same(tmp_path, toy, toy_windows, at, monkeypatch):
+    monkeypatch.setattr(MODULE, "MARK_SECONDS", 0.0)
+    options = {"batch_size": 4, "max_tokens": 150}
+    harvest(toy, toy_windows, SITE, tmp_path / "whole", **options)
+    with pytest.raises(ConnectionError):
+        harvest(toy, Breaking(toy_windows, at), SITE, tmp_path / "acts", **options)
+    assert not (tmp_path / "acts").exists()
+    again = Breaking(toy_windows, 10_000)
+    harvest(toy, again, SITE, tmp_path / "acts", **options)
+    assert contents(tmp_path / "acts") == contents(tmp_path / "whole")
+    if at == 8:
+        assert again.calls < 5  # of 1 + 7 and more: it did go on, and did not begin again
+
+
+def test_ctrl_c_keeps_what_was_computed(tmp_path, toy, toy_windows):
+    harvest(toy, toy_windows, SITE, tmp_path / "whole", batch_size=4)
+    interrupting = Breaking(toy_windows, 5, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        harvest(toy, interrupting, SITE, tmp_path / "acts", batch_size=4)
+    again = Breaking(toy_windows, 10_000)
+    harvest(toy, again, SITE, tmp_path / "acts", batch_size=4)
+    assert again.calls == 1 + 10 - 4  # one to learn the width; 4 of 10 batches were done
+    assert contents(tmp_path / "acts") == contents(tmp_path / "whole")
+
+
+def test_a_cut_write_is_cut_off(tmp_path, toy, toy_windows, monkeypatch):
+    monkeypatch.setattr(MODULE, "MARK_SECONDS", 0.0)
+    harvest(toy, toy_windows, SITE, tmp_path / "whole", batch_size=4)
+    with pytest.raises(ConnectionError):
+        harvest(toy, Breaking(toy_windows, 8), SITE, tmp_path / "acts", batch_size=4)
+    with open(partial(tmp_path / "acts") / "x.npy", "ab") as f:
+        f.write(b"half a row")
+    harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4)
+    assert contents(tmp_path / "acts") == contents(tmp_path / "whole")
+
+
+def test_a_finished_one_is_opened(tmp_path, toy, toy_windows):
+    first = harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4)
+    again = Breaking(toy_windows, 1)
+    assert np.array_equal(harvest(toy, again, SITE, tmp_path / "acts", batch_size=4).x, first.x)
+    assert again.calls == 0
+
+
+# ---- refused
+
+
+def test_another_request_under_the_same_name(tmp_path, toy, toys, toy_windows):
+    harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4)
+    with pytest.raises(UserError, match=r"holds other activations .* site: there blocks.0.mlp.post, here embed"):
+        harvest(toy, toy_windows, "embed", tmp_path / "acts", batch_size=4)
+    with pytest.raises(UserError, match="weights: there"):
+        harvest(toys.Toy(seed=1), toy_windows, SITE, tmp_path / "acts", batch_size=4)
+    with pytest.raises(ConnectionError):
+        harvest(toy, Breaking(toy_windows, 5), SITE, tmp_path / "b", batch_size=4)
+    with pytest.raises(UserError, match=r"unfinished harvest of something else .* request.seed: there 0, here 1"):
+        harvest(toy, toy_windows, SITE, tmp_path / "b", batch_size=4, seed=1)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="exists and holds no activations"):
+        harvest(toy, toy_windows, SITE, tmp_path / "c", batch_size=4)
+
+
+def test_nan_names_site_window_and_count(tmp_path, toy, toy_windows):
+    bad = toy_windows.rows(np.arange(len(toy_windows)))["tokens"][5, 1]
+    toy.weights = {**toy.weights, "embed": toy.weights["embed"].at[bad].set(jnp.inf)}
+    with pytest.raises(UserError, match=r"embed: NaN or infinity at \d+ tokens of window \d+"):
+        harvest(toy, toy_windows, "embed", tmp_path / "acts", batch_size=4)
+    assert not (tmp_path / "acts").exists()
+
+
+def test_nan_at_padding_and_special_tokens_does_not_matter(tmp_path, toy, toy_windows):
+    toy.weights = {**toy.weights, "embed": toy.weights["embed"].at[1].set(jnp.nan)}  # 1: BOS, not counted
+    assert np.isfinite(harvest(toy, toy_windows, "embed", tmp_path / "acts", batch_size=4).x).all()
+
+
+def test_a_disk_that_is_too_small_is_known_beforehand(tmp_path, toy, toy_windows, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    need = store.predicted_bytes(int(toy_windows.tokens_per_group.sum()), 6, "float32")
+    with pytest.raises(UserError, match=f"needs {need:,} bytes .* but 100 .* are free"):
+        harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4)
+
+
+def test_a_disk_that_fills_up_keeps_what_is_there(tmp_path, toy, toy_windows, monkeypatch):
+    monkeypatch.setattr(MODULE, "MARK_SECONDS", 0.0)
+    harvest(toy, toy_windows, SITE, tmp_path / "whole", batch_size=4)
+    real, calls = os.fsync, []
+
+    def full(fd):
+        calls.append(fd)
+        if len(calls) > 12:
+            raise OSError(28, "No space left on device")
+        return real(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device\. What is there is kept"):
+        harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4)
+    monkeypatch.setattr(os, "fsync", real)
+    harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4)
+    assert contents(tmp_path / "acts") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("site", "match"),
+    [
+        ("blocks.0.mlp.posts", "blocks.mlp.post"),
+        ("blocks.*.mlp.post", "stands for several layers"),
+        ("blocks.0,1.mlp.post", "stands for several layers"),
+        ("blocks.0.mlp.post@grad", "is a gradient"),
+        ("blocks.0.attn.pattern", "per pair of positions"),
+    ],
+)
+def test_sites_that_cannot_be_harvested(tmp_path, toy, toy_windows, site, match):
+    with pytest.raises(UserError, match=match):
+        harvest(toy, toy_windows, site, tmp_path / "acts", batch_size=4)
+    assert not (tmp_path / "acts").exists()
+
+
+def test_damaged_files_are_named(tmp_path, toy, toy_windows):
+    path = harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4).path
+    whole = (path / "x.npy").read_bytes()
+    (path / "x.npy").write_bytes(whole[:-40])
+    with pytest.raises(UserError, match=r"x.npy cannot be read"):
+        open_activations(path)
+    np.save(path / "x.npy", np.zeros((3, 3), np.float32))
+    with pytest.raises(UserError, match=r"x.npy holds float32\[3, 3\], but meta.json says float32\[\d+, 6\]"):
+        open_activations(path)
+    (path / META).write_text('{"n_tokens": 4}')
+    with pytest.raises(UserError, match="does not describe activations"):
+        open_activations(path)
+    with pytest.raises(UserError, match="holds no activations"):
+        open_activations(tmp_path)
+    with pytest.raises(UserError, match="no storage dtype 'float16'"):
+        harvest(toy, toy_windows, SITE, tmp_path / "b", dtype="float16")
+
+
+def test_spread_over_four_devices(tmp_path, toy, toy_windows):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, P("data"))
+    one = harvest(toy, toy_windows, SITE, tmp_path / "one", batch_size=8)
+    four = harvest(toy, toy_windows, SITE, tmp_path / "four", batch_size=8, sharding=sharding)
+    np.testing.assert_allclose(four.x, one.x, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(four.window, one.window)
