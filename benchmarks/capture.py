@@ -13,7 +13,9 @@ from .harness import Program, run, with_ratio
 
 SHAPES = {
     "bundled": (
-        Config(n_layers=6, d_model=192, n_heads=6, n_kv_heads=2, d_head=32, d_mlp=512, d_vocab=6144, n_ctx=512, tied=True),
+        Config(
+            n_layers=6, d_model=192, n_heads=6, n_kv_heads=2, d_head=32, d_mlp=512, d_vocab=6144, n_ctx=512, tied=True
+        ),
         (16, 256),
     ),
     "GPT-2 124M": (

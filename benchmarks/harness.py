@@ -47,7 +47,7 @@ def compile_program(program: Program) -> tuple[Callable, dict]:
 
 
 def run(programs: Sequence[Program], repeats: int) -> Iterator[dict]:
-    """One row per program; all of them are called in turn, `repeats` times, so that a busy machine disturbs all alike."""
+    """One row per program; all are called in turn, `repeats` times, so that a busy machine disturbs all alike."""
     ready = [compile_program(p) for p in programs]
     errors = []
     for p, (call, _) in zip(programs, ready, strict=True):

@@ -15,7 +15,7 @@ N, LENGTH, CHUNK = 1024, 32, 64
 
 
 def rows(repeats: int) -> list[dict]:
-    """1,024 neurons of one layer (the middle one), one prompt of 32 tokens; the result is the last position's logits."""
+    """1,024 neurons of one layer (the middle one), one prompt of 32 tokens; the result: the last position's logits."""
     found = []
     for name, (cfg, _) in SHAPES.items():
         weights = init(cfg, jax.random.key(0))

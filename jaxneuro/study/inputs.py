@@ -63,8 +63,8 @@ def load_inputs(config: StudyConfig) -> Inputs:
     tokenizer = load_tokenizer(config.model)
     if tokenizer.n_vocab > model.cfg.d_vocab:
         raise UserError(
-            f"the tokenizer of {config.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: they do "
-            "not belong together. Use the tokenizer that the model was trained with."
+            f"the tokenizer of {config.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: "
+            "they do not belong together. Use the tokenizer that the model was trained with."
         )
     groups = read_groups(config.groups)
     require_groups(groups, 2)
@@ -111,8 +111,8 @@ def _split(rows: Windows, config: StudyConfig) -> tuple[np.ndarray, np.ndarray]:
         mine = np.flatnonzero(rows.group == k)
         if len(mine) < 2:
             raise UserError(
-                f"group {name!r} has one window of {rows.length} tokens; at least 2 are needed, one to study and one to "
-                "measure on. Add text to it or choose a smaller text.window."
+                f"group {name!r} has one window of {rows.length} tokens; at least 2 are needed, one to study and one "
+                "to measure on. Add text to it or choose a smaller text.window."
             )
         keep = max(1, round(len(mine) * config.text.measured))
         chosen = mine[np.linspace(0, len(mine) - 1, keep).round().astype(int)]
