@@ -34,6 +34,7 @@ mapping of names to sequences of strings, `batches` any `Windows`. A batch is a 
 | `formats.py`, `documents.py` | .txt, .jsonl, .parquet: checked once, then random access in bounded memory | pyarrow |
 | `tokenizer.py`, `pieces.py` | ids, specials, tokens as one shows them, for each kind of vocabulary | transformers |
 | `store.py` | tokenize once, into memory or a cache that proves itself | NumPy |
+| `subset.py` | some of the rows, for splits | NumPy |
 | `windows.py` | packing into rows; labels and their permutations for nulls | NumPy |
 | `batches.py` | shuffle, shards, epochs, resume | Grain |
 
@@ -52,6 +53,7 @@ from .groups import read_groups as read_groups
 from .groups import require_groups as require_groups
 from .store import TokenStore as TokenStore
 from .store import tokenize as tokenize
+from .subset import Subset as Subset
 from .tokenizer import Tokenizer as Tokenizer
 from .tokenizer import load_tokenizer as load_tokenizer
 from .windows import Windows as Windows

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..errors import UserError
+from .subset import Subset
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ type Batch = dict[str, np.ndarray]
 
 
 def batches(
-    windows: Windows,
+    windows: Windows | Subset,
     *,
     batch_size: int,
     seed: int | None = None,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..data import Tokenizer, Windows, load_tokenizer, read_groups, require_groups, windows
+from ..data import Subset, Tokenizer, Windows, batches, load_tokenizer, read_groups, require_groups, windows
 from ..errors import UserError
 from ..models import Transformer, load
 from .config import StudyConfig
@@ -25,10 +25,10 @@ class Inputs:
     model: Transformer
     tokenizer: Tokenizer
     windows: Windows
-    studied: np.ndarray
-    """int [n]: windows for statistics and examples."""
-    measured: np.ndarray
-    """int [m]: windows kept from them, on which effects are measured."""
+    studied: Subset
+    """Windows for statistics, examples and training."""
+    measured: Subset
+    """Windows kept from them, on which effects and reconstructions are measured."""
     site: str
     """Where a neuron is read, all layers: blocks.mlp.gate, say."""
     output: Callable[..., Any]
@@ -43,9 +43,7 @@ class Inputs:
 
     def measured_batches(self) -> list[dict[str, np.ndarray]]:
         """The measured windows in batches of one shape."""
-        size = min(self.config.batch, len(self.measured))
-        padded = np.concatenate([self.measured, np.full(-len(self.measured) % size, len(self.windows))])
-        return [self.windows.rows(padded[i : i + size]) for i in range(0, len(padded), size)]
+        return list(batches(self.measured, batch_size=min(self.config.batch, len(self.measured))))
 
     def fingerprint(self) -> dict[str, str]:
         """What text and which model this is, by content."""
@@ -104,7 +102,7 @@ def _site(asked: str | None, cfg: Any) -> str:
     return site if site.startswith("blocks.") else f"blocks.{site}"
 
 
-def _split(rows: Windows, config: StudyConfig) -> tuple[np.ndarray, np.ndarray]:
+def _split(rows: Windows, config: StudyConfig) -> tuple[Subset, Subset]:
     """Every group's windows into studied and measured ones, the measured spread evenly over the group."""
     studied, measured = [], []
     for k, name in enumerate(rows.group_names):
@@ -118,7 +116,7 @@ def _split(rows: Windows, config: StudyConfig) -> tuple[np.ndarray, np.ndarray]:
         chosen = mine[np.linspace(0, len(mine) - 1, keep).round().astype(int)]
         studied.append(np.setdiff1d(mine, chosen))
         measured.append(chosen[: config.effect.windows_per_group])
-    return np.concatenate(studied), np.concatenate(measured)
+    return Subset(rows, np.concatenate(studied)), Subset(rows, np.concatenate(measured))
 
 
 def _check_finite(weights: Any, name: str) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ..activations import rich_progress, run
-from ..data import batches
+from ..data import batches, shuffled_labels
 from ..io import read_json, save_npz, write_json
 from ..neurons import (
     GroupStatistics,
@@ -22,7 +22,6 @@ from ..neurons import (
     expertise,
     four_stages,
     group_statistics,
-    label_table,
     neuron_examples,
     selectivity,
 )
@@ -43,9 +42,9 @@ class Step(NamedTuple):
 
 def statistics(inputs: Inputs, folder: RunFolder) -> None:
     """Stream every group's text through the model; per neuron and group: counts, moments, histogram, examples."""
-    config, rows = inputs.config, inputs.windows
-    table = np.full((len(rows), 1 + config.select.shuffles), -1, np.int32)  # measured windows stay out
-    table[inputs.studied] = label_table(rows.group[inputs.studied], config.select.shuffles, config.seed)
+    config, rows = inputs.config, inputs.studied
+    table = np.full((len(inputs.windows), 1 + config.select.shuffles), -1, np.int32)
+    table[rows.indices] = shuffled_labels(rows.group, config.select.shuffles, config.seed)
     method = group_statistics(
         inputs.model.apply,
         inputs.site,
@@ -77,13 +76,7 @@ def select(inputs: Inputs, folder: RunFolder) -> None:
     names = ("entropy", "lape_member", "score", "label", "member", "n_active", "significant")
     arrays = {name: getattr(found, name) for name in names}
     save_npz(folder / "neurons.npz", **arrays, ap=expert.ap, ap_negative=expert.ap_negative, chance=expert.chance)
-    counts = {
-        name: getattr(found.counts, name).tolist()
-        for name in ("specific", "related", "agnostic", "lape", "significant")
-    }
-    null = {
-        name: getattr(found.null, name).tolist() for name in ("specific", "related", "agnostic", "lape", "significant")
-    }
+    counts, null = ({k: v.tolist() for k, v in vars(c).items()} for c in (found.counts, found.null))
     grouped = found.counts.specific.sum(0) + found.counts.related.sum(0)
     stages = four_stages(grouped, found.counts.agnostic)._asdict() if len(grouped) >= 4 else None
     write_json(
@@ -208,7 +201,7 @@ def _doses(
             layers[which],
             neurons[which],
             values,
-            inputs.measured_batches()[:1] if len(inputs.measured) <= inputs.config.batch else inputs.measured_batches(),
+            inputs.measured_batches(),
             len(inputs.groups),
             promoted=None if promoted is None else promoted[which, :3],
             measure=inputs.measure,

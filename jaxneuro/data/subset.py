@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Some of the windows, in the same clothes: for a split into studied and measured text, say."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from .windows import Windows
+
+CHUNK = 1024
+"""Rows looked at together when tokens are counted."""
+
+
+class Subset(Sequence[dict[str, np.ndarray]]):
+    """Chosen windows of a `Windows`; `batches`, `harvest` and the statistics take it like the whole.
+
+    A row's `window` stays its number in the whole, so labels and examples need no translation.
+
+    Args:
+      base: all windows.
+      indices: numbers of the chosen ones, in the order wanted.
+    Raises:
+      UserError: a number outside the windows, or none at all.
+    """
+
+    def __init__(self, base: Windows, indices: Sequence[int] | np.ndarray):
+        self.base, self.indices = base, np.asarray(indices, np.int64)
+        if not self.indices.size or self.indices.min() < 0 or self.indices.max() >= len(base):
+            raise UserError(f"a subset needs window numbers from 0 to {len(base) - 1}, at least one of them.")
+        self.group_names, self.length, self.tokenizer = base.group_names, base.length, base.tokenizer
+        self.group = base.group[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return self.rows(range(*i.indices(len(self))))
+        return self.base[int(self.indices[i])]
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Windows stacked on axis 0; an index past the end gives a filler row, as in `Windows.rows`."""
+        at = np.asarray(indices, np.int64)
+        inside = at < len(self)
+        return self.base.rows(np.where(inside, self.indices[np.where(inside, at, 0)], len(self.base)))
+
+    @cached_property
+    def tokens_per_group(self) -> np.ndarray:
+        """int64 [n_groups]: counted tokens of the chosen windows."""
+        total = np.zeros(len(self.group_names), np.int64)
+        for start in range(0, len(self), CHUNK):
+            rows = self.rows(range(start, min(start + CHUNK, len(self))))
+            np.add.at(total, rows["group"], rows["counted"].sum(1))
+        return total
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the whole's fingerprint and the chosen numbers."""
+        return hashlib.sha256(self.base.fingerprint.encode() + self.indices.tobytes()).hexdigest()
