@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names for neurons from the weights alone: the tokens that a neuron's direction promotes and suppresses."""
+
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..errors import UserError, unknown
+from ..models import unembedding
+
+_FULL = jax.lax.Precision.HIGHEST
+
+
+class Decoded(NamedTuple):
+    """Tokens along each direction, best first. Leading axes are those of the directions."""
+
+    promoted: Int[Array, "*n k"]
+    promoted_score: Float[Array, "*n k"]
+    suppressed: Int[Array, "*n k"]
+    suppressed_score: Float[Array, "*n k"]
+    """The lowest scores, lowest first."""
+    logsumexp: Float[Array, "*n"]
+    """Of the scores over the vocabulary: exp(promoted_score - logsumexp) is softmax's probability (variant "logit")."""
+
+
+class _Best(NamedTuple):
+    top: tuple[Array, Array]
+    bottom: tuple[Array, Array]
+    peak: Array
+    total: Array
+
+
+@partial(jax.jit, static_argnames=("k", "chunk", "centred", "variant"))
+def decode_directions(
+    directions: Float[Array, "n d_model"],
+    unembed: Float[Array, "d_model d_vocab"],
+    k: int = 10,
+    *,
+    chunk: int = 4096,
+    centred: bool = True,
+    variant: Literal["logit", "cosine", "zscore"] = "logit",
+    population: Float[Array, "m d_model"] | None = None,
+) -> Decoded:
+    """Top-k and bottom-k tokens of directions in the residual stream.
+
+        logit:   s[n, v] = d_n . u_v
+        cosine:  s[n, v] = d_n . u_v / (|d_n| |u_v|)
+        zscore:  s[n, v] = (d_n . u_v - mean_m d_m . u_v) / std_m d_m . u_v      over the population
+
+    The vocabulary is walked in chunks with a running top-k and a running log-sum-exp: [n, d_vocab] never exists. The
+    z-score's mean and spread per token come from the population's mean and covariance, again without [m, d_vocab].
+
+    Args:
+      directions: one per row; any float dtype, accumulated in float32.
+      unembed: W_U.
+      k: tokens on each side; equal scores are ordered by token number.
+      chunk: tokens at a time.
+      centred: subtract from every u_v the mean over the vocabulary. Softmax does not see it; cosines and z-scores do.
+      variant: rare tokens with a large |u_v| win many plain logits; cosine and zscore take that away.
+      population: directions over which "zscore" standardises; None: `directions`.
+    Returns:
+      Decoded.
+    Source: arXiv 2501.02688 (input directions, softmax of W_U w); variants ours.
+    Example:
+      >>> decode_directions(jnp.eye(4)[:2], jnp.eye(4), k=1).promoted.tolist()
+      [[0], [1]]
+    """
+    d, u = directions.astype(jnp.float32), unembed.astype(jnp.float32)
+    size = u.shape[1]
+    k, chunk = min(k, size), min(max(chunk, k), size)
+    mean_u = jnp.mean(u, 1, keepdims=True) if centred else jnp.zeros((u.shape[0], 1), jnp.float32)
+    offset, spread = _population(d if population is None else population.astype(jnp.float32))
+    if variant == "cosine":
+        d = d / jnp.maximum(jnp.linalg.norm(d, axis=-1, keepdims=True), jnp.float32(1e-30))
+    if variant == "zscore":
+        d = d - offset
+
+    def score(piece: Array) -> Array:
+        piece = piece - mean_u
+        s = jnp.matmul(d, piece, precision=_FULL)
+        if variant == "cosine":
+            s = s / jnp.maximum(jnp.linalg.norm(piece, axis=0), jnp.float32(1e-30))
+        if variant == "zscore":
+            var = jnp.einsum("dv,de,ev->v", piece, spread, piece, precision=_FULL)
+            s = s / jnp.sqrt(jnp.maximum(var, jnp.float32(1e-30)))
+        return s
+
+    def one(best: _Best, start: Array) -> tuple[_Best, None]:
+        # the last chunk is moved back to end at the vocabulary's end; what it repeats is masked out
+        at = jnp.minimum(start, size - chunk)
+        token = at + jnp.arange(chunk, dtype=jnp.int32)
+        s, fresh = score(jax.lax.dynamic_slice_in_dim(u, at, chunk, 1)), token >= start
+        up, down = (jnp.where(fresh, v, -jnp.inf) for v in (s, -s))
+        peak = jnp.maximum(best.peak, jnp.max(up, 1))
+        total = best.total * jnp.exp(best.peak - peak) + jnp.sum(jnp.exp(up - peak[:, None]), 1)
+        return _Best(_keep(best.top, up, token, k), _keep(best.bottom, down, token, k), peak, total), None
+
+    n = d.shape[0]
+    empty = (jnp.full((n, k), -jnp.inf, jnp.float32), jnp.full((n, k), size, jnp.int32))
+    start = _Best(empty, empty, jnp.full((n,), -jnp.inf, jnp.float32), jnp.zeros((n,), jnp.float32))
+    best, _ = jax.lax.scan(one, start, jnp.arange(0, size, chunk, dtype=jnp.int32))
+    return Decoded(best.top[1], best.top[0], best.bottom[1], -best.bottom[0], best.peak + jnp.log(best.total))
+
+
+def _keep(best: tuple[Array, Array], s: Array, token: Array, k: int) -> tuple[Array, Array]:
+    values, index = jax.lax.top_k(jnp.concatenate([best[0], s], 1), k)
+    tokens = jnp.concatenate([best[1], jnp.broadcast_to(token, s.shape)], 1)
+    return values, jnp.take_along_axis(tokens, index, 1)
+
+
+def _population(d: Array) -> tuple[Array, Array]:
+    mean = jnp.mean(d, 0)
+    centred = d - mean
+    return mean, jnp.matmul(centred.T, centred, precision=_FULL) / jnp.float32(d.shape[0])
+
+
+_SIDES: Final = ("output", "input", "gate")
+
+
+def neuron_directions(
+    weights: Any, cfg: Any, side: Literal["output", "input", "gate"] = "output", *, fold_norm: bool = True
+) -> Float[Array, "layer neuron d_model"]:
+    """What each MLP neuron writes to the residual stream ("output") or reads from it ("input", "gate").
+
+    output: a row of W_down. input: a column of W_up, gate: of W_gate. With `fold_norm` the norm between the direction
+    and the matrix it is compared with is folded in: its gain multiplies the direction (output: the final norm; input
+    and gate: the norm before the MLP, of pre-norm models), and for LayerNorm, which ignores the mean of its input, the
+    direction is centred over d_model.
+
+    Raises:
+      UserError: unknown side; "gate" of an MLP without one.
+    """
+    names = {"output": "down", "input": "up", "gate": "gate"}
+    if side not in names:
+        raise unknown("side", side, _SIDES, where="neuron_directions")
+    mlp = weights["blocks"]["mlp"]
+    if names[side] not in mlp:
+        raise UserError(f"neuron_directions: the MLPs of this {cfg.family} model have no gate. Use side='input'.")
+    w = mlp[names[side]].astype(jnp.float32)
+    d = w if side == "output" else jnp.swapaxes(w, 1, 2)
+    if not fold_norm:
+        return d
+    layer_norm = cfg.norm == "layer"
+    if side == "output":  # gain * (d - mean(d)): what the final norm makes of the direction, up to its scale
+        if "final_norm" not in weights:
+            return d
+        return _centre(d, layer_norm) * weights["final_norm"]["scale"].astype(jnp.float32)
+    if cfg.norm_placement != "pre":
+        return d
+    # w . (gain * (x - mean(x))) = (gain * w - mean(gain * w)) . x
+    return _centre(d * weights["blocks"]["ln2"]["scale"][:, None].astype(jnp.float32), layer_norm)
+
+
+def _centre(d: Array, yes: bool) -> Array:
+    return d - jnp.mean(d, -1, keepdims=True) if yes else d
+
+
+def decode_neurons(
+    weights: Any,
+    cfg: Any,
+    layers: np.ndarray | None = None,
+    neurons: np.ndarray | None = None,
+    *,
+    k: int = 10,
+    side: Literal["output", "input", "gate"] = "output",
+    fold_norm: bool = True,
+    centred: bool = True,
+    variant: Literal["logit", "cosine", "zscore"] = "logit",
+    chunk: int = 4096,
+) -> Decoded:
+    """Decode chosen neurons through the LM head, or all of them.
+
+    Args:
+      weights, cfg: a model's (`model.weights`, `model.cfg`).
+      layers, neurons: int [n], the neurons. Both None: all, layer by layer.
+      k, centred, variant, chunk: see `decode_directions`; "zscore" standardises over all neurons of the model.
+      side, fold_norm: see `neuron_directions`. With tied embeddings input and output are compared with one matrix.
+    Returns:
+      Decoded with leading axis [n], or [L, F] for all.
+    Raises:
+      UserError: the model has no unembedding (an encoder), or only one of layers and neurons is given.
+    """
+    if not cfg.has_head:
+        raise UserError(
+            f"decode_neurons: this {cfg.family} model has no unembedding, so its neurons have no tokens to be compared "
+            f"with. Describe them from their top examples instead (jaxneuro.neurons.describe)."
+        )
+    if (layers is None) != (neurons is None):
+        raise UserError("decode_neurons: give both layers and neurons, or neither for all.")
+    head = unembedding(weights, cfg)
+    d = neuron_directions(weights, cfg, side, fold_norm=fold_norm)
+    everyone = d.reshape(-1, d.shape[-1]) if variant == "zscore" else None
+    decode = partial(decode_directions, k=k, chunk=chunk, centred=centred, variant=variant, population=everyone)
+    if layers is not None:
+        return decode(d[np.asarray(layers), np.asarray(neurons)], head)
+    return jax.lax.map(lambda layer: decode(layer, head), d)
+
+
+def stability(a: Decoded, b: Decoded) -> float:
+    """Fraction of neurons whose top promoted token is the same in two models (base and fine-tuned)."""
+    return float(np.mean(np.asarray(a.promoted[..., 0]) == np.asarray(b.promoted[..., 0])))

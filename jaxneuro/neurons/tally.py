@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exact integer counters past 2^31 without 64-bit arithmetic on the device."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+_BITS = 30  # low + one batch stays below 2^31 as long as a batch adds less than 2^30
+
+
+class Tally(NamedTuple):
+    """A count split in two int32 arrays: high * 2^30 + low."""
+
+    low: Int[Array, "..."]
+    high: Int[Array, "..."]
+
+
+def tally(shape: tuple[int, ...]) -> Tally:
+    """Counters at zero."""
+    return Tally(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32))
+
+
+def tally_add(t: Tally, counts: Int[Array, "..."]) -> Tally:
+    """Add int32 counts, each below 2^30. Exact up to 2^61."""
+    s = t.low + counts
+    return Tally(s & jnp.int32(2**_BITS - 1), t.high + (s >> _BITS))
+
+
+def tally_total(t: Tally) -> np.ndarray:
+    """The counts as int64, on the host."""
+    return (np.asarray(t.high, np.int64) << _BITS) + np.asarray(t.low, np.int64)
+
+
+def tally_float(t: Tally) -> Float[Array, "..."]:
+    """The counts as float32, on the device: rounded beyond 2^24, good enough as the weight of an average."""
+    return t.low.astype(jnp.float32) + t.high.astype(jnp.float32) * jnp.float32(2**_BITS)

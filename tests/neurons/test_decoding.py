@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.errors import UserError
+from jaxneuro.models import Config, init
+from jaxneuro.neurons import decode_directions, decode_neurons, neuron_directions, stability
+
+LLAMA = Config(n_layers=2, d_model=12, n_heads=2, n_kv_heads=1, d_head=6, d_mlp=10, d_vocab=53, n_ctx=16)
+GPT = Config(
+    n_layers=2, d_model=12, n_heads=2, n_kv_heads=2, d_head=6, d_mlp=10, d_vocab=53, n_ctx=16, gated=False,
+    norm="layer", tied=True, act="gelu",
+)  # fmt: skip
+
+
+def perturbed(cfg):
+    """Gains that are not 1, so that folding them matters."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    return jax.tree.map(lambda a: jnp.asarray(0.3 + rng.normal(size=a.shape), a.dtype), shapes)
+
+
+def dense(d, u, variant, centred):
+    """The whole [n, V] score matrix in float64."""
+    d, u = np.asarray(d, np.float64), np.asarray(u, np.float64)
+    u = u - u.mean(1, keepdims=True) if centred else u
+    s = d @ u
+    if variant == "cosine":
+        s = s / np.linalg.norm(d, axis=1, keepdims=True) / np.linalg.norm(u, axis=0)
+    return (s - s.mean(0)) / s.std(0) if variant == "zscore" else s
+
+
+@pytest.mark.parametrize("variant", ["logit", "cosine", "zscore"])
+def test_chunks_equal_the_dense_matrix(variant):
+    d, u = (np.float32(np.random.default_rng(0).normal(size=s)) for s in [(20, 8), (8, 53)])
+    for centred, chunk in [(True, 16), (False, 53)]:
+        got = decode_directions(d, u, 4, chunk=chunk, centred=centred, variant=variant)
+        s = dense(d, u, variant, centred)
+        order = np.argsort(-s, 1)
+        np.testing.assert_array_equal(np.asarray(got.promoted), order[:, :4])
+        np.testing.assert_array_equal(np.asarray(got.suppressed), order[:, ::-1][:, :4])
+        np.testing.assert_allclose(np.asarray(got.promoted_score), np.take_along_axis(s, order[:, :4], 1), rtol=2e-4)
+        np.testing.assert_allclose(
+            np.asarray(got.suppressed_score), np.take_along_axis(s, order[:, :-5:-1], 1), rtol=2e-4
+        )
+        np.testing.assert_allclose(np.asarray(got.logsumexp), np.log(np.exp(s).sum(1)), rtol=1e-4)
+
+
+def test_equal_scores_are_ordered_by_token_across_chunks():
+    got = decode_directions(jnp.ones((1, 2)), jnp.ones((2, 9)), 3, chunk=4, centred=False)
+    assert got.promoted.tolist() == got.suppressed.tolist() == [[0, 1, 2]]
+    assert decode_directions(jnp.ones((1, 2)), jnp.ones((2, 3)), 10).promoted.shape == (1, 3)
+
+
+def test_no_array_of_neurons_by_vocabulary():
+    d, u = jnp.ones((64, 8)), jnp.ones((8, 20_000))
+    memory = decode_directions.lower(d, u, 5, chunk=256).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 64 * 20_000 * 4 / 2
+
+
+@pytest.mark.parametrize("cfg", [LLAMA, GPT], ids=["llama", "gpt"])
+def test_planted_output_directions_decode_to_their_tokens(cfg):
+    """w_down along what the folded head reads of a token promotes that token; its negative suppresses it."""
+    weights = perturbed(cfg)
+    unembed = weights["embed"]["tok"].T if cfg.tied else weights["head"]["w"]
+    gain = weights["final_norm"]["scale"]
+    planted = {(0, 3): 17, (1, 9): 52, (1, 0): 0}
+    down = weights["blocks"]["mlp"]["down"]
+    for (layer, f), token in planted.items():
+        u = unembed[:, token] - unembed.mean(1)
+        down = down.at[layer, f].set(-u / gain if f == 0 else u / gain)
+    weights["blocks"]["mlp"]["down"] = down
+    layers, neurons = np.array([list(p) for p in planted]).T
+    got = decode_neurons(weights, cfg, layers, neurons, k=3, chunk=20, variant="cosine")
+    assert got.promoted[:2, 0].tolist() == [17, 52]
+    assert int(got.suppressed[2, 0]) == 0
+    everything = decode_neurons(weights, cfg, k=3, chunk=20, variant="cosine")
+    assert everything.promoted.shape == (2, 10, 3)
+    np.testing.assert_array_equal(everything.promoted[layers, neurons], got.promoted)
+    assert stability(everything, everything) == 1.0
+
+
+@pytest.mark.parametrize("cfg", [LLAMA, GPT], ids=["llama", "gpt"])
+def test_folding_gives_what_the_norms_do(cfg):
+    """Output: adding eps d before the final norm moves the logits along the folded direction, at fixed norm scale.
+    Input: the neuron's pre-activation is the folded direction times the residual stream over the norm's scale."""
+    weights = perturbed(cfg)
+    x = jax.random.normal(jax.random.key(3), (cfg.d_model,))
+    centred = x - x.mean() if cfg.norm == "layer" else x
+    out = neuron_directions(weights, cfg, "output")[1, 4]
+    raw = weights["blocks"]["mlp"]["down"][1, 4]
+    expected = (raw - raw.mean() if cfg.norm == "layer" else raw) * weights["final_norm"]["scale"]
+    np.testing.assert_allclose(np.asarray(out), np.asarray(expected), atol=1e-6)
+    read = neuron_directions(weights, cfg, "input")[1, 4]
+    pre = (centred * weights["blocks"]["ln2"]["scale"][1]) @ weights["blocks"]["mlp"]["up"][1, :, 4]
+    assert float(read @ x) == pytest.approx(float(pre), rel=1e-4, abs=1e-5)
+    plain = neuron_directions(weights, cfg, "input", fold_norm=False)[1, 4]
+    np.testing.assert_array_equal(np.asarray(plain), np.asarray(weights["blocks"]["mlp"]["up"][1, :, 4]))
+
+
+def test_zscore_standardises_over_all_neurons():
+    weights = perturbed(LLAMA)
+    d = np.asarray(neuron_directions(weights, LLAMA)).reshape(-1, LLAMA.d_model)
+    s = dense(d, weights["head"]["w"], "zscore", True)
+    got = decode_neurons(weights, LLAMA, [1], [3], k=2, variant="zscore")
+    order = np.argsort(-s[13])[:2]
+    np.testing.assert_array_equal(np.asarray(got.promoted[0]), order)
+    np.testing.assert_allclose(np.asarray(got.promoted_score[0]), s[13][order], rtol=1e-3)
+
+
+def test_errors():
+    encoder = Config(
+        n_layers=1, d_model=4, n_heads=1, n_kv_heads=1, d_head=4, d_mlp=4, d_vocab=8, n_ctx=8, has_head=False
+    )
+    with pytest.raises(UserError, match="no unembedding"):
+        decode_neurons({}, encoder)
+    with pytest.raises(UserError, match="have no gate"):
+        neuron_directions(perturbed(GPT), GPT, "gate")
+    with pytest.raises(UserError, match="Did you mean 'output'"):
+        neuron_directions({}, GPT, "outputs")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="both layers and neurons"):
+        decode_neurons({}, LLAMA, layers=[0])  # type: ignore[arg-type]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.errors import UserError
+from jaxneuro.neurons import (
+    average_precision,
+    chance_precision,
+    expertise,
+    histogram_average_precision,
+    label_table,
+    response_histogram,
+)
+
+
+def reference(score, true):
+    """Every distinct score as a threshold, one after another."""
+    ap = recall = 0.0
+    for threshold in np.unique(score)[::-1]:
+        chosen = score >= threshold
+        new = (chosen & true).sum() / true.sum()
+        ap += (new - recall) * (chosen & true).sum() / chosen.sum()
+        recall = new
+    return ap
+
+
+@pytest.mark.parametrize("levels", [2, 5, 40, 10**6])
+def test_equals_a_loop_over_thresholds_with_ties(levels):
+    rng = np.random.default_rng(levels)
+    score = rng.integers(0, levels, 120).astype(np.float32)
+    true = rng.random(120) < 0.3
+    assert float(average_precision(jnp.asarray(score), jnp.asarray(true))) == pytest.approx(
+        reference(score, true), abs=1e-6
+    )
+
+
+def test_all_groups_both_signs_and_chunks():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 50).astype(np.int32)
+    responses = rng.integers(0, 9, (50, 2, 7)).astype(np.float32)
+    got = expertise(responses, label, 3, chunk=4)
+    for layer in range(2):
+        for f in range(7):
+            for k in range(3):
+                r = responses[:, layer, f]
+                assert got.ap[layer, f, k] == pytest.approx(reference(r, label == k), abs=1e-6)
+                assert got.ap_negative[layer, f, k] == pytest.approx(reference(-r, label == k), abs=1e-6)
+    np.testing.assert_array_equal(expertise(responses, label, 3, chunk=14).ap, got.ap)
+
+
+def test_chance_is_the_mean_over_permutations():
+    rng = np.random.default_rng(1)
+    true = np.arange(30) < 6
+    values = [reference(rng.permutation(30), true) for _ in range(500)]
+    assert float(chance_precision(6, 30)) == pytest.approx(np.mean(values), abs=3 * np.std(values) / 500**0.5)
+    many = expertise(rng.normal(size=(300, 1, 200)).astype(np.float32), np.arange(300) % 3, 3)
+    np.testing.assert_allclose(many.ap.mean((0, 1)), many.chance, atol=0.01)
+    np.testing.assert_allclose(many.chance, 1 / 3, atol=0.02)
+
+
+@pytest.mark.parametrize(("bins", "error"), [(64, 0.03), (256, 0.01), (1024, 0.003)])
+def test_streaming_form_is_within_the_stated_error(bins, error):
+    rng = np.random.default_rng(0)
+    label = (np.arange(1500) < 300).astype(np.int32)
+    responses = (rng.normal(size=(1500, 2, 50)) + label[:, None, None]).astype(np.float32)
+    edges = jnp.linspace(responses.min(), responses.max(), bins + 1)
+    histogram = jnp.zeros((2, 50, 2, bins), jnp.int32)
+    for part in np.split(np.arange(1500), 5):
+        histogram = response_histogram(histogram, responses[part], jnp.asarray(label[part]), edges)
+    assert (np.asarray(histogram.sum(-1)) == [1200, 300]).all()
+    difference = np.asarray(histogram_average_precision(histogram)) - expertise(responses, label, 2).ap
+    assert np.abs(difference).max() < error
+    assert difference.mean() < 0  # ties count as errors
+    assert np.abs(difference).max() > 1e-6
+
+
+def test_streaming_form_is_exact_when_bins_hold_equal_values():
+    rng = np.random.default_rng(2)
+    label = rng.integers(0, 3, 90).astype(np.int32)
+    responses = rng.integers(0, 6, (90, 1, 4)).astype(np.float32)
+    edges = jnp.arange(7, dtype=jnp.float32) - 0.5
+    label[-1] = -1  # left out
+    h = response_histogram(jnp.zeros((1, 4, 3, 6), jnp.int32), jnp.asarray(responses), jnp.asarray(label), edges)
+    want = expertise(responses[:-1], label[:-1], 3).ap
+    np.testing.assert_allclose(np.asarray(histogram_average_precision(h)), want, atol=1e-6)
+
+
+def test_planted_neurons_are_experts_and_shuffled_labels_have_none(toy, table):
+    got = expertise(table.responses, table.response_group, toy.K)
+    for k, places in toy.planted.items():
+        for layer, f in places:
+            assert got.ap[layer, f, k] > 0.999
+    shuffled = label_table(table.response_group, 1, seed=0)[:, 1]
+    assert expertise(table.responses, shuffled, toy.K).ap.max() < 0.9
+
+
+def test_a_group_without_windows_is_refused():
+    with pytest.raises(UserError, match=r"\[2, 0\]"):
+        expertise(np.zeros((2, 1, 1)), np.zeros(2), 2)
