@@ -45,6 +45,11 @@ class Inputs:
         """The measured windows in batches of one shape."""
         return list(batches(self.measured, batch_size=min(self.config.batch, len(self.measured))))
 
+    def named(self, tokens: np.ndarray, scores: np.ndarray) -> list[list[Any]]:
+        """[[token string, score], ...] of one row of token ids."""
+        strings = self.tokenizer.token_strings(np.asarray(tokens).tolist())
+        return [[t, float(s)] for t, s in zip(strings, scores, strict=True)]
+
     def fingerprint(self) -> dict[str, str]:
         """What text and which model this is, by content."""
         return {"text": self.windows.fingerprint, "model": _fingerprint(self.model.weights)}

@@ -124,7 +124,7 @@ def notes(inputs: Inputs) -> list[str]:
     found = [
         f"A neuron is one coordinate of {inputs.site}; it fires where its value is above 0.",
         "Special tokens and padding are in no statistic.",
-        f"Effects and reconstructions are measured on {len(inputs.measured)} windows that nothing was chosen or trained on.",
+        f"Effects are measured on {len(inputs.measured)} windows on which nothing was chosen or trained.",
     ]
     if inputs.measure != "loss":
         found.append("This model has no next-token loss; effects are shifts of its mean-pooled last hidden state.")

@@ -145,8 +145,9 @@ def cards(inputs: Inputs, folder: RunFolder) -> None:
     if inputs.model.cfg.has_head:
         decoded = decode_neurons(inputs.model.weights, inputs.model.cfg, layers, neurons, k=inputs.config.cards.tokens)
         promoted = np.asarray(decoded.promoted)
-        shown["promoted"] = _named(inputs, decoded.promoted, decoded.promoted_score)
-        shown["suppressed"] = _named(inputs, decoded.suppressed, decoded.suppressed_score)
+        for side in ("promoted", "suppressed"):
+            pairs = zip(np.asarray(getattr(decoded, side)), np.asarray(getattr(decoded, f"{side}_score")), strict=True)
+            shown[side] = [inputs.named(*pair) for pair in pairs]
     shown["dose"] = _doses(inputs, layers, neurons, owner, promoted)
     write_json(folder / "cards.json", shown)
 
@@ -161,11 +162,6 @@ def _chosen_neurons(table: dict[str, np.ndarray], inputs: Inputs) -> tuple[np.nd
             found.setdefault((int(layer), int(neuron)), k)
     pairs = np.array(list(found), np.int32).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1], np.array(list(found.values()), np.int32)
-
-
-def _named(inputs: Inputs, tokens: Any, scores: Any) -> list[list[list[Any]]]:
-    strings = [inputs.tokenizer.token_strings(row) for row in np.asarray(tokens).tolist()]
-    return [[[t, float(s)] for t, s in zip(*row, strict=True)] for row in zip(strings, np.asarray(scores), strict=True)]
 
 
 def largest_values(inputs: Inputs, site: str) -> np.ndarray:
