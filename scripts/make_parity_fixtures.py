@@ -88,7 +88,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
         {
             **_LLAMA,
             "head_dim": 8,
-            **_rope("yarn", factor=4.0, beta_fast=4.0, beta_slow=0.5, original_max_position_embeddings=16),
+            **_rope("yarn", factor=4.0, beta_fast=0.5, beta_slow=0.15, original_max_position_embeddings=16),
         },
     ),
     "llama-yarn-mscale": (
@@ -99,8 +99,8 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
             **_rope(
                 "yarn",
                 factor=4.0,
-                beta_fast=4.0,
-                beta_slow=0.5,
+                beta_fast=0.5,
+                beta_slow=0.15,
                 mscale=1.5,
                 mscale_all_dim=0.5,
                 truncate=False,

@@ -28,7 +28,7 @@ class Visible(NamedTuple):
 
     causal: bool
     window: Int[Array, ""] | None
-    """Keys 0 <= query - key < window if causal, else |query - key| < window."""
+    """How far back a query sees: query - key < window."""
     mask: Bool[Array, "batch key"] | None
 
     def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
@@ -38,7 +38,7 @@ class Visible(NamedTuple):
         if self.causal:
             found.append(distance[None] >= 0)
         if self.window is not None:
-            found.append(jnp.abs(distance)[None] < self.window)
+            found.append(distance[None] < self.window)
         if self.mask is not None:
             found.append(self.mask[:, None, : keys.shape[0]])
         out = None

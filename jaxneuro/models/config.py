@@ -76,6 +76,8 @@ class Config:
             object.__setattr__(self, "windows", ())
         elif len(self.windows) != self.n_layers:
             raise UserError(f"windows has {len(self.windows)} entries for {self.n_layers} layers.")
+        elif not self.causal:
+            raise UserError("windows look back from a query, so they need causal=True.")
 
     def window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees, itself included; None: all that the mask allows."""

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Would the parity test notice? Every switch of Config is set wrong, one at a time, and must change the output.
+
+"Caught" is an error of 2e-5 or more: over six times the correct model's own. What survives is listed with the reason.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxneuro.errors import UserError
+from jaxneuro.models import Config
+from jaxneuro.models.layout import flatten, layout, nest, shapes
+
+CAUGHT = 2e-5
+
+# Sizes: a wrong one does not fit the tensors, so `load` refuses it (tests/models/test_checkpoint.py).
+SIZES = {"n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_token_types"}
+# family: which row of the table; pooler: read by `pool` only, whose output test_parity compares.
+NOT_READ = {"family", "pooler"}
+OTHER_ACT = {"relu": "silu", "silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu"}
+
+INVISIBLE = {
+    # Only one of the two lists is used at one length.
+    "llama-longrope-short": {"rope.scaling.long_factor"},
+    "llama-longrope-long": {"rope.scaling.short_factor"},
+    # These two are read only when both are given.
+    "llama-yarn": {"rope.scaling.mscale", "rope.scaling.mscale_all_dim"},
+}
+
+
+def mutants(cfg: Config):
+    """{name: a configuration with one switch wrong}."""
+    out = {"act": {"act": OTHER_ACT[cfg.act]}, "norm_eps": {"norm_eps": cfg.norm_eps * 2}}
+    out["norm"] = {"norm": "rms" if cfg.norm == "layer" else "layer"}
+    out["norm_placement"] = {"norm_placement": "post" if cfg.norm_placement == "pre" else "pre"}
+    out["attn_scale"] = {"attn_scale": 1.02 * cfg.d_head**-0.5}
+    flags = [f.name for f in dataclasses.fields(cfg) if f.type == "bool" or f.type is bool]
+    out |= {flag: {flag: not getattr(cfg, flag)} for flag in flags if flag not in NOT_READ}
+    if cfg.windows:
+        del out["causal"]  # refused: windows look back only
+    out |= {f"windows {name}": {"windows": w} for name, w in other_windows(cfg).items()}
+    out |= {name: {"rope": rope} for name, rope in other_ropes(cfg).items()}
+    return {name: dataclasses.replace(cfg, **change) for name, change in out.items()}
+
+
+def other_windows(cfg):
+    if not cfg.causal:
+        return {}
+    if not cfg.windows:
+        return {"everywhere": (8,) * cfg.n_layers, "one layer": (None, 8, None)}
+    around = {f"{d:+}": tuple(w and w + d for w in cfg.windows) for d in (-1, 1)}
+    mixed = {"reversed kinds": tuple(None if w else max(filter(None, cfg.windows)) for w in cfg.windows)}
+    return around | {"none": ()} | (mixed if None in cfg.windows else {})
+
+
+def other_ropes(cfg):
+    if cfg.rope is None:
+        return {}
+    out = {"rope": None, "rope.theta": dataclasses.replace(cfg.rope, theta=1.1 * cfg.rope.theta)}
+    rule = cfg.rope.scaling
+    if rule is not None:
+        out["rope.scaling"] = dataclasses.replace(cfg.rope, scaling=None)
+        for field in dataclasses.fields(rule):
+            wrong = dataclasses.replace(rule, **{field.name: other(getattr(rule, field.name))})
+            out[f"rope.scaling.{field.name}"] = dataclasses.replace(cfg.rope, scaling=wrong)
+    return out
+
+
+def other(value):
+    if value is None:  # attention_factor, mscale: taken from the others when absent
+        return 1.05
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return tuple(1.1 * v for v in value)
+    return type(value)(2 * value)
+
+
+def refit(weights, cfg):
+    """The leaves that a configuration has; 0.1 where the checkpoint has none."""
+    flat = flatten(weights)
+    return nest({leaf: flat.get(leaf, jnp.full(shape, 0.1)) for leaf, shape in shapes(cfg).items()})
+
+
+def test_every_switch_is_covered(case):
+    names = {name.split(" ")[0].split(".")[0] for name in mutants(case.model.cfg)}
+    everything = {f.name for f in dataclasses.fields(Config)}
+    optional = {n for n in ("windows", "rope", "causal") if n not in names}
+    assert names | SIZES | NOT_READ | optional == everything
+
+
+def test_wrong_switches_change_the_output(case):
+    survivors = set()
+    with jax.disable_jit():  # operation by operation: nothing to compile for each mutant
+        assert case.error(case.run(case.model.weights)) < CAUGHT / 2
+        for name, cfg in mutants(case.model.cfg).items():
+            out = case.run(refit(case.model.weights, cfg), cfg)
+            if out.shape == case.golden["out"].shape and case.error(out) < CAUGHT:
+                survivors.add(name)
+    expected = INVISIBLE.get(case.folder.name, set())
+    if not case.model.cfg.has_head:
+        expected = expected | {"tied", "head_transform"}  # there is nothing to tie or transform
+    assert survivors == expected
+
+
+def test_every_leaf_is_read(case):
+    def total(weights):
+        out = case.run(weights)
+        return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))[case.mask].sum()
+
+    with jax.disable_jit():
+        gradients = flatten(jax.grad(total)(case.model.weights))
+    unread = {leaf for leaf in layout(case.model.cfg) if float(jnp.abs(gradients[leaf]).max()) < 1e-4}
+    allowed = {"pooler.w", "pooler.b"} if case.model.cfg.pooler else set()
+    if case.model.cfg.rope is None:
+        allowed |= {"blocks.attn.bk"}  # adds q.b to every key of a row alike, which softmax does not see
+    assert unread == allowed
+
+
+def test_windows_need_a_causal_model(case):
+    with pytest.raises(UserError, match="windows"):
+        dataclasses.replace(case.model.cfg, causal=False, windows=(4,) * case.model.cfg.n_layers)
