@@ -48,6 +48,8 @@ class EffectConfig:
     """Measured windows per group."""
     random_sets: int = 10
     """Random sets per group, matched in size per layer."""
+    batch: int = 12
+    """Windows per forward pass."""
     chunk: int = 8
     """Interventions run together; memory grows with it."""
 
@@ -151,6 +153,7 @@ _RANGES = {
     "select.shuffles": (1, None),
     "effect.windows_per_group": (1, None),
     "effect.random_sets": (10, None),
+    "effect.batch": (1, None),
     "effect.chunk": (1, None),
     "dictionary.expansion": (1, None),
     "dictionary.k": (1, None),

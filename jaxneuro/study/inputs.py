@@ -43,7 +43,7 @@ class Inputs:
 
     def measured_batches(self) -> list[dict[str, np.ndarray]]:
         """The measured windows in batches of one shape."""
-        return list(batches(self.measured, batch_size=min(self.config.batch, len(self.measured))))
+        return list(batches(self.measured, batch_size=min(self.config.effect.batch, len(self.measured))))
 
     def named(self, tokens: np.ndarray, scores: np.ndarray) -> list[list[Any]]:
         """[[token string, score], ...] of one row of token ids."""
