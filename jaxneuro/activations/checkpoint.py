@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's folder of checkpoints, written by Orbax: whole or absent, recognisable, exact."""
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ class Checkpoints:
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
         import orbax.checkpoint as ocp
 
+        logging.getLogger("absl").addFilter(_said_by_us)
         self.folder = folder.absolute()
         self._claim(plain(identity))
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
@@ -100,14 +102,22 @@ class Checkpoints:
             items["arrays"] = args.StandardSave({str(i): a for i, a in enumerate(arrays)})
         try:
             self._manager.wait_until_finished()
+            self._probe()
             self._manager.save(step, args=args.Composite(**items), force=True)
             if wait:
                 self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as e:
             raise UserError(
-                f"the checkpoint of step {step} (or the one before it) could not be written to {self.folder}: {e}. "
-                f"The last whole one there is of step {self._whole()}; make room and run the same command to go on."
+                f"the checkpoint of step {step} (or the one before it) could not be written to {self.folder}: "
+                f"{_brief(e)}. The last whole one there is of step {self._whole()}; make room and run the same command "
+                f"to go on."
             ) from e
+
+    def _probe(self) -> None:
+        """Orbax's threads wait minutes for a folder that another of them could not make: see that one can be made."""
+        probe = self.folder / ".probe"
+        probe.mkdir(exist_ok=True)
+        probe.rmdir()
 
     def _whole(self) -> int | None:
         self._manager.reload()
@@ -120,7 +130,7 @@ class Checkpoints:
             others = [s for s in self._manager.all_steps() if s != step]
             way = f"delete it to go on from step {max(others)}" if others else "delete the folder to start again"
             raise UserError(
-                f"the checkpoint {self.folder / str(step)} is damaged ({type(e).__name__}: {e}): {way}."
+                f"the checkpoint {self.folder / str(step)} is damaged ({type(e).__name__}: {_brief(e)}): {way}."
             ) from e
 
     def close(self) -> None:
@@ -128,7 +138,17 @@ class Checkpoints:
         try:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as e:
-            raise UserError(f"the last checkpoint could not be written to {self.folder}: {e}.") from e
+            raise UserError(f"the last checkpoint could not be written to {self.folder}: {_brief(e)}.") from e
+
+
+def _said_by_us(record: logging.LogRecord) -> bool:
+    """Orbax's threads log the tracebacks of a failed write before it raises; the error raised here says it once."""
+    return not (record.exc_info and str(record.msg).startswith("[process="))
+
+
+def _brief(e: Exception) -> str:
+    """TensorStore's messages go on with source locations."""
+    return str(e).partition(" [")[0][:300]
 
 
 def need_space(folder: Path, n_bytes: int, what: str) -> None:

@@ -56,9 +56,9 @@ def moments() -> Method:
 
     Batches are merged by Chan's formula; a batch's own mean and M2 take two passes over it, the second correcting the
     first. Running values carry their rounding error along (TwoSum), so neither a mean far from zero nor many batches
-    cost digits: variances agree with a float64 computation to about 1e-6, means to 1e-6 standard deviations. Rows whose mask is False count
-    nowhere, whatever they hold (NaN too); an unmasked NaN gives NaN. A mask of more axes, [batch, pos], goes
-    with x [batch, pos, *row].
+    cost digits: variances agree with a float64 computation to about 1e-6, means to 1e-6 standard deviations. Rows
+    whose mask is False count nowhere, whatever they hold (NaN too); an unmasked NaN gives NaN. A mask of more axes,
+    [batch, pos], goes with x [batch, pos, *row].
 
     Returns:
       Method with finish -> Moments; info: tokens (rows counted so far) and std (root of the mean variance).
@@ -106,7 +106,7 @@ def _step(s: MomentsState, batch: Any) -> tuple[MomentsState, dict[str, Array]]:
     count = _count(s.rows, n)
     share = jnp.where(n > 0, n_b / jnp.maximum(_float(count), 1), 0)
     start = before == 0  # the first mean is taken over whole: as an increment it would be rounded
-    mean = tuple(jnp.where(start, b, a) for a, b in zip(s.mean, (mean_b, rest / n_b), strict=True))
+    mean = jnp.where(start, mean_b, s.mean[0]), jnp.where(start, rest / n_b, s.mean[1])
     delta = jnp.where(start, 0, (mean_b - mean[0]) + (rest / n_b - mean[1]))
     new = MomentsState(
         count,

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run per folder, whoever died before."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxneuro.activations.lock import exclusive
+from jaxneuro.errors import UserError
+
+HOLD = """
+import sys, time
+from jaxneuro.activations.lock import exclusive
+with exclusive(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def write(path, **owner):
+    (path / "run.lock").write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()} | owner))
+
+
+def test_a_second_run_is_told_who_holds_it(tmp_path, holder):
+    with pytest.raises(UserError, match=rf"being written by process {holder.pid} on {socket.gethostname()} \(since"):
+        exclusive(tmp_path).__enter__()
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path, holder, caplog):
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / "run.lock").exists()
+    with caplog.at_level(logging.WARNING), exclusive(tmp_path):
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+    assert f"took over the lock that process {holder.pid}" in caplog.text
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_released_after_an_error_and_taken_again(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyError), exclusive(tmp_path / "new"):
+            raise KeyError
+
+
+def test_two_names_in_one_folder_are_two_locks(tmp_path):
+    with exclusive(tmp_path, ".a.lock"), exclusive(tmp_path, ".b.lock"):
+        assert sorted(os.listdir(tmp_path)) == [".a.lock", ".b.lock"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_a_cut_text_is_nobody(tmp_path, text):
+    (tmp_path / "run.lock").write_text(text)
+    with exclusive(tmp_path):
+        pass
+
+
+def test_without_flock_the_text_decides(tmp_path, monkeypatch):
+    def unsupported(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    write(tmp_path)
+    with pytest.raises(UserError, match=f"process {os.getpid()} on"):
+        exclusive(tmp_path).__enter__()
+    write(tmp_path, host="elsewhere")
+    with pytest.raises(UserError, match="on elsewhere"):
+        exclusive(tmp_path).__enter__()
+    write(tmp_path, pid=2**22 + 1)  # above Linux' largest
+    with exclusive(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot use the folder"):
+        exclusive(tmp_path / "file").__enter__()
