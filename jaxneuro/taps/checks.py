@@ -6,10 +6,11 @@ from collections import Counter
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxneuro.errors import UserError, unknown
-from jaxneuro.taps.edits import Edit, broadcasts, describe
+from jaxneuro.taps.edits import ABSOLUTE_AXES, Edit, broadcasts, describe
 from jaxneuro.taps.names import SiteName, parse
 from jaxneuro.taps.survey import Occurrence, Survey
 
@@ -82,8 +83,8 @@ def check_capture(site: str, survey: Survey) -> None:
             _once(visits[n], f" at layer {n}", where)
     elif asked.layers is not None or len(here) > 1:
         raise UserError(
-            f"{where}: which layers the site stands for is calculated when the program runs, so single layers cannot be "
-            f"told apart. Make the layer index with jnp.arange inside the function, or ask for all: {asked.name!r}."
+            f"{where}: which layers the site stands for is calculated when the program runs, so single layers cannot "
+            f"be told apart. Make the layer index with jnp.arange inside the function, or ask for all: {asked.name!r}."
         )
 
 
@@ -100,67 +101,65 @@ def bind_edit(edit: Edit, survey: Survey) -> Edit:
     asked = parse(edit.site)
     where = f"intervene({edit.site!r})"
     here = find(edit.site, survey, "intervene")
-    for o in here:
-        if rule := next((k for k in o.around if k in ("custom_vjp", "custom_jvp")), None):
-            raise UserError(
-                f"{where}: the site is inside a {rule}, whose derivative would not know of the edit. Edit a site "
-                "around it, or let the model take a path without it: `if jaxneuro.taps.wants(site): ...`."
-            )
+    _check_editable(asked, here, where)
+    for axis, index in edit.at.items():
+        _check_axis(axis, index, here, where)
+    layer = None if edit.layer is None else _layer(edit.layer, asked, here, where)
+    per_layer = edit.per_layer
+    if per_layer is None:
+        per_layer = _has_layer_axis(np.shape(edit.args[0]), here[0], where)
+    rows = _rows(edit, asked, here, where) if per_layer else None
+    return dataclasses.replace(edit, layer=layer, per_layer=per_layer, rows=rows)
+
+
+def _check_editable(asked: SiteName, here: list[Occurrence], where: str) -> None:
+    for rule in {k for o in here for k in o.around} & {"custom_vjp", "custom_jvp"}:
+        raise UserError(
+            f"{where}: the site is inside a {rule}, whose derivative would not know of the edit. Edit a site around "
+            "it, or let the model take a path without it: `if jaxneuro.taps.wants(site): ...`."
+        )
     targets = [o for o in here if asked.layers is None or o.layers is None or set(o.layers) & set(asked.layers)]
     if not any(o.read for o in targets):
         raise UserError(
             f"{where}: nobody reads what comes out of this tap, so an edit would do nothing. "
             "Use what tap(x, ...) returns in the model."
         )
-    numbers = known_layers(here)
-    layer = None if edit.layer is None else _layer(edit.layer, asked, here, numbers, where)
-    for axis, index in edit.at.items():
-        _check_axis(axis, index, here[0], where)
-    if edit.where is not None and not broadcasts(np.shape(edit.where), here[0].lead + here[0].shape):
-        raise UserError(
-            f"{where}: where= has shape {np.shape(edit.where)}, which does not broadcast to "
-            f"{describe(here[0].shape, here[0].axes)}."
-        )
-    per_layer = edit.per_layer
-    if per_layer is None:
-        per_layer = _has_layer_axis(np.shape(edit.args[0]), here[0], where)
-    rows = _rows(edit, asked, numbers, where) if per_layer else None
-    if per_layer and here[0].layer is None:
-        raise UserError(f"{where}: site {asked.name!r} has no layers, so its arguments have no layer axis.")
-    return dataclasses.replace(edit, layer=layer, per_layer=per_layer, rows=rows)
 
 
 def _concrete(x: Any) -> np.ndarray | None:
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
-def _layer(layer: Any, asked: SiteName, here: list[Occurrence], numbers: list[int] | None, where: str) -> Any:
+def _layer(layer: Any, asked: SiteName, here: list[Occurrence], where: str) -> Any:
     """Layer indices: masks turned into numbers (-1: none), negative ones counted from the end."""
-    n = None if not numbers else numbers[-1] + 1
     if all(o.layer is None for o in here):
         raise UserError(f"{where}: site {asked.name!r} has no layers, so layer= selects nothing.")
-    if jax.numpy.asarray(layer).dtype == bool:
+    numbers = known_layers(here)
+    n = numbers[-1] + 1 if numbers else None
+    if jnp.asarray(layer).dtype == bool:
         if np.ndim(layer) != 1 or (n is not None and len(layer) != n):
             raise UserError(f"{where}: the mask layer= has shape {np.shape(layer)}; the site has {n} layers.")
-        return jax.numpy.where(layer, np.arange(len(layer), dtype=np.int32), -1)
-    if n is not None:
-        known = _concrete(layer)
-        if known is not None:
-            check_layers(np.where(known < 0, known + n, known).reshape(-1), asked, here, where)
-        layer = jax.numpy.asarray(layer, np.int32)
-        return jax.numpy.where(layer < 0, layer + n, layer)
-    return layer
+        return jnp.where(layer, np.arange(len(layer), dtype=np.int32), -1)
+    if n is None:
+        return layer
+    if (known := _concrete(layer)) is not None:
+        check_layers(np.where(known < 0, known + n, known).reshape(-1), asked, here, where)
+    layer = jnp.asarray(layer, jnp.int32)
+    return jnp.where(layer < 0, layer + n, layer)
 
 
-def _check_axis(axis: str, index: Any, o: Occurrence, where: str) -> None:
-    if axis not in (o.axes or ()):
-        raise unknown("axis", axis, o.axes or (), where=where, hint=f"The site has shape {o.shape}.")
-    n = o.shape[(o.axes or ()).index(axis)]
-    absolute = o.absolute and axis in ("pos", "query")
-    if jax.numpy.asarray(index).dtype == bool:
-        if np.ndim(index) != 1 or (np.shape(index)[0] != n and not absolute):
+def _check_axis(axis: str, index: Any, here: list[Occurrence], where: str) -> None:
+    axes = here[0].axes or ()
+    if axis not in axes:
+        raise unknown("axis", axis, axes, where=where, hint=f"The site has shape {here[0].shape}.")
+    if axis in ABSOLUTE_AXES and any(o.absolute for o in here):
+        return  # how far positions go is known only when the program runs
+    sizes = {o.shape[axes.index(axis)] for o in here}  # the steps of a decoding loop see other sizes than the prompt
+    n = max(sizes)
+    if jnp.asarray(index).dtype == bool:
+        if np.ndim(index) != 1 or np.shape(index)[0] not in sizes:
             raise UserError(f"{where}: the mask {axis}= has shape {np.shape(index)}; the axis has {n} entries.")
-    elif (known := _concrete(index)) is not None and not absolute and np.any((known < -n) | (known >= n)):
+    elif (known := _concrete(index)) is not None and np.any((known < -n) | (known >= n)):
         bad = known[(known < -n) | (known >= n)].flat[0]
         raise UserError(f"{where}: {axis}={bad} is out of range; the axis has {n} entries.")
 
@@ -180,15 +179,19 @@ def _has_layer_axis(shape: tuple[int, ...], o: Occurrence, where: str) -> bool:
     )
 
 
-def _rows(edit: Edit, asked: SiteName, numbers: list[int] | None, where: str) -> tuple[int, ...] | None:
-    """Which layer each row of the per-layer arguments belongs to."""
+def _rows(edit: Edit, asked: SiteName, here: list[Occurrence], where: str) -> tuple[int, ...] | None:
+    """Which layer each row of the per-layer arguments belongs to; None: rows are numbered as layers."""
+    if all(o.layer is None for o in here):
+        raise UserError(f"{where}: site {asked.name!r} has no layers, so its arguments have no layer axis.")
+    numbers = known_layers(here)
     lengths = {np.shape(a)[0] for a in jax.tree.leaves(edit.args) if np.ndim(a) > 0}
-    if numbers is None:
-        return asked.layers if asked.layers is not None and lengths <= {len(asked.layers)} else None
-    choices = [c for c in (asked.layers, tuple(numbers), tuple(range(numbers[-1] + 1))) if c is not None]
+    choices = [] if asked.layers is None else [asked.layers]
+    choices += [tuple(numbers), tuple(range(numbers[-1] + 1))] if numbers else []
     for rows in choices:
         if lengths <= {len(rows)}:
             return rows
+    if numbers is None:
+        return None
     raise UserError(
         f"{where}: per-layer arguments have {' and '.join(map(str, sorted(lengths)))} rows; the site stands for "
         f"{len(choices[0])} layers ({ranges(list(choices[0]))})."

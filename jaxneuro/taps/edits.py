@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 from jax.tree_util import Partial
 from jaxtyping import Array
 
@@ -17,7 +18,7 @@ from jaxneuro.taps.names import parse
 from jaxneuro.taps.survey import manual_mesh, mesh_axes, whole_shape
 
 _STATIC = {"static": True}
-_ABSOLUTE_AXES = ("pos", "query")  # whose indices count from the tap's `pos`
+ABSOLUTE_AXES = ("pos", "query")  # whose indices count from the tap's `pos`
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +65,7 @@ class Edit:
             hits.append(jnp.any(layer == np.array(layers, np.int32)))
         if layer is not None and self.layer is not None:
             hits.append(jnp.any(layer == jnp.asarray(self.layer, jnp.int32)))
-        return jnp.where(functools.reduce(jnp.logical_and, hits), new, x) if hits else new
+        return jnp.where(_split_like(x, functools.reduce(jnp.logical_and, hits)), new, x) if hits else new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +100,17 @@ class _View:
     def pointwise(self, op: Callable[..., Any], args: tuple[Any, ...]) -> Array:
         """op(x, *args), calculated in the widest of the types, given back in x's."""
         fitted = [None if a is None else self.fit(a, op.__name__.strip("_")) for a in args]
-        wide = functools.reduce(jnp.promote_types, [a.dtype for a in fitted if a is not None], self.x.dtype)
+        with jax.numpy_dtype_promotion("standard"):  # whatever the user forbids in their own code
+            wide = functools.reduce(jnp.promote_types, [a.dtype for a in fitted if a is not None], self.x.dtype)
         new = op(self.x.astype(wide), *(None if a is None else a.astype(wide) for a in fitted))
         return new.astype(self.x.dtype)
 
-    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Array:
+    def call(self, fn: Partial, args: tuple[Any, ...]) -> Array:
         """fn(value, *args), mapped over the axes that vmap put in front of the site's own."""
 
         def one(value):
             new = jnp.asarray(fn(value, *args))
-            self._check(new.shape, self.shape, f"what {getattr(fn, '__name__', 'the function')} returned")
+            self._check(new.shape, self.shape, f"what {getattr(fn.func, '__name__', 'the function')} returned")
             return jnp.broadcast_to(new, value.shape).astype(value.dtype)
 
         for _ in range(self.x.ndim - self.ndim):
@@ -124,13 +126,13 @@ class _View:
             k = value.ndim - self.ndim + axis
             if k >= 0 and value.shape[k] != 1 and self.shape[axis] != self.whole[axis]:
                 value = jax.lax.dynamic_slice_in_dim(value, self.start(axis), self.shape[axis], k)
-        return value
+        return _split_like(self.x, value)
 
     def hit(self, axis: str, index: Any) -> Array:
         """Where an index, index array or mask along one axis selects, shaped to broadcast with the site."""
         k = (self.params["axes"] or ()).index(axis)
         n, start, end = self.shape[k], self.start(k), self.whole[k]
-        if axis in _ABSOLUTE_AXES and self.pos is not None:
+        if axis in ABSOLUTE_AXES and self.pos is not None:
             start, end = start + self.pos, end + self.pos
         here = start + jnp.arange(n, dtype=jnp.int32)
         index = jnp.asarray(index)
@@ -159,6 +161,14 @@ def describe(shape: tuple[int, ...], axes: tuple[str, ...] | None) -> str:
     names = ("vmap",) * (len(shape) - len(axes)) + tuple(axes) if axes else ()
     named = ", ".join(f"{a}={n}" for a, n in zip(names, shape, strict=bool(names)))
     return f"the site's axes ({named})" if named else f"the site's shape {shape}"
+
+
+def _split_like(x: Array, value: Array) -> Array:
+    """A value that broadcasts to x, split over the mesh like x where types carry shardings (explicit mode)."""
+    sharding = jax.typeof(x).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types or value.ndim == 0:
+        return value
+    return jax.reshard(jnp.broadcast_to(value, x.shape), sharding)
 
 
 def _row(a: Any, layer: Any, rows: tuple[int, ...] | None) -> Any:
@@ -205,7 +215,7 @@ def _make(
     per_layer: bool | None = False,
     **at: Any,
 ) -> Edit:
-    if layer is not None and parse(site).layers is not None:
+    if parse(site).layers is not None and layer is not None:
         raise UserError(f"{site!r} names its layer and layer= names another. Write '*' in the site to use layer=.")
     layer = None if layer is None else _index(site, "layer", layer)
     at = {axis: _index(site, axis, index) for axis, index in at.items() if index is not None}

@@ -20,6 +20,7 @@ _KINDS = {
     "closed_call": "call",
     "core_call": "call",
     "call": "call",
+    "eval_jaxpr": "call",
     "remat2": "remat",
     "checkpoint": "remat",
     "remat": "remat",

@@ -114,6 +114,7 @@ def run(program: Jaxpr, plan: Plan, inputs: Sequence[Any]) -> tuple[list[Any], F
 def _tap(eqn: JaxprEqn, args: list[Any], plan: Plan, frame: Frame) -> Array:
     """Read the value before this transformation's edits, edit it, and leave the tap for transformations outside."""
     x, *operands = args
+    x = jnp.asarray(x)  # it may be a literal
     p = eqn.params
     layer, pos = split_operands(p, operands)
     static = p["static_layer"]

@@ -26,7 +26,8 @@ def _jit(eqn, inputs, plan):
         body = weakref.ref(call.body)  # the cache must not keep its own key alive
 
         def rebuilt(plan, *inputs):
-            return run(body(), plan, inputs)
+            outs, frame = run(body(), plan, inputs)
+            return tuple(outs), frame
 
         rebuilt.__name__ = rebuilt.__qualname__ = call.name
         made[key] = jax.jit(rebuilt, **dict(call.options))

@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxneuro.taps import tap
 
-L, D, H, F, V = 4, 16, 2, 24, 30
-B, T = 2, 5
+L, D, H, F, V = 3, 8, 2, 12, 20
+B, T = 2, 4
 RESID = ("batch", "pos", "d_model")
 HEADS = ("batch", "pos", "head", "d_head")
 AXES = {
@@ -28,10 +28,10 @@ NAMES = tuple(f"blocks.{n}" for n in AXES)
 
 
 def weights(dtype=jnp.float32):
-    keys = iter(jax.random.split(jax.random.key(0), 8))
+    rng = np.random.default_rng(0)
 
     def normal(*shape):
-        return (jax.random.normal(next(keys), shape) * 0.25).astype(dtype)
+        return jnp.asarray(rng.normal(size=shape) * 0.25, dtype)
 
     k = D // H
     blocks = {"wq": normal(L, D, H, k), "wk": normal(L, D, H, k), "wv": normal(L, D, H, k), "wo": normal(L, H, k, D)}
@@ -40,7 +40,7 @@ def weights(dtype=jnp.float32):
 
 
 def tokens(batch=B):
-    return jax.random.randint(jax.random.key(1), (batch, T), 0, V, jnp.int32)
+    return jnp.asarray(np.random.default_rng(1).integers(0, V, (batch, T)), jnp.int32)
 
 
 def norm(x):
@@ -116,3 +116,38 @@ def close(a, b, tol=1e-5):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.shape == y.shape
         np.testing.assert_allclose(np.asarray(x, np.float64), np.asarray(y, np.float64), atol=tol, rtol=tol)
+
+
+# A chain of three-operation layers, for what is about the transformations and not about the model.
+
+UNITS = ("batch", "unit")
+
+
+def chain_weights():
+    rng = np.random.default_rng(2)
+    return jnp.asarray(rng.normal(size=(L, D, D)) * 0.4, jnp.float32), jnp.asarray(rng.normal(size=(B, D)), jnp.float32)
+
+
+def chain_layer(x, w, i, name=tap):
+    post = name(jnp.tanh(x @ w), "blocks.post", layer=i, axes=UNITS)
+    return name(x + post, "blocks.resid", layer=i, axes=UNITS)
+
+
+def chain(ws, x, *, scanned=True, wrap=lambda f: f):
+    """[B, D] -> [B, D] with the sites blocks.post, blocks.resid and out."""
+    if scanned:
+        x, _ = jax.lax.scan(wrap(lambda x, p: (chain_layer(x, *p), None)), x, (ws, jnp.arange(L)))
+    else:
+        for i in range(L):
+            x = wrap(partial(chain_layer, i=i))(x, ws[i])
+    return tap(x * 2, "out", axes=UNITS)
+
+
+def chain_reference(ws, x, edit=lambda value, name, layer: value):
+    """(out, {site: [L, B, D]}) without the library, after the edits."""
+    posts, resids = [], []
+    for i in range(L):
+        posts.append(edit(jnp.tanh(x @ ws[i]), "blocks.post", i))
+        x = edit(x + posts[-1], "blocks.resid", i)
+        resids.append(x)
+    return edit(x * 2, "out", None), {"blocks.post": jnp.stack(posts), "blocks.resid": jnp.stack(resids)}
