@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cards of neurons and latents: the drawn half of each (for an inert <template>), and the JSON half that is searched.
+
+Tokens are by far the larger half, so they travel as JSON and become elements only when a card is shown.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import figures
+from .sections import Data, Panel
+from .svg import finite, number, percent
+
+MOST_WORDS = 12  # promoted and suppressed tokens shown per card
+
+
+def neurons(data: Data) -> list[dict[str, Any]]:
+    """One card per chosen neuron: id L<layer>N<neuron>, class, groups, scores, figures, tokens."""
+    return [_neuron(n, data["groups"], i) for i, n in enumerate(data.get("neurons") or [])]
+
+
+def latents(data: Data) -> list[dict[str, Any]]:
+    """One card per shown latent: id F<latent>, its group, density, selectivity, figures, tokens."""
+    part = data.get("dictionary") or {}
+    return [_latent(f, data["groups"], i) for i, f in enumerate(part.get("latents") or [])]
+
+
+def _neuron(n: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
+    layer, unit, own = n.get("layer"), n.get("neuron"), list(n.get("groups") or [])
+    name = f"Layer {layer}, neuron {unit}"
+    facts = [("LAPE", number(n.get("lape")), "entropy of the firing rates over groups, in nats; low is selective")]
+    if n.get("ap") is not None:
+        words = "average precision of the activation as a detector of this group; 1 is perfect"
+        facts.append((f"AP for {n.get('ap_group') or '–'}", number(n["ap"]), words))
+    card = _common(n, groups, own, name)
+    card |= {"id": f"L{layer}N{unit}", "name": name, "class": n.get("class") or "", "groups": own, "facts": facts}
+    card["dose"] = _dose(n.get("dose"), own, name)
+    keys = {"layer": layer, "unit": unit, "lape": n.get("lape"), "ap": n.get("ap"), "rate": _peak(n), "order": order}
+    card["json"] |= {"id": card["id"], "also": f"{name} {layer}.{unit}", "keys": keys} | _tags(card)
+    return card
+
+
+def _latent(f: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
+    own = [f["group"]] if f.get("group") is not None else []
+    name = f"Latent {f.get('latent')}"
+    facts = [
+        ("Density", percent(f.get("density")), "share of tokens on which the latent is active"),
+        ("Selectivity", number(f.get("selectivity")), "how much more it fires for one group than for the others"),
+    ]
+    card = _common(f, groups, own, name)
+    card |= {"id": f"F{f.get('latent')}", "name": name, "class": "", "groups": own, "facts": facts, "dose": None}
+    keys = {"unit": f.get("latent"), "density": f.get("density"), "selectivity": f.get("selectivity"), "order": order}
+    card["json"] |= {"id": card["id"], "also": name, "keys": keys} | _tags(card)
+    return card
+
+
+def _common(item: Data, groups: Sequence[str], own: Sequence[str], name: str) -> dict[str, Any]:
+    promoted, suppressed = (_words(item.get(key)) for key in ("promoted", "suppressed"))
+    examples = [_example(e) for e in item.get("examples") or []]
+    words = [t for t, _ in (*promoted, *suppressed)]
+    return {
+        "activation": _activation(item, groups, own, name),
+        "promoted": promoted,
+        "suppressed": suppressed,
+        "json": {"examples": examples, "words": words},
+    }
+
+
+def _tags(card: Data) -> dict[str, Any]:
+    return {"class": card["class"], "groups": card["groups"]}
+
+
+def _words(pairs: Sequence[Sequence[Any]] | None) -> list[tuple[str, str]]:
+    """(token with its spaces visible, printed score)."""
+    return [(str(t).replace(" ", "␣"), number(s, 2)) for t, s in (pairs or [])[:MOST_WORDS]]
+
+
+def _example(e: Data) -> list[Any]:
+    values = [float(f"{v:.3g}") if finite(v) else None for v in e.get("values") or []]
+    return [str(e.get("group") or ""), [str(t) for t in e.get("tokens") or []], values, e.get("peak")]
+
+
+def _peak(n: Data) -> float | None:
+    return max((r for r in n.get("rate") or [] if finite(r)), default=None)
+
+
+def _activation(item: Data, groups: Sequence[str], own: Sequence[str], name: str) -> Panel | None:
+    """Histogram per group if there is one, else the firing rates alone; either way the rates are printed."""
+    rate, histogram = item.get("rate"), item.get("histogram")
+    shown = dict(zip(groups, map(percent, rate), strict=True)) if rate else {}
+    words = "Firing rate: " + ", ".join(f"{g} {r}" for g, r in shown.items()) if shown else ""
+    if histogram:
+        rows = dict(zip(groups, histogram["counts"], strict=True))
+        title = f"{name}: activation per group"
+        svg = figures.histogram(
+            histogram["edges"], rows, title=title, desc=words, emphasis=own, notes=shown, x_label="activation"
+        )
+        return Panel("Activation per group", svg)
+    if not rate:
+        return None
+    notes = list(shown.values())
+    title = f"{name}: firing rate per group"
+    svg = figures.levels(groups, rate, notes=notes, title=title, desc=words, emphasis=own)
+    return Panel("Firing rate per group", svg)
+
+
+def _dose(dose: Mapping[str, Any] | None, own: Sequence[str], name: str) -> Panel | None:
+    if not dose or not dose.get("curves"):
+        return None
+    curves, y = dose["curves"], dose.get("y") or "effect"
+    heavy = [g for g in curves if g in own]
+    words = "; ".join(f"{g}: {number(row[0])} to {number(row[-1])}" for g, row in curves.items() if row)
+    svg = figures.lines(
+        dose["values"], curves, title=f"{name}: dose and response", desc=words, emphasis=heavy,
+        x_label=f"clamped to ({dose.get('unit') or 'activation'})", y_label=y, size=(320, 220),
+    )  # fmt: skip
+    return Panel("Dose and response", svg)

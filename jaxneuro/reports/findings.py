@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The summary: what the numbers of a study say, in plain sentences, computed, whichever way they point."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .svg import Number, finite, number, percent
+
+CLEAR = 2.0  # standard deviations of the random sets above which an effect is called clear
+
+
+class Finding(NamedTuple):
+    """A claim, the numbers behind it, and whether they carry it (None: a description, nothing is claimed)."""
+
+    claim: str
+    detail: str
+    holds: bool | None
+
+
+class Row(NamedTuple):
+    """One group of the effect study; `z` and `ratio` compare the diagonal with the random sets."""
+
+    group: str
+    size: Number
+    base: Number
+    own: Number
+    mean: Number
+    std: Number
+    z: Number
+    ratio: Number
+    others: Number
+    hit: str
+    """The group that lost most when this one's neurons were silenced."""
+
+    @property
+    def tested(self) -> bool:
+        """Whether there was anything to silence and the result is a number."""
+        return self.size != 0 and finite(self.own)
+
+
+def effect_rows(groups: Sequence[str], effect: Mapping[str, Any]) -> list[Row]:
+    """The diagonal of the effect matrix beside its random baseline.
+
+        z = (own - mean) / std        ratio = own / mean
+
+    z is missing where std is 0 or unknown, the ratio unless both are positive.
+    Example:
+      >>> effect_rows(["a", "b"], {"matrix": [[4, 1], [0, 2]], "random_mean": [[1, 1], [1, 1]],
+      ...                          "random_std": [[0.5, 1], [1, 0]]})[0].z
+      6.0
+    """
+    k = len(groups)
+    mean, std = effect.get("random_mean"), effect.get("random_std")
+    size, base = effect.get("set_size") or [None] * k, effect.get("base") or [None] * k
+    out = []
+    for i, row in enumerate(effect["matrix"]):
+        own, m, s = row[i], mean[i][i] if mean else None, std[i][i] if std else None
+        z = (own - m) / s if finite(own) and finite(m) and finite(s) and s > 0 else None
+        ratio = own / m if finite(own) and finite(m) and own > 0 and m > 0 else None
+        rest = [v for j, v in enumerate(row) if j != i and finite(v)]
+        known = [j for j in range(k) if finite(row[j])]
+        hit = groups[max(known, key=lambda j: row[j])] if known else "–"
+        others = sum(rest) / len(rest) if rest else None
+        out.append(Row(groups[i], size[i], base[i], own, m, s, z, ratio, others, hit))
+    return out
+
+
+def findings(data: Mapping[str, Any]) -> list[Finding]:
+    """At most four findings, in the order of the report; parts the data lacks are left out.
+
+    Args:
+      data: a checked study, as `write_report` takes it.
+    """
+    makers = (_neurons, _layers, _effect, _dictionary)
+    return [f for make in makers for f in [make(data)] if f is not None]
+
+
+def _neurons(data: Mapping[str, Any]) -> Finding | None:
+    counts = data.get("counts") or {}
+    specific = counts.get("specific")
+    if not specific:
+        return None
+    total, each = _sum(specific.values()), _listed(specific)
+    detail = f"Per group: {each}."
+    if counts.get("related"):
+        detail += f" Group-related (a few groups): {_listed(counts['related'])}."
+    if finite(counts.get("agnostic")):
+        detail += f" Agnostic: {number(counts['agnostic'])}."
+    shuffled = counts.get("shuffled") or {}
+    if not shuffled.get("specific"):
+        return Finding(f"{number(total)} neurons are specific to one group.", f"{detail} No shuffled baseline.", None)
+    chance = _sum(shuffled["specific"].values())
+    n, below = (
+        shuffled.get("n_shuffles"),
+        [g for g, v in specific.items() if not _above(v, shuffled["specific"].get(g))],
+    )
+    claim = f"{number(total)} neurons are specific to one group; "
+    claim += f"under shuffled labels the same rule finds {number(chance)}."
+    if finite(n):
+        detail += f" The shuffled number is the mean of {number(n)} shuffle{'s' if n != 1 else ''}."
+    if below and total > 0:
+        detail += f" Not above chance: {', '.join(below)}."
+    if not total > chance:
+        claim += " That is no more than chance."
+    return Finding(claim, detail, total > chance and not below)
+
+
+def _layers(data: Mapping[str, Any]) -> Finding | None:
+    table = (data.get("profile") or {}).get("specific")
+    layers = [_sum(c) for c in zip(*table, strict=True)] if table else []
+    total = sum(layers)
+    if len(layers) < 3 or not total:
+        return None
+    first, second = sorted(range(len(layers)), key=lambda i: -layers[i])[:2]
+    share = (layers[first] + layers[second]) / total
+    claim = f"Layers {first} and {second} hold {percent(share)} of the group-specific neurons."
+    even = f"Two of {len(layers)} layers would hold {percent(2 / len(layers))} if they were spread evenly."
+    each = f" Per layer: {', '.join(f'{i}: {number(n)}' for i, n in enumerate(layers))}." if len(layers) <= 12 else ""
+    return Finding(claim, even + each, None)
+
+
+def _effect(data: Mapping[str, Any]) -> Finding | None:
+    effect = data.get("effect")
+    if not effect:
+        return None
+    rows = [r for r in effect_rows(data["groups"], effect) if r.tested]
+    unit, what = effect.get("unit", ""), effect.get("measure", "effect")
+    if not rows:
+        return Finding("The effect of silencing was not measured: no group had neurons to silence.", "", None)
+    own = _sum(r.own for r in rows) / len(rows)
+    most = sum(r.hit == r.group for r in rows)
+    rows_said = f"In {most} of {len(rows)} rows the silenced group is the one hurt most."
+    if not any(finite(r.mean) for r in rows):
+        claim = f"Silencing a group's own neurons: mean {what} {number(own)} {unit} on that group."
+        return Finding(claim, f"{rows_said} No random baseline, so nothing is proved.", None)
+    chance = [r.mean for r in rows if finite(r.mean)]
+    mean = _sum(chance) / len(chance)
+    clear = [r for r in rows if finite(r.z) and r.z > CLEAR]
+    times = f" ({number(own / mean, 2)} times as much)" if mean > 0 and own > 0 else ""
+    claim = (
+        f"Silencing a group's own neurons: mean {what} {number(own)} {unit} on that group; "
+        f"random sets of the same size per layer: {number(mean)}{times}."
+    )
+    detail = f"The diagonal is more than {number(CLEAR)} standard deviations above the random sets "
+    detail += f"in {len(clear)} of {len(rows)} groups"
+    scored = [r for r in rows if finite(r.z)]
+    if scored:
+        low, high = min(scored, key=lambda r: r.z or 0.0), max(scored, key=lambda r: r.z or 0.0)
+        detail += f" (z from {number(low.z, 2)}, {low.group}, to {number(high.z, 2)}, {high.group})"
+    unclear = [r.group for r in rows if r not in clear]
+    detail += f". {rows_said}" + (f" Not clear: {', '.join(unclear)}." if unclear else "")
+    return Finding(claim, detail, not unclear)
+
+
+def _dictionary(data: Mapping[str, Any]) -> Finding | None:
+    part = data.get("dictionary") or {}
+    m = part.get("metrics") or {}
+    if not any(finite(m.get(name)) for name in ("explained_variance", "fvu")):
+        return None
+    explained = m["explained_variance"] if finite(m.get("explained_variance")) else 1 - m["fvu"]
+    claim = f"A dictionary of {number(part.get('n_latents'))} latents explains {percent(explained)} of the variance"
+    claim += f" with {number(m['l0'])} active per token." if finite(m.get("l0")) else "."
+    said = [
+        f"{percent(m['dead_fraction'])} of the latents are dead" if finite(m.get("dead_fraction")) else "",
+        f"{percent(m['ce_recovered_zero'])} of the cross-entropy is recovered (baseline: site set to zero)"
+        if finite(m.get("ce_recovered_zero"))
+        else "",
+        f"{percent(m['ce_recovered_mean'])} (baseline: site set to its mean)"
+        if finite(m.get("ce_recovered_mean"))
+        else "",
+    ]
+    detail = "; ".join(s for s in said if s)
+    return Finding(claim, f"Site {part.get('site', '–')}. {detail[:1].upper()}{detail[1:]}.", None)
+
+
+def _above(value: Number, chance: Number) -> bool:
+    return finite(value) and (not finite(chance) or value > chance)
+
+
+def _listed(counts: Mapping[str, Number]) -> str:
+    return ", ".join(f"{g} {number(v)}" for g, v in counts.items())
+
+
+def _sum(values) -> float:
+    return sum(v for v in values if finite(v))

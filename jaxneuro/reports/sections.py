@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each section of the page shows: figures, tables and facts, made from one part of the data. None: part absent."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from . import figures
+from .findings import Row, effect_rows
+from .svg import brief, finite, fixed, number, percent
+
+type Data = Mapping[str, Any]
+type Matrix = Sequence[Sequence[Any]]
+
+
+class Table(NamedTuple):
+    """A table; the first cell of a row is its heading."""
+
+    head: Sequence[object]
+    rows: Sequence[Sequence[object]]
+
+
+class Panel(NamedTuple):
+    """One figure with the words under it and the same numbers as a table."""
+
+    title: str
+    svg: str
+    table: Table | None = None
+
+
+METRICS: Final[dict[str, tuple[str, str]]] = {
+    "explained_variance": ("Explained variance", "1 - FVU"),
+    "fvu": ("FVU", "fraction of variance unexplained: squared error over squared distance from the mean; 0 is exact"),
+    "l0": ("L0", "mean number of active latents per token"),
+    "dead_fraction": ("Dead fraction", "share of latents that no longer fire"),
+    "ce_recovered_zero": (
+        "CE recovered, zero baseline",
+        "share of the cross-entropy lost by setting the site to zero that the reconstruction wins back; 1 is all of it",
+    ),
+    "ce_recovered_mean": ("CE recovered, mean baseline", "the same, against setting the site to its mean"),
+}
+"""Known dictionary metrics: (name, definition), in the order shown; others follow under their own names."""
+
+_SHARES = {"explained_variance", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean"}
+
+
+def run(data: Data) -> dict[str, Any]:
+    """Facts about the run, tokens per group, versions, config."""
+    part, model = data["run"], data["run"].get("model") or {}
+    size = model.get("n_parameters")
+    facts = [
+        ("Model", model.get("name")),
+        ("Family", model.get("family")),
+        ("Parameters", f"{brief(size)} ({number(size)})" if finite(size) else None),
+        ("Layers", _known(model.get("n_layers"))),
+        ("Width", _known(model.get("d_model"))),
+        ("Neurons per layer", _known(model.get("d_mlp"))),
+        ("Neuron site", model.get("site")),
+        ("Device", part.get("device")),
+        ("Seed", str(part["seed"]) if part.get("seed") is not None else None),
+        ("Started", str(part["started"]).replace("T", " ").replace("+00:00", " UTC") if part.get("started") else None),
+        ("Took", duration(part.get("seconds"))),
+    ]
+    tokens = part.get("tokens") or {}
+    return {
+        "facts": [(k, v) for k, v in facts if v],
+        "tokens": Table(["Group", "Tokens"], [[g, number(n)] for g, n in tokens.items()]) if tokens else None,
+        "total": number(sum(n for n in tokens.values() if finite(n))),
+        "versions": Table(["Package", "Version"], [[k, str(v)] for k, v in (part.get("versions") or {}).items()]),
+        "config": Table(["Setting", "Value"], [[k, _said(v)] for k, v in (part.get("config") or {}).items()]),
+        "notes": [str(n) for n in part.get("notes") or []],
+    }
+
+
+def duration(seconds: object) -> str | None:
+    """Seconds as a person says them.
+
+    Example:
+      >>> duration(75), duration(3.21), duration(7300)
+      ('1 min 15 s', '3.2 s', '2 h 1 min')
+    """
+    if not finite(seconds):
+        return None
+    if seconds < 60:
+        return f"{number(seconds, 2)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def counts(data: Data) -> Panel | None:
+    """How many neurons per group, beside the number under shuffled labels."""
+    part, groups = data.get("counts") or {}, data["groups"]
+    series = {k: [part[k].get(g) for g in groups] for k in ("specific", "related") if part.get(k)}
+    if not series:
+        return None
+    shuffled = part.get("shuffled") or {}
+    chance = {k: [shuffled[k].get(g) for g in groups] for k in series if shuffled.get(k)}
+    columns = {**series, **{f"{k}, shuffled": v for k, v in chance.items()}}
+    title = "Neurons per group"
+    words = "; ".join(
+        f"{g}: " + ", ".join(f"{number(v[i])} {k}" for k, v in columns.items()) for i, g in enumerate(groups)
+    )
+    svg = figures.bars(
+        groups, series, baseline=chance, values=True, title=title, desc=words, size=(60 + 84 * max(len(groups), 3), 230)
+    )
+    rows = [[g, *(number(v[i]) for v in columns.values())] for i, g in enumerate(groups)]
+    return Panel(title, svg, Table(["Group", *(k.capitalize() for k in columns)], rows))
+
+
+def profile(data: Data) -> dict[str, Any] | None:
+    """One small figure per group (and one for agnostic neurons), all over layers, all groups on one scale."""
+    part, groups = data.get("profile") or {}, data["groups"]
+    table = {k: part[k] for k in ("specific", "related") if part.get(k)}
+    if not table:
+        return None
+    layers = list(range(len(next(iter(table.values()))[0])))
+    total = part.get("shuffled_specific")
+    chance = [v / len(groups) if finite(v) else None for v in total] if total and "specific" in table else None
+    stacks = [sum(t[k][j] or 0 for t in table.values()) for k in range(len(groups)) for j in layers]
+    top = max([*stacks, *(v for v in chance or [] if v), 1])
+    panels = []
+    for k, group in enumerate(groups):
+        series = {name: rows[k] for name, rows in table.items()}
+        words = "; ".join(f"{n} per layer: {', '.join(map(number, v))}" for n, v in series.items())
+        base = {"specific": chance} if chance else None
+        style = {"stacked": True, "top": top, "x_label": "layer", "size": (300, 150)}
+        panels.append(Panel(group, figures.bars(layers, series, baseline=base, title=group, desc=words, **style)))
+    if part.get("agnostic"):
+        row = {"agnostic": part["agnostic"]}
+        words = f"agnostic per layer: {', '.join(map(number, part['agnostic']))}"
+        name = "agnostic (own scale)"
+        panels.append(Panel(name, figures.bars(layers, row, title=name, desc=words, x_label="layer", size=(300, 150))))
+    return {"panels": panels, "table": _profile_table(groups, table, part, layers), "shuffled": chance is not None}
+
+
+def _profile_table(groups: Sequence[str], table: Data, part: Data, layers: Sequence[int]) -> Table:
+    rows = [[f"{g}, {n}", *map(number, r[k])] for n, r in table.items() for k, g in enumerate(groups)]
+    for key, name in (("agnostic", "agnostic"), ("shuffled_specific", "specific, shuffled, all groups")):
+        if part.get(key):
+            rows.append([name, *map(number, part[key])])
+    return Table(["Neurons", *(f"layer {i}" for i in layers)], rows)
+
+
+def effect(data: Data) -> dict[str, Any] | None:
+    """The effect matrix, its random baseline on the same colour scale, and the diagonal against that baseline."""
+    part, groups = data.get("effect"), data["groups"]
+    if not part:
+        return None
+    unit, what = part.get("unit", ""), part.get("measure", "effect")
+    matrix, mean = part["matrix"], part.get("random_mean")
+    everything = [v for t in (matrix, mean or []) for r in t for v in r if finite(v)]
+    largest = max(map(abs, everything), default=0.0)
+    rows = effect_rows(groups, part)
+    return {
+        "main": _matrix(groups, matrix, None, f"{what.capitalize()}, own neurons silenced", unit, largest),
+        "random": mean
+        and _matrix(groups, mean, part.get("random_std"), f"{what.capitalize()}, random sets silenced", unit, largest),
+        # The scale goes both ways; its negative half is shown where it is used.
+        "key": figures.colour_bar(largest, unit=unit, negative=min(everything, default=0.0) < -0.05 * largest),
+        "compare": mean and _comparison(rows, matrix, f"{what} on the group itself ({unit})"),
+        "rows": _effect_table(rows, fixed(largest)),
+        "unit": unit,
+        "what": what,
+        "n_random": number(part.get("n_random")),
+    }
+
+
+def _matrix(groups: Sequence[str], values: Matrix, std: Matrix | None, title: str, unit: str, largest: float) -> Panel:
+    show = fixed(largest)
+    words = "Diagonal: " + ", ".join(f"{g} {show(values[i][i])}" for i, g in enumerate(groups)) + "."
+    svg = figures.heat_map(
+        values, groups, groups, title=f"{title} ({unit})", desc=words, below=std, largest=largest or None,
+        row_title="silenced", column_title="measured on", diagonal=True, height=40,
+    )  # fmt: skip
+    errors = [[f" ± {show(v)}" for v in row] for row in std] if std else [[""] * len(groups)] * len(groups)
+    rows = [[g, *(show(v) + e for v, e in zip(values[i], errors[i], strict=True))] for i, g in enumerate(groups)]
+    return Panel(title, svg, Table(["Silenced \\ measured", *groups], rows))
+
+
+def _effect_table(rows: Sequence[Row], show: Any) -> Table:
+    head = ["Group", "Neurons silenced", "Loss before", "Own group", "Random mean", "Random std", "z", "Ratio"]
+    head += ["Other groups, mean", "Hurt most"]
+    cells = [
+        [r.group, number(r.size), number(r.base), show(r.own), show(r.mean), show(r.std), number(r.z)] for r in rows
+    ]
+    return Table(head, [[*c, number(r.ratio), show(r.others), r.hit] for c, r in zip(cells, rows, strict=True)])
+
+
+def _comparison(rows: Sequence[Row], matrix: Matrix, label: str) -> Panel:
+    notes = [_against_chance(r) if r.tested else "nothing silenced" for r in rows]
+    title = "The diagonal against its random baseline"
+    words = "; ".join(f"{r.group}: {note}" for r, note in zip(rows, notes, strict=True))
+    svg = figures.comparison(
+        [r.group for r in rows], own=[r.own for r in rows], mean=[r.mean for r in rows], std=[r.std for r in rows],
+        others=[[v for j, v in enumerate(row) if j != i] for i, row in enumerate(matrix)],
+        notes=notes, title=title, desc=words, x_label=label,
+    )  # fmt: skip
+    return Panel(title, svg)
+
+
+def _against_chance(row: Row) -> str:
+    return f"z {number(row.z, 2)}" + (f", {number(row.ratio, 2)}×" if finite(row.ratio) else "")
+
+
+def dictionary(data: Data) -> dict[str, Any] | None:
+    """Quality of the dictionary and how it came about."""
+    part = data.get("dictionary")
+    if not part:
+        return None
+    metrics = part.get("metrics") or {}
+    names = [*METRICS, *(k for k in metrics if k not in METRICS)]
+    facts = [(METRICS.get(k, (k, "")), _metric(k, metrics[k])) for k in names if k in metrics]
+    return {
+        "facts": [(name, shown, meaning) for (name, meaning), shown in facts],
+        "site": part.get("site", "–"), "n_latents": number(part.get("n_latents")), "k": number(part.get("k")),
+        "curves": _curves(part.get("curves") or {}),
+    }  # fmt: skip
+
+
+def _metric(name: str, value: Any) -> str:
+    return percent(value) if name in _SHARES else number(value) if finite(value) or value is None else str(value)
+
+
+def _curves(curves: Data) -> list[Panel]:
+    x = curves.get("tokens") or []
+    out = []
+    for key, row in curves.items():
+        if key == "tokens" or not row:
+            continue
+        name = METRICS.get(key, (key, ""))[0]
+        last = next((v for v in reversed(row) if finite(v)), None)
+        words = (
+            f"{name} over {brief(x[-1]) if x and finite(x[-1]) else '–'} training tokens; last value {number(last)}."
+        )
+        svg = figures.lines(
+            x, {name: row}, title=name, desc=words, x_label="training tokens", from_zero=True, size=(330, 190)
+        )
+        step = max(1, len(x) // 12)
+        rows = [[number(x[i]), number(row[i])] for i in range(0, len(x), step)]
+        out.append(Panel(f"{name}: {number(last)} at the end", svg, Table(["Tokens", name], rows)))
+    return out
+
+
+def _known(value: object) -> str | None:
+    return number(value) if finite(value) else None
+
+
+def _said(value: object) -> str:
+    return "–" if value is None else str(value)
