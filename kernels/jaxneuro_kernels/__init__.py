@@ -1,1 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Exact top-k sparse activation: select k of many latents per token, decode from them, and send back sparse gradients.
+
+    >>> import jax.numpy as jnp
+    >>> x, w = jnp.array([[1.0, -2.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    >>> vals, idx = encode_topk(x, w, jnp.zeros(3), 2)
+    >>> vals.tolist(), idx.tolist()
+    ([[1.0, 1.0]], [[0, 2]])
+    >>> sparse_decode(vals, idx, w).tolist()
+    [[0.0, -1.0]]
+
+| op | what | derivative |
+|---|---|---|
+| `topk` | the k largest of the last axis, ties by lowest index | k numbers per row |
+| `encode_topk` | `relu(topk(x w^T + b, k))`, one block of tokens at a time | `gather_dot`, `row_sum` |
+| `sparse_decode` | `sum_j vals_j w[idx_j]` | `gather_dot`, `row_sum` |
+| `gather_dot` | `<x, w[idx_j]>` | `sparse_decode`, `row_sum` |
+| `row_sum` | per latent, `sum vals x` over the tokens where it is active | `sparse_decode`, `gather_dot` |
+| `sae_backward` | the four gradients of a sparse autoencoder in one pass over the active entries | none: it is one |
+
+Weights are stored `[n_latents, d]`, one latent per contiguous row. Products are accumulated in float32 and returned as
+float32, indices are int32, leading axes are of any rank. jit, vmap, grad, jvp, remat and shard_map work on every op but
+`sae_backward` (no derivative). Nothing of size `[tokens, n_latents]` beyond one block of tokens exists, forward or
+backward. Two runs of one program are bitwise equal.
+
+Every op takes `implementation=`: None (the best that can run), a name, or a sequence of names in order of preference.
+There is `xla` for now, which runs everywhere. A new implementation: (1) write `<op>/<name>.py`, same arguments as
+`<op>/xla.py`; (2) add a row to BACKENDS in `<op>/api.py`, with what it refuses and why; (3) the suite in tests/kernels
+runs it against `<op>/reference.py`; (4) measure at `<op>/shapes.py` and put it before `xla` where it wins.
+"""
+
+from .encode_topk import encode_topk as encode_topk
+from .sae_backward import SaeGradients as SaeGradients
+from .sae_backward import sae_backward as sae_backward
+from .sparse_decode import gather_dot as gather_dot
+from .sparse_decode import row_sum as row_sum
+from .sparse_decode import sparse_decode as sparse_decode
+from .topk import topk as topk

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches as methods see them: scaled float32, with zeros where a token does not count."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+from ...errors import UserError
+from .start import deviation
+
+
+class Inputs(NamedTuple):
+    """One batch. y is x itself for an autoencoder."""
+
+    x: Float[Array, "n d_in"]
+    y: Float[Array, "n d_out"]
+    valid: Bool[Array, "n"]
+    broken: Int[Array, ""]
+    """Tokens that should count and hold NaN or infinity; not valid."""
+
+    @property
+    def tokens(self) -> Int[Array, ""]:
+        """Valid tokens."""
+        return jnp.sum(self.valid, dtype=jnp.int32)
+
+    @property
+    def divisor(self) -> Float[Array, ""]:
+        """Valid tokens, at least 1, to divide by."""
+        return jnp.maximum(self.tokens, 1).astype(jnp.float32)
+
+
+def read(batch: Any, scale_x: Array, scale_y: Array, *, first: bool = False) -> Inputs:
+    """Read {"x": [n, d_in], "y": [n, d_out] or absent, "mask": bool [n] or absent}.
+
+    Args:
+      batch: the batch.
+      scale_x, scale_y: what x and y are multiplied by.
+      first: also refuse values from which nothing can start (skipped under jit).
+    Raises:
+      UserError: arrays missing, of wrong rank, type or length; with `first`, no finite token or all tokens equal.
+    """
+    _check(batch)
+    x, y, mask = batch["x"], batch.get("y"), batch.get("mask")
+    x = x.astype(jnp.float32)
+    y = x if y is None else y.astype(jnp.float32)
+    wanted = jnp.ones(x.shape[0], bool) if mask is None else mask
+    finite = jnp.isfinite(x).all(-1) & jnp.isfinite(y).all(-1)
+    valid = wanted & finite
+
+    def clean(a, scale):
+        return jnp.where(valid[:, None], a * scale, jnp.float32(0))
+
+    x_clean = clean(x, scale_x)
+    y_clean = x_clean if y is x else clean(y, scale_y)
+    inputs = Inputs(x_clean, y_clean, valid, jnp.sum(wanted & ~finite, dtype=jnp.int32))
+    if first and not isinstance(valid, Tracer):
+        _check_start(inputs)
+    return inputs
+
+
+def _check(batch: Any) -> None:
+    if not isinstance(batch, Mapping) or "x" not in batch:
+        found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise UserError(f"a dictionary learns from batches {{'x': [n, d_in], ...}}; this one is {found}.")
+    shapes = {name: batch[name] for name in ("x", "y", "mask") if batch.get(name) is not None}
+    fits = all(a.shape[:1] == batch["x"].shape[:1] for a in shapes.values())
+    for name, a in shapes.items():
+        if name == "mask":
+            fits = fits and a.ndim == 1 and a.dtype == jnp.bool_
+        else:
+            fits = fits and a.ndim == 2 and jnp.issubdtype(a.dtype, jnp.floating)
+    if not fits:
+        shown = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in shapes.items())
+        raise UserError(f"a batch has x [n, d_in] and y [n, d_out], floating, and mask bool [n]; this one: {shown}.")
+
+
+def _check_start(inputs: Inputs) -> None:
+    if not bool(inputs.valid.any()):
+        raise UserError(
+            f"the first batch has no finite, unmasked token ({int(inputs.broken)} hold NaN or infinity). "
+            "Look at the site's values, or begin at another batch."
+        )
+    if not float(deviation(inputs.y, inputs.valid)) > 0:
+        raise UserError("all tokens of the first batch are equal: there is no variance to explain at this site.")

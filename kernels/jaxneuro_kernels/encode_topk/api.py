@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public op, its checks and its derivative."""
+
+from typing import Any, Final, Literal, overload
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+
+from ..dispatch import Backend, Implementation, choose
+from ..sparse_decode import gather_dot
+from ..topk.api import check_k
+from . import xla
+
+BACKENDS: Final = {"xla": Backend(xla.encode_topk)}
+WITH_PRE: Final = {"xla": Backend(xla.encode_topk_and_pre)}
+
+
+@overload
+def encode_topk(
+    x: Array,
+    w: Array,
+    b: Array,
+    k: int,
+    *,
+    relu: bool = True,
+    keep_pre: Literal[False] = False,
+    implementation: Implementation = None,
+) -> tuple[Array, Array]: ...
+@overload
+def encode_topk(
+    x: Array,
+    w: Array,
+    b: Array,
+    k: int,
+    *,
+    relu: bool = True,
+    keep_pre: Literal[True],
+    implementation: Implementation = None,
+) -> tuple[Array, Array, Array]: ...
+def encode_topk(
+    x: Array,
+    w: Array,
+    b: Array,
+    k: int,
+    *,
+    relu: bool = True,
+    keep_pre: bool = False,
+    implementation: Implementation = None,
+) -> Any:
+    """The k strongest latents of every token.
+
+        pre = x w^T + b;   (vals, idx) = the k largest of each row, descending;   vals = max(vals, 0) if relu
+
+    ReLU after the selection: the same values, and the indices name latents even where the value is 0 (count a latent
+    as active only if its value is positive). Selected from float32 pre-activations; ties by lowest index, NaN as in
+    `topk`.
+
+    The derivative reaches x, w and b through the chosen k alone: no gradient of size [tokens, n_latents] exists, and
+    what is not differentiated is not computed. (With keep_pre, a derivative asked of `pre` is dense, as it must be.)
+
+    Args:
+      x: [..., d], floating.
+      w: [n_latents, d], x's dtype; one latent per row.
+      b: [n_latents], floating; added in float32.
+      k: 0 <= k <= n_latents.
+      relu: clip the k values at zero.
+      keep_pre: also return pre, [..., n_latents] in float32: all of it in memory.
+      implementation: see `jaxneuro_kernels`.
+    Returns:
+      (vals float32 [..., k], idx int32 [..., k]) and, with keep_pre, pre.
+    Raises:
+      ValueError: shapes or types that do not fit; k out of range.
+    Example:
+      >>> vals, idx = encode_topk(jnp.array([[1.0, 3.0]]), jnp.eye(2), jnp.zeros(2), 1)
+      >>> vals.tolist(), idx.tolist()
+      ([[3.0]], [[1]])
+    """
+    x, w, b = jnp.asarray(x), jnp.asarray(w), jnp.asarray(b)
+    _check(x, w, b, k)
+    table = WITH_PRE if keep_pre else BACKENDS
+    name = choose("encode_topk", table, implementation, x, w, b, k)
+    batch = x.shape[:-1]
+    if 0 in (*batch, k):
+        shape = (*batch, k)
+        empty = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
+        dense = jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b.astype(jnp.float32) if keep_pre else None
+        return (*empty, dense) if keep_pre else empty
+    x = x.reshape(-1, x.shape[-1])
+    vals, idx, *pre = _select(x, w, b, k, table[name])
+    vals = _chosen(x, w, b, vals, idx)
+    vals = jax.nn.relu(vals) if relu else vals
+    out = vals, idx, *(_dense(x, w, b, p) for p in pre)
+    return tuple(a.reshape(*batch, a.shape[-1]) for a in out)
+
+
+def _check(x: Array, w: Array, b: Array, k: int) -> None:
+    fits = x.ndim >= 1 and w.ndim == 2 and b.shape == w.shape[:1] and x.shape[-1] == w.shape[1]
+    typed = x.dtype == w.dtype and all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, b))
+    if not (fits and typed):
+        shown = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in (("x", x), ("w", w), ("b", b)))
+        raise ValueError(
+            f"encode_topk: {shown} do not fit: x is [..., d], w [n_latents, d] of x's floating dtype, b [n_latents]."
+        )
+    check_k("encode_topk", "pre-activations", (*x.shape[:-1], w.shape[0]), k)
+
+
+def _select(x: Array, w: Array, b: Array, k: int, backend: Backend) -> tuple[Array, ...]:
+    """What the implementation returns, not differentiated: `_chosen` and `_dense` give it its derivatives."""
+    return backend.run(*map(lax.stop_gradient, (x, w, b)), int(k))
+
+
+def _chosen_primal(x: Array, w: Array, b: Array, vals: Array, idx: Array) -> Array:
+    """vals, with the derivative of <x, w[idx]> + b[idx]."""
+    del x, w, b, idx
+    return vals
+
+
+def _chosen_jvp(primals, tangents):
+    x, w, _, vals, idx = primals
+    dx, dw, db, *_ = tangents
+    out = jnp.zeros_like(vals)
+    if not isinstance(dx, SymbolicZero):
+        out += gather_dot(dx, idx, w)
+    if not isinstance(dw, SymbolicZero):
+        out += gather_dot(x, idx, dw)
+    if not isinstance(db, SymbolicZero):
+        out += gather_dot(jnp.ones((*x.shape[:-1], 1), x.dtype), idx, db[:, None])
+    return vals, out
+
+
+_chosen = jax.custom_jvp(_chosen_primal)
+_chosen.defjvp(_chosen_jvp, symbolic_zeros=True)
+
+
+def _dense_primal(x: Array, w: Array, b: Array, pre: Array) -> Array:
+    """pre, with the derivative of x w^T + b."""
+    del x, w, b
+    return pre
+
+
+def _dense_jvp(primals, tangents):
+    x, w, _, pre = primals
+    dx, dw, db, _ = tangents
+
+    def product(a, c):
+        return jnp.dot(a, c.T, preferred_element_type=jnp.float32)
+
+    return pre, product(dx, w) + product(x, dw) + db.astype(jnp.float32)
+
+
+_dense = jax.custom_jvp(_dense_primal)
+_dense.defjvp(_dense_jvp)

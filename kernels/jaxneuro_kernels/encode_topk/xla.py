@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encode from XLA ops: matmul and selection, one block of tokens at a time, so that pre-activations stay in cache.
+
+A block is reused, where `[tokens, n_latents]` would be fresh memory at every step: on a CPU that alone is worth a fifth
+of the time (2,048 x 256 x 8,192: 130 ms whole, 100 ms in blocks, of which the matmul is 80).
+"""
+
+import functools
+from typing import Final
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ..topk.xla import topk
+
+BLOCK_BYTES: Final = {"cpu": 1 << 23, "default": 1 << 30}
+"""Pre-activations of one block, per platform: about an outer cache; enough rows to fill an accelerator's matmul."""
+
+
+def encode_topk(x: Array, w: Array, b: Array, k: int) -> tuple[Array, Array]:
+    """Values before ReLU (float32) and indices, descending. Two-dimensional x."""
+    by_platform = {name: functools.partial(_in_blocks, k=k, n_bytes=n) for name, n in BLOCK_BYTES.items()}
+    return lax.platform_dependent(x, w, b, **by_platform)
+
+
+def encode_topk_and_pre(x: Array, w: Array, b: Array, k: int) -> tuple[Array, Array, Array]:
+    """The same and all pre-activations, float32 [tokens, n_latents]."""
+    pre = _pre(x, w, b)
+    return *topk(pre, k), pre
+
+
+def _pre(x: Array, w: Array, b: Array) -> Array:
+    pre = lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return pre + b.astype(jnp.float32)
+
+
+def block_rows(tokens: int, n_latents: int, n_bytes: int) -> int:
+    """Tokens per block: equal blocks, a multiple of 8, of at most about `n_bytes` of pre-activations.
+
+    Example:
+      >>> block_rows(2048, 8192, 1 << 23), block_rows(1000, 8192, 1 << 23), block_rows(3, 8192, 1 << 23)
+      (256, 256, 3)
+    """
+    blocks = -(-tokens * n_latents * 4 // n_bytes)
+    rows = -(-tokens // blocks)
+    return rows if rows == tokens else -(-rows // 8) * 8
+
+
+def _in_blocks(x: Array, w: Array, b: Array, *, k: int, n_bytes: int) -> tuple[Array, Array]:
+    tokens, d = x.shape
+    rows = block_rows(tokens, w.shape[0], n_bytes)
+    if rows >= tokens:
+        return topk(_pre(x, w, b), k)
+    blocks = -(-tokens // rows)
+    padded = jnp.pad(x, ((0, blocks * rows - tokens), (0, 0))).reshape(blocks, rows, d)
+    vals, idx = lax.map(lambda part: topk(_pre(part, w, b), k), padded)
+    return vals.reshape(-1, k)[:tokens], idx.reshape(-1, k)[:tokens]
