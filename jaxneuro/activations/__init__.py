@@ -29,7 +29,8 @@ state of unchanged shapes and info of scalars, masks respected; (3) `finish(stat
 `Method(init, step, finish)` from a function of your settings, in the room whose question it answers.
 
 A run on other devices, or with other batch sizes, agrees to rounding and not bitwise. Several hosts: each feeds its
-shard (`shard=`, `sharding=`); the position of the stream is saved once, so all hosts' streams must be in step.
+shard (`shard=`, `sharding=`); the position of the stream is saved once, so all hosts' streams must be in step, and
+signals act at once there: what was saved last counts.
 """
 
 from .driver import run as run

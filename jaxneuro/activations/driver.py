@@ -115,7 +115,7 @@ def run(
             state = _resume(checkpoints, done, like, feed, sink, steps)
         elif isinstance(sink, Rewindable):
             sink.rewind(None, 0)
-        if checkpoints:
+        if checkpoints and jax.process_count() == 1:  # several hosts would stop at different steps
             signals.hold()
         log = Log(sink, progress, log_every)
         state = _Loop(step, fixed, feed, steps, checkpoints, checkpoint_every, signals, log).run(state, done)

@@ -37,8 +37,8 @@ class Feed:
         first = next(self._iterator, None)
         if first is None:
             raise UserError("the stream holds no batch: there is nothing to run over. Is the data empty, or used up?")
-        self._shapes, self._treedef = table(first), jax.tree.structure(first)
-        self._first = self._checked(first, 1)
+        _check_numbers(first)
+        self._first, self._form, self._shapes = first, _form(first), table(first)
         self.read = 0
         """Batches taken from the stream since its very beginning, over all runs."""
         if self._exact:
@@ -101,17 +101,26 @@ class Feed:
         return next(self._iterator, None)
 
     def _checked(self, batch: Any, number: int) -> Any:
-        shapes = table(batch)
-        if shapes != self._shapes or jax.tree.structure(batch) != self._treedef:
-            lines = differences(self._shapes, shapes) or ["another tree structure"]
+        form = _form(batch)
+        if form != self._form:
+            lines = differences(self._shapes, table(batch)) or ["another tree structure"]
             raise UserError(
                 f"batch {number} differs from the first one (there: first, here: this one): {'; '.join(lines)}. One "
                 f"compiled step needs one shape: drop the remainder, or pad it and say so in a mask."
             )
-        bad = [n for n, s in shapes.items() if "[" not in s or s.startswith(("object", "<U", "|S"))]
-        if bad:
-            raise UserError(f"batch {number} holds something that is no array of numbers: {', '.join(bad)}.")
         return batch
+
+
+def _form(batch: Any) -> Any:
+    """Structure, shapes and dtypes, to compare quickly."""
+    leaves, treedef = jax.tree.flatten(batch)
+    return treedef, [(np.shape(x), getattr(x, "dtype", type(x))) for x in leaves]
+
+
+def _check_numbers(batch: Any) -> None:
+    bad = [n for n, s in table(batch).items() if "[" not in s or s.startswith(("object", "<U", "|S"))]
+    if bad:
+        raise UserError(f"the batches hold something that is no array of numbers: {', '.join(bad)}.")
 
 
 def count_tokens(batch: Any) -> int:

@@ -51,7 +51,10 @@ def test_equals_the_plain_forward_pass(tmp_path, toy, toy_windows, site):
 
 def test_a_real_model_is_run_only_up_to_the_layer(tmp_path, toy_windows):
     cfg = Config(n_layers=3, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=16, d_vocab=32, n_ctx=64)
-    model = Transformer(cfg, init(cfg, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: init(cfg, key), jax.random.key(0))
+    weights = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), s.dtype), shapes)
+    model = Transformer(cfg, weights)
     poisoned = jax.tree.map(lambda w: w.at[2].set(jnp.nan), model.weights["blocks"])
     above = Transformer(cfg, {**model.weights, "blocks": poisoned})
     acts = harvest(above, toy_windows, "blocks.1.mlp.post", tmp_path / "acts", batch_size=8)
