@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from jaxneuro.activations import lock
 from jaxneuro.activations.lock import exclusive
 from jaxneuro.errors import UserError
 
@@ -56,6 +57,20 @@ def test_released_after_an_error_and_taken_again(tmp_path):
     for _ in range(2):
         with pytest.raises(KeyError), exclusive(tmp_path / "new"):
             raise KeyError
+
+
+def test_a_lock_on_a_file_that_its_holder_removed_is_no_lock(tmp_path, monkeypatch):
+    """Between our opening the file and our locking it the run before ended: the name is free for others."""
+    real, removed = lock._lock, []
+
+    def late(fd, owner):
+        if not removed:
+            removed.append((tmp_path / "run.lock").unlink())
+        return real(fd, owner)
+
+    monkeypatch.setattr(lock, "_lock", late)
+    with exclusive(tmp_path), pytest.raises(UserError, match="is being written by"):
+        exclusive(tmp_path).__enter__()
 
 
 def test_two_names_in_one_folder_are_two_locks(tmp_path):
