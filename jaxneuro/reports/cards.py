@@ -5,7 +5,7 @@ Tokens are by far the larger half, so they travel as JSON and become elements on
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import figures
 from .sections import Data, Panel
@@ -45,7 +45,11 @@ def _latent(f: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
     name = f"Latent {f.get('latent')}"
     facts = [
         ("Density", percent(f.get("density")), "share of tokens on which the latent is active"),
-        ("Selectivity", number(f.get("selectivity")), "how much more it fires for one group than for the others"),
+        (
+            "Selectivity",
+            number(f.get("selectivity")),
+            "how much of its firing, summed over the rates of all groups, is in its own; 1 is all",
+        ),
     ]
     card = _common(f, groups, own, name)
     card |= {"id": f"F{f.get('latent')}", "name": name, "class": "", "groups": own, "facts": facts, "dose": None}
@@ -104,14 +108,20 @@ def _activation(item: Data, groups: Sequence[str], own: Sequence[str], name: str
     return Panel("Firing rate per group", svg)
 
 
-def _dose(dose: Mapping[str, Any] | None, own: Sequence[str], name: str) -> Panel | None:
+class Dose(NamedTuple):
+    """Its figure, and its axes in words: they are too long to stand in it."""
+
+    title: str
+    svg: str
+    caption: str
+
+
+def _dose(dose: Mapping[str, Any] | None, own: Sequence[str], name: str) -> Dose | None:
     if not dose or not dose.get("curves"):
         return None
-    curves, y = dose["curves"], dose.get("y") or "effect"
-    heavy = [g for g in curves if g in own]
+    curves, what = dose["curves"], f"Dose and response, {name}"
     words = "; ".join(f"{g}: {number(row[0])} to {number(row[-1])}" for g, row in curves.items() if row)
-    svg = figures.lines(
-        dose["values"], curves, title=f"{name}: dose and response", desc=words, emphasis=heavy,
-        x_label=f"clamped to ({dose.get('unit') or 'activation'})", y_label=y, size=(320, 220),
-    )  # fmt: skip
-    return Panel("Dose and response", svg)
+    heavy = [g for g in curves if g in own]
+    svg = figures.lines(dose["values"], curves, title=what, desc=words, emphasis=heavy, size=(320, 190))
+    caption = f"Across: the neuron is clamped to this value ({dose.get('unit') or 'activation'}). "
+    return Dose("Dose and response", svg, f"{caption}Up: {dose.get('y') or 'effect'}.")

@@ -7,6 +7,7 @@ Presentation attributes make each string a complete .svg file; the report's styl
 is how one figure follows light and dark.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -31,6 +32,7 @@ from .svg import (
     stroke,
     tag,
     text,
+    ticks,
     x_axis,
     y_axis,
 )
@@ -177,11 +179,13 @@ def histogram(
     """One low row per group, all over the same bins: height is the logarithm of the group's share of counts in a bin.
 
     A full row is a share of 1; the smallest share drawn anywhere just shows, and an empty bin leaves a gap. Logarithms
-    because a neuron is near zero on most tokens, and its tail is what tells groups apart.
+    because a neuron is near zero on most tokens, and its tail is what tells groups apart. Outer bins that are empty in
+    every group are left out. Bins of very different widths (more than 3 times) are all drawn equally wide, so the axis
+    is stretched where they are narrow; its numbers stand at edges of bins.
 
     Args:
       edges: [B+1], rising. An infinite first or last edge (an open bin) is drawn as wide as its neighbour.
-      counts: {group: [B]}; neighbouring bins are added up until at most `most_bins` are left.
+      counts: {group: [B]}; neighbouring bins are added up until at most `most_bins` are left, never across 0.
       emphasis: groups drawn in the accent colour and bold. notes: {group: text at the right of its row}.
     Raises:
       UserError: a row does not have one count per bin.
@@ -195,13 +199,14 @@ def histogram(
     shares = {g: [c / sum(row) if sum(row) else 0.0 for c in row] for g, row in rows.items()}
     floor = min((s for row in shares.values() for s in row if s > 0), default=0.1) / 2
     said, high = notes or {}, 20
-    left, right = 12 + longest(list(rows)), width - 10 - max((breadth(n, 11) for n in said.values()), default=0.0)
-    x, bottom = scale((bounds[0], bounds[-1]), (left, right)), 2.0 + high * len(rows)
+    left, right = 12 + longest(list(rows)), width - 16 - max((breadth(n, 11) for n in said.values()), default=0.0)
+    places, marks = _places_of(bounds, left, right)
+    bottom = 2.0 + high * len(rows)
     parts = []
     for i, (group, row) in enumerate(shares.items()):
         base, key = 2.0 + high * (i + 1), " key" if group in emphasis else ""
         heights = [math.log(s / floor) / math.log(1 / floor) * (high - 4) if s > 0 else 0.0 for s in row]
-        outline = _skyline([x(b) for b in bounds], heights, base)
+        outline = _skyline(places, heights, base)
         parts.append(text(left - 6, base - 4, shortened(group), text_anchor="end", class_=f"name{key}"))
         parts.append(tag("path", d=outline, class_=f"area{key}", fill="currentColor") if outline else "")
         shown = said.get(group)
@@ -209,7 +214,8 @@ def histogram(
         parts.append(text(width - 2, base - 4, shown, **place) if shown else "")
     floors = "".join(f"M{left:.1f} {2 + high * (i + 1)}H{right:.1f}" for i in range(len(rows)))
     parts.append(stroke(floors, "grid", stroke_opacity=0.3))
-    parts += x_axis((bounds[0], bounds[-1]), x, bottom, label=x_label, centre=(left + right) / 2)
+    parts += [text(x, bottom + 15, number(v, 2), text_anchor="middle", class_="dim") for x, v in marks]
+    parts.append(text((left + right) / 2, bottom + 32, x_label, text_anchor="middle", class_="dim") if x_label else "")
     return figure(width, bottom + (36 if x_label else 20), *parts, title=title, desc=desc, class_="histogram")
 
 
@@ -223,12 +229,32 @@ def _closed(edges: Sequence[Number]) -> list[float]:
 
 
 def _merged(bounds: list[float], counts: Mapping[str, Sequence[Number]], most: int) -> tuple[list[float], dict]:
-    step = math.ceil((len(bounds) - 1) / most)
-    starts = range(0, len(bounds) - 1, step)
+    """The bins that hold anything, neighbours added up until there are few enough; 0 stays an edge if it is one."""
     rows = {g: [float(v) if finite(v) else 0.0 for v in row] for g, row in counts.items()}
-    return [*(bounds[i] for i in starts), bounds[-1]], {
-        g: [sum(r[i : i + step]) for i in starts] for g, r in rows.items()
-    }
+    n = len(bounds) - 1
+    filled = [i for i in range(n) if any(row[i] for row in rows.values())] or [0, n - 1]
+    first, last = filled[0], filled[-1] + 1
+    step = math.ceil((last - first) / most)
+    zero = bounds.index(0.0) if 0.0 in bounds else first
+    starts = range(first - (first - zero) % step, last, step)
+    kept = [bounds[max(i, 0)] for i in starts] + [bounds[min(starts[-1] + step, n)]]
+    return kept, {g: [sum(r[max(i, 0) : i + step]) for i in starts] for g, r in rows.items()}
+
+
+def _places_of(bounds: list[float], left: float, right: float) -> tuple[list[float], list[Point]]:
+    """The pixel of every edge, and (pixel, value) of the numbers under the axis."""
+    widths = [b - a for a, b in itertools.pairwise(bounds)]
+    if max(widths) <= 3 * max(min(widths), 0.0):
+        x = scale((bounds[0], bounds[-1]), (left, right))
+        return [x(b) for b in bounds], [(x(t), t) for t in ticks(bounds[0], bounds[-1], 4)]
+    x = scale((0, len(bounds) - 1), (left, right))
+    n = len(bounds) - 1
+    wanted = {0, n, *(round(n * q) for q in (0.25, 0.5, 0.75))} | ({bounds.index(0.0)} if 0.0 in bounds else set())
+    marks: list[Point] = []
+    for i in sorted(wanted, key=lambda i: (bounds[i] != 0, i not in (0, n), i)):  # 0 first, then the ends
+        if all(abs(x(i) - other) >= 38 for other, _ in marks):
+            marks.append((x(i), bounds[i]))
+    return [x(i) for i in range(len(bounds))], marks
 
 
 def _skyline(x: list[float], heights: list[float], base: float) -> str:

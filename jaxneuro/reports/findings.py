@@ -124,7 +124,8 @@ def _effect(data: Mapping[str, Any]) -> Finding | None:
     if not effect:
         return None
     rows = [r for r in effect_rows(data["groups"], effect) if r.tested]
-    unit, what = effect.get("unit", ""), effect.get("measure", "effect")
+    what, unit = effect.get("measure", "effect"), effect.get("unit", "")
+    unit = unit if unit[:1].isalpha() else f"({unit})"
     if not rows:
         return Finding("The effect of silencing was not measured: no group had neurons to silence.", "", None)
     own = _sum(r.own for r in rows) / len(rows)

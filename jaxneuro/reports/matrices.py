@@ -24,9 +24,11 @@ from .svg import (
     x_axis,
 )
 
+type Matrix = Sequence[Sequence[Number]]
+
 
 def heat_map(
-    values: Sequence[Sequence[Number]],
+    values: Matrix,
     rows: Sequence[str],
     columns: Sequence[str],
     *,
@@ -34,9 +36,10 @@ def heat_map(
     desc: str = "",
     row_title: str = "",
     column_title: str = "",
-    below: Sequence[Sequence[Number]] | None = None,
+    row_notes: Sequence[str] = (),
+    below: Matrix | None = None,
     largest: float | None = None,
-    height: float | None = None,
+    cell: tuple[float, float] | None = None,
     diagonal: bool = False,
 ) -> str:
     """A matrix as coloured cells, each with its number printed.
@@ -45,9 +48,10 @@ def heat_map(
 
     Args:
       values: [rows][columns]; None or NaN cells are drawn empty with "–".
+      row_notes: [rows] small words under the name of each row.
       below: a second number per cell, printed small as "± x" (a standard deviation).
       largest: the |value| at full colour; give two maps the same one to compare them. Default: the largest here.
-      height: of a cell in pixels; default as low as its text allows.
+      cell: (width, height) of one in pixels; default: what its text needs.
       diagonal: outline the cells (i, i).
     Raises:
       UserError: values (or below) is not [len(rows)][len(columns)].
@@ -59,11 +63,11 @@ def heat_map(
         if table is not None:
             check_shape(f"heat map {title!r}: {name}", table, len(rows), len(columns))
     peak = largest or max((abs(v) for r in values for v in r if finite(v)), default=0.0)
-    show, h = fixed(peak), height or (42 if below else 34)
-    printed = [show(v) for r in values for v in r] + [f"± {show(v)}" for r in below or [] for v in r]
-    w = max(54, math.ceil(longest(printed, size=11)) + 6)
+    show = fixed(peak)
+    w, h = cell or (cell_width(values, below, peak), 42 if below else 34)
     turned = max(map(len, columns), default=0) > 6
-    left, top = 30 + longest(rows), 30 + (0.7 * longest(columns) if turned else 14)
+    left = 30 + max(longest(rows), longest(row_notes, size=10))
+    top = 30 + (0.7 * longest(columns) if turned else 14)
     middle = top + h * len(rows) / 2
     parts = [
         text(left + w * len(columns) / 2, 12, column_title, text_anchor="middle", class_="dim"),
@@ -72,7 +76,10 @@ def heat_map(
     ]
     for i, name in enumerate(rows):
         y = top + h * i
-        parts.append(text(left - 8, y + h / 2 + 4, shortened(name), text_anchor="end", class_="name"))
+        line = y + h / 2 + (-2 if row_notes else 4)
+        parts.append(text(left - 8, line, shortened(name), text_anchor="end", class_="name"))
+        if row_notes:
+            parts.append(text(left - 8, line + 13, row_notes[i], text_anchor="end", class_="small dim", font_size=10))
         for j, column in enumerate(columns):
             second = f"± {show(below[i][j])}" if below else ""
             words = f"{name}, {column}: {show(values[i][j])} {second}".rstrip()
@@ -82,6 +89,13 @@ def heat_map(
                 parts.append(stroke(box, "outline", stroke_width=2))
     wide = left + w * len(columns) + (0.6 * breadth(shortened(columns[-1])) if turned else 6)
     return figure(wide, top + h * len(rows) + 4, *parts, title=title, desc=desc, class_="heat")
+
+
+def cell_width(values: Matrix, below: Matrix | None, largest: float) -> float:
+    """Pixels that the longest number of a heat map needs."""
+    show = fixed(largest)
+    widest = longest([show(v) for r in values for v in r])
+    return max(54, math.ceil(max(widest, longest([f"± {show(v)}" for r in below or [] for v in r], size=10))) + 6)
 
 
 def _headings(columns: Sequence[str], left: float, y: float, w: float, turned: bool) -> list[str]:
@@ -144,7 +158,7 @@ def comparison(
     own: Sequence[Number],
     mean: Sequence[Number],
     std: Sequence[Number],
-    others: Sequence[Sequence[Number]],
+    others: Matrix,
     notes: Sequence[str],
     title: str,
     desc: str = "",

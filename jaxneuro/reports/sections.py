@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from . import figures
 from .findings import Row, effect_rows
+from .matrices import cell_width
 from .svg import brief, finite, fixed, number, percent
 
 type Data = Mapping[str, Any]
@@ -146,30 +147,50 @@ def effect(data: Data) -> dict[str, Any] | None:
     if not part:
         return None
     unit, what = part.get("unit", ""), part.get("measure", "effect")
-    matrix, mean = part["matrix"], part.get("random_mean")
-    everything = [v for t in (matrix, mean or []) for r in t for v in r if finite(v)]
-    largest = max(map(abs, everything), default=0.0)
+    lowest, largest = _range(part)
     rows = effect_rows(groups, part)
+    matrix, mean, std = (_tested(rows, part.get(k)) for k in ("matrix", "random_mean", "random_std"))
+    own, chance = (f"{what.capitalize()}, {sets} silenced" for sets in ("own neurons", "random sets"))
     return {
-        "main": _matrix(groups, matrix, None, f"{what.capitalize()}, own neurons silenced", unit, largest),
-        "random": mean
-        and _matrix(groups, mean, part.get("random_std"), f"{what.capitalize()}, random sets silenced", unit, largest),
+        "main": matrix and _matrix(part, groups, matrix, None, own),
+        "random": mean and _matrix(part, groups, mean, std, chance),
         # The scale goes both ways; its negative half is shown where it is used.
-        "key": figures.colour_bar(largest, unit=unit, negative=min(everything, default=0.0) < -0.05 * largest),
-        "compare": mean and _comparison(rows, matrix, f"{what} on the group itself ({unit})"),
+        "key": figures.colour_bar(largest, unit=unit, negative=lowest < -0.05 * largest),
+        "compare": matrix and mean and _comparison(rows, matrix, f"{what} on the group itself ({unit})"),
         "rows": _effect_table(rows, fixed(largest)),
         "unit": unit,
         "what": what,
+        "worse": "loss" in what,
         "n_random": number(part.get("n_random")),
     }
 
 
-def _matrix(groups: Sequence[str], values: Matrix, std: Matrix | None, title: str, unit: str, largest: float) -> Panel:
+def _tested(rows: Sequence[Row], table: Matrix | None) -> Matrix | None:
+    """The table without the rows of groups that had no neurons: their zeros are no measurement."""
+    return table and [row if r.size != 0 else [None] * len(row) for r, row in zip(rows, table, strict=True)]
+
+
+def _range(part: Data) -> tuple[float, float]:
+    """The lowest value and the largest |value| of both matrices: what they share a colour scale by."""
+    known = [v for t in (part["matrix"], part.get("random_mean") or []) for r in t for v in r if finite(v)]
+    return min(known, default=0.0), max(map(abs, known), default=0.0)
+
+
+def _width(part: Data) -> float:
+    """Of a cell, the same in both heat maps, so that they can be laid side by side."""
+    tables = [t for t in (part["matrix"], part.get("random_mean")) if t]
+    return max(cell_width(t, part.get("random_std"), _range(part)[1]) for t in tables)
+
+
+def _matrix(part: Data, groups: Sequence[str], values: Matrix, std: Matrix | None, title: str) -> Panel:
+    largest, sizes = _range(part)[1], part.get("set_size")
     show = fixed(largest)
     words = "Diagonal: " + ", ".join(f"{g} {show(values[i][i])}" for i, g in enumerate(groups)) + "."
     svg = figures.heat_map(
-        values, groups, groups, title=f"{title} ({unit})", desc=words, below=std, largest=largest or None,
-        row_title="silenced", column_title="measured on", diagonal=True, height=40,
+        values, groups, groups, title=f"{title} ({part.get('unit', '')})", desc=words, below=std,
+        largest=largest or None, row_title="silenced", column_title="measured on", diagonal=True,
+        cell=(_width(part), 40),
+        row_notes=[f"{number(n)} neuron{'' if n == 1 else 's'}" for n in sizes] if sizes else (),
     )  # fmt: skip
     errors = [[f" ± {show(v)}" for v in row] for row in std] if std else [[""] * len(groups)] * len(groups)
     rows = [[g, *(show(v) + e for v, e in zip(values[i], errors[i], strict=True))] for i, g in enumerate(groups)]
@@ -177,7 +198,7 @@ def _matrix(groups: Sequence[str], values: Matrix, std: Matrix | None, title: st
 
 
 def _effect_table(rows: Sequence[Row], show: Any) -> Table:
-    head = ["Group", "Neurons silenced", "Loss before", "Own group", "Random mean", "Random std", "z", "Ratio"]
+    head = ["Group", "Neurons silenced", "Before silencing", "Own group", "Random mean", "Random std", "z", "Ratio"]
     head += ["Other groups, mean", "Hurt most"]
     cells = [
         [r.group, number(r.size), number(r.base), show(r.own), show(r.mean), show(r.std), number(r.z)] for r in rows
@@ -190,7 +211,8 @@ def _comparison(rows: Sequence[Row], matrix: Matrix, label: str) -> Panel:
     title = "The diagonal against its random baseline"
     words = "; ".join(f"{r.group}: {note}" for r, note in zip(rows, notes, strict=True))
     svg = figures.comparison(
-        [r.group for r in rows], own=[r.own for r in rows], mean=[r.mean for r in rows], std=[r.std for r in rows],
+        [r.group for r in rows], own=[r.own if r.tested else None for r in rows],
+        mean=[r.mean if r.tested else None for r in rows], std=[r.std for r in rows],
         others=[[v for j, v in enumerate(row) if j != i] for i, row in enumerate(matrix)],
         notes=notes, title=title, desc=words, x_label=label,
     )  # fmt: skip

@@ -57,10 +57,11 @@ def figure(width: float, height: float, *parts: str, title: str, desc: str = "",
     """The <svg> element: its title names it and its description says in words what it shows."""
     words = [tag("title", escaped(title) or " ")]
     words += [tag("desc", escaped(desc))] if desc else []
+    w, h = _plain(width), _plain(height)
     # xmlns is a name, not an address: nothing is fetched. It lets the string be saved as an .svg file.
-    return tag("svg", *words, *parts, xmlns="http://www.w3.org/2000/svg", width=width, height=height,
-               viewBox=f"0 0 {_plain(width)} {_plain(height)}", role="img", class_=f"fig {class_}".strip(),
-               font_size=12)  # fmt: skip
+    frame = {"xmlns": "http://www.w3.org/2000/svg", "width": w, "height": h, "viewBox": f"0 0 {w} {h}"}
+    looks = {"class_": f"fig {class_}".strip(), "style": f"--w:{w}px", "font_size": 12}
+    return tag("svg", *words, *parts, **frame, role="img", **looks)
 
 
 def _plain(value: object) -> str:

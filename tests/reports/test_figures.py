@@ -121,6 +121,34 @@ def test_open_bins_are_as_wide_as_their_neighbours():
     assert widths[0] > 20
 
 
+def test_bins_of_very_different_width_are_drawn_equally_wide():
+    edges = [math.sinh(v) for v in (-4, -3, -2, -1, 0, 1, 2, 3, 4)]
+    svg = histogram(edges, {"de": [1] * 8}, title="t")
+    (area,) = parts(svg, "path", "area")
+    x = [float(v) for v in (re.match(r"M([\d.]+)", area.get("d"))[1], *re.findall(r"H([\d.]+)", area.get("d")))]
+    widths = [b - a for a, b in itertools.pairwise(x)]
+    assert widths == pytest.approx([widths[0]] * 8, abs=0.2)
+    marks = {e.text: float(e.get("x")) for e in ET.fromstring(svg).iter(f"{NS}text") if e.get("class") == "dim"}
+    assert marks["0"] == pytest.approx(x[4], abs=0.1), "the axis says where 0 is"
+    assert {"−27", "27"} <= set(marks)
+    places = sorted(marks.values())
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 38
+
+
+def test_outer_bins_that_nobody_fills_are_left_out():
+    svg = histogram(list(range(11)), {"de": [0, 0, 0, 1, 2, 1, 0, 0, 0, 0]}, title="t")
+    marks = [e.text for e in ET.fromstring(svg).iter(f"{NS}text") if e.get("class") == "dim"]
+    assert marks == ["3", "4", "5", "6"]
+
+
+def test_bins_are_never_added_up_across_zero():
+    edges = [float(v) for v in range(-3, 6)]
+    svg = histogram(edges, {"de": [1] * 3 + [0] * 4 + [1]}, title="t", most_bins=4)
+    (area,) = parts(svg, "path", "area")
+    assert area.get("d").count("M") == 2, "what fired below 0 stays apart from the empty bins above"
+    assert len(heights(area.get("d"))) == 3
+
+
 def test_own_groups_are_marked_and_notes_printed():
     svg = histogram([0, 1], {"de": [1], "en": [1]}, title="t", emphasis=["de"], notes={"de": "41%"})
     assert [e.get("class") for e in parts(svg, "path", "area")] == ["area key", "area"]

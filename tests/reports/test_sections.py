@@ -58,6 +58,16 @@ def test_effect_without_random_sets_still_has_its_matrix():
     assert effect["rows"].rows[0][:4] == ["a", "–", "–", "1.00"]
 
 
+def test_a_group_without_neurons_was_not_tested():
+    part = {"matrix": [[1.0, 0.5], [0.0, 0.0]], "random_mean": [[0.1, 0.1], [0.0, 0.0]], "set_size": [3, 0]}
+    effect = sections.effect({"groups": GROUPS, "effect": part})
+    assert effect["main"].table.rows == [["a", "1.00", "0.50"], ["b", "–", "–"]]
+    assert effect["random"].svg.count('class="empty"') == 2
+    assert [w for w in ("3 neurons", "0 neurons") if w in effect["main"].svg] == ["3 neurons", "0 neurons"]
+    assert "nothing silenced" in effect["compare"].svg
+    assert effect["compare"].svg.count('class="diamond"') == 1
+
+
 def test_negative_colours_are_in_the_key_only_where_they_are_used():
     def key(low):
         return sections.effect({"groups": GROUPS, "effect": {"matrix": [[1.0, low], [0.0, 1.0]]}})["key"]
