@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics on cases known by algebra, and against whole-set float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.dictionaries import TopKDictionary, reconstruction, recovered
+from jaxneuro.errors import UserError
+from jaxneuro.models import Config, forward, init
+
+D, F, K = 6, 24, 3
+
+
+def random_dictionary(key=0, d=D, scale=1.0):
+    a, b, c = jax.random.split(jax.random.key(key), 3)
+    w = jax.random.normal(a, (F, d))
+    w = w / jnp.linalg.norm(w, axis=1, keepdims=True)
+    bias = jax.random.normal(c, (d,)) * 0.3
+    return TopKDictionary(W_enc=w.T * scale, W_dec=w, b_enc=jax.random.normal(b, (F,)) * 0.1, b_dec=bias, k=K)
+
+
+def tokens(n=200, d=D):
+    return np.random.default_rng(1).normal(3.0, 1.5, (n, d)).astype(np.float32)  # far from zero mean, on purpose
+
+
+def perfect(d=D):
+    eye = jnp.eye(d)
+    both = jnp.concatenate([eye, -eye])
+    return TopKDictionary(W_enc=both.T, W_dec=both, b_enc=jnp.zeros(2 * d), b_dec=jnp.zeros(d), k=d)
+
+
+def test_perfect_is_zero_error():
+    found = reconstruction(perfect(), [{"x": tokens()}])
+    assert found.fvu == pytest.approx(0, abs=1e-12)
+    assert (found.explained_variance, found.shrinkage, found.cosine) == pytest.approx((1, 1, 1), abs=1e-6)
+
+
+def test_the_mean_explains_nothing():
+    x = tokens()
+    mean = TopKDictionary(
+        W_enc=jnp.zeros((D, F)), W_dec=jnp.zeros((F, D)), b_enc=jnp.zeros(F), b_dec=jnp.asarray(x.mean(0)), k=1
+    )
+    found = reconstruction(mean, [{"x": x}])
+    assert found.fvu == pytest.approx(1, abs=1e-6)
+    assert (found.l0, found.dead_fraction) == (0, 1)
+
+
+def test_a_constant_error_is_seen_by_fvu_and_not_by_the_centred_form():
+    x, off = tokens(), perfect()
+    off = TopKDictionary(W_enc=off.W_enc, W_dec=off.W_dec, b_enc=off.b_enc, b_dec=off.b_dec + 2.0, k=off.k,
+                         apply_b_dec_to_input=False)  # fmt: skip
+    found = reconstruction(off, [{"x": x}])
+    variance = np.var(x.astype(np.float64), 0).sum()
+    assert found.fvu == pytest.approx(D * 4 / variance, rel=1e-5)
+    assert found.explained_variance_centred == pytest.approx(1, abs=1e-6)
+
+
+def test_streaming_equals_the_whole_set_in_float64():
+    x, d = tokens(), random_dictionary()
+    mask = np.random.default_rng(2).random(200) < 0.7
+    batches = [{"x": x[i : i + 37], "mask": mask[i : i + 37]} for i in range(0, 200, 37)]
+    found = reconstruction(d, batches)
+    real = x[mask].astype(np.float64)
+    x_hat = np.asarray(d(jnp.asarray(x[mask])), np.float64)
+    error = real - x_hat
+    total = np.square(real - real.mean(0)).sum()
+    z = np.asarray(d.encode(jnp.asarray(x[mask])))
+    assert found.tokens == mask.sum()
+    assert found.fvu == pytest.approx(np.square(error).sum() / total, rel=1e-6)
+    assert found.explained_variance_centred == pytest.approx(1 - error.var(0).sum() / real.var(0).sum(), rel=1e-6)
+    assert found.l0 == pytest.approx((z > 0).sum(1).mean(), rel=1e-6)
+    assert found.dead_fraction == pytest.approx((~(z > 0).any(0)).mean())
+    np.testing.assert_allclose(found.density, (z > 0).mean(0), atol=1e-9)
+    np.testing.assert_allclose(found.mean, real.mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "no valid token"),
+        ([{"x": np.ones((3, D), np.float32), "mask": np.zeros(3, bool)}], "no valid token"),
+        ([{"x": np.ones((3, D), np.float32)}], "all 3 tokens are equal"),
+        ([{"x": np.full((3, D), np.nan, np.float32)}], "not finite"),
+    ],
+)
+def test_what_cannot_be_judged(batches, message):
+    with pytest.raises(UserError, match=message):
+        reconstruction(random_dictionary(), batches)
+
+
+@pytest.fixture(scope="module")
+def model():
+    cfg = Config(n_layers=3, d_model=8, n_heads=2, n_kv_heads=1, d_head=4, d_mlp=D, d_vocab=20, n_ctx=16)
+    weights = jax.tree.map(lambda w: w * 3, init(cfg, jax.random.key(0)))
+    apply = functools.partial(forward, cfg=cfg)
+    rng = np.random.default_rng(0)
+    mask = np.ones((4, 10), bool)
+    mask[0, 7:] = False
+    counted = mask.copy()
+    counted[:, 0] = False
+    batch = {"tokens": rng.integers(0, 20, (4, 10)).astype(np.int32), "mask": mask, "counted": counted}
+
+    def run(weights, tokens, mask, **part):
+        return apply(weights, tokens, mask=mask, **part)
+
+    return run, weights, batch
+
+
+@pytest.mark.parametrize("site", ["blocks.0.mlp.post", "blocks.1.mlp.post", "blocks.2.mlp.post"])
+def test_a_perfect_dictionary_recovers_everything(model, site):
+    apply, weights, batch = model
+    found = recovered(apply, weights, site, perfect(), np.zeros(D), [batch])
+    assert found.reconstructed == pytest.approx(found.original, abs=1e-5)
+    assert found.zero == pytest.approx(found.mean, abs=1e-6)  # the mean given is zero
+    assert found.weight == batch["counted"][:, 1:].sum()
+
+
+def test_the_mean_as_a_dictionary_recovers_nothing_of_the_mean(model):
+    apply, weights, batch = model
+    mean = np.arange(8, dtype=np.float32) / 4
+    constant = TopKDictionary(
+        W_enc=jnp.zeros((8, F)), W_dec=jnp.zeros((F, 8)), b_enc=jnp.zeros(F), b_dec=jnp.asarray(mean), k=1
+    )
+    found = recovered(apply, weights, "blocks.1.resid_post", constant, mean, [batch])
+    assert found.recovered_mean == pytest.approx(0, abs=1e-4)
+    assert found.original != pytest.approx(found.mean, abs=1e-3)
+
+
+def test_against_a_whole_intervention(model):
+    from jaxneuro.dictionaries.evaluate import next_token_loss
+    from jaxneuro.taps import apply_fn, intervene
+
+    apply, weights, batch = model
+    d, on = random_dictionary(), batch["counted"]
+    found = recovered(apply, weights, "blocks.1.mlp.post", d, np.ones(D), [batch, batch])
+    for value, fn in (
+        (found.reconstructed, lambda x: jnp.where(on[..., None], d(x), x)),
+        (found.zero, lambda x: jnp.where(on[..., None], jnp.zeros_like(x), x)),
+        (found.mean, lambda x: jnp.where(on[..., None], jnp.ones_like(x), x)),
+    ):
+        out = intervene(apply, [apply_fn("blocks.1.mlp.post", fn)])(weights, batch["tokens"], batch["mask"])
+        loss, n = next_token_loss(out, out, batch)
+        assert value == pytest.approx(float(loss.sum()) / int(n.sum()), abs=1e-5)
+
+
+def test_a_site_of_every_layer_is_refused(model):
+    apply, weights, batch = model
+    with pytest.raises(UserError, match="not a site of one layer"):
+        recovered(apply, weights, "blocks.*.mlp.post", perfect(), np.zeros(D), [batch])
