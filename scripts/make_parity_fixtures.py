@@ -5,7 +5,7 @@ Needs torch and transformers, in an environment of its own (nothing else of this
 
     python scripts/make_parity_fixtures.py                     write tests/parity/fixtures
     python scripts/make_parity_fixtures.py --minilm FOLDER     also the golden embeddings of all-MiniLM-L6-v2
-    python scripts/make_parity_fixtures.py --verify FOLDER     load FOLDER/CASE, as save_pretrained wrote it, and compare
+    python scripts/make_parity_fixtures.py --verify FOLDER     load FOLDER/CASE as jaxneuro saved it, and compare
 
 Each case is a folder as transformers writes it (config.json, model.safetensors) and expected.npz: tokens, mask, logits
 (or the last hidden state), the residual stream into the first layer and out of every layer. Norm scales and biases are

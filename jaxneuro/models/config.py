@@ -68,10 +68,16 @@ class Config:
     """BERT's tanh(W x[0] + b) on the first position; see `pool`."""
 
     def __post_init__(self):
+        for size in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx"):
+            value = getattr(self, size)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{size}={value!r} is not a positive whole number.")
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}.")
         if self.rope is not None and self.d_head % 2:
             raise UserError(f"rope turns pairs of coordinates, so d_head={self.d_head} must be even.")
+        if bad := [w for w in self.windows if w is not None and (type(w) is not int or w < 1)]:
+            raise UserError(f"a window of {bad[0]!r} keys: it is a positive whole number, or None for no window.")
         if not any(self.windows):
             object.__setattr__(self, "windows", ())
         elif len(self.windows) != self.n_layers:

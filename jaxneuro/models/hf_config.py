@@ -50,19 +50,9 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
       (32, 'gelu_tanh', True)
     """
     family = family_of(hf)
-    for key, allowed in family.only.items():
-        if hf.get(key, allowed[0]) not in allowed:
-            raise UserError(
-                f"config.json: {key}={hf[key]!r} is not supported for {hf['model_type']}, only {allowed[0]!r}."
-            )
-    missing = [key for key, default in family.fields.values() if default is REQUIRED and hf.get(key) is None]
-    if missing:
-        raise UserError(f"config.json of this {hf['model_type']} model lacks {', '.join(missing)}.")
+    _check(hf, family)
     values = {field: hf.get(key, default) for field, (key, default) in family.fields.items()}
-    values |= {**family.fixed, "family": hf["model_type"]}
-    if values["act"] not in ACTS:
-        raise unknown("activation", values["act"], ACTS, where="config.json")
-    values["act"] = ACTS[values["act"]]
+    values |= {**family.fixed, "family": hf["model_type"], "act": ACTS[values["act"]]}
     values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
     values["d_head"] = values.get("d_head") or values["d_model"] // values["n_heads"]
     values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
@@ -72,6 +62,22 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
         named = " ".join(hf.get("architectures") or [])
         values["has_head"] = "MaskedLM" in named or "PreTraining" in named
     return Config(**values, windows=_windows(hf, family, values["n_layers"]))
+
+
+def _check(hf: dict[str, Any], family: Family) -> None:
+    kind = hf["model_type"]
+    for key, allowed in family.only.items():
+        if hf.get(key, allowed[0]) not in allowed:
+            raise UserError(f"config.json: {key}={hf[key]!r} is not supported for {kind}, only {allowed[0]!r}.")
+    required = [key for key, default in family.fields.values() if default is REQUIRED]
+    if missing := [key for key in required if hf.get(key) is None]:
+        raise UserError(f"config.json of this {kind} model lacks {', '.join(missing)}.")
+    for key in required:
+        if type(hf[key]) is not int or hf[key] < 1:
+            raise UserError(f"config.json: {key}={hf[key]!r} is not a positive whole number.")
+    key, default = family.fields["act"]
+    if hf.get(key, default) not in ACTS:
+        raise unknown("activation", hf[key], ACTS, where="config.json")
 
 
 def _windows(hf: dict[str, Any], family: Family, n_layers: int) -> tuple[int | None, ...]:

@@ -100,6 +100,10 @@ class LongRope:
     def __call__(self, freqs: np.ndarray, theta: float, length: int) -> tuple[np.ndarray, float]:
         original = self.original_max_position_embeddings
         divisors = self.long_factor if length > original else self.short_factor
+        if len(divisors) != len(freqs):
+            raise UserError(
+                f"longrope lists {len(divisors)} factors; heads of {2 * len(freqs)} have {len(freqs)} pairs."
+            )
         attention = self.attention_factor
         if attention is None:
             attention = 1.0 if self.factor <= 1 else math.sqrt(1 + math.log(self.factor) / math.log(original))

@@ -43,7 +43,7 @@ def forward(
     Args:
       weights: as `init` and `load` make them; their dtype is the dtype of the computation (norms, rope and softmax
         are float32 inside).
-      tokens: ids. An id outside the vocabulary gives NaN (values cannot raise under jit).
+      tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit).
       mask: True at real tokens, padding allowed on either side; None: all real. Positions count from the left edge
         all the same, as in transformers. What comes out at padding is finite and means nothing.
       token_types: segment ids of an encoder that has them; None: all 0.

@@ -8,7 +8,7 @@ ranks every neuron per group; scores and classes are functions of those counts; 
     >>> jnp.argwhere(lape(rate).member).tolist()                 # layer, neuron, group
     [[1, 7, 0]]
 
-    table = run(group_statistics(model.apply, "blocks.mlp.gate", K), LabelledStream(stream, labels), constants=weights)
+    table = run(group_statistics(model.apply, "blocks.mlp.gate", K), LabelledStream(stream, labels), ...)
     found = selectivity(table.rates)                             # beside the same counts under shuffled labels
     effect = effect_matrix(model.apply, model.weights, "blocks.mlp.gate", found.lape_member.transpose(2, 0, 1), batches)
 
@@ -58,7 +58,6 @@ from .expertise import expertise as expertise
 from .expertise import histogram_average_precision as histogram_average_precision
 from .expertise import response_histogram as response_histogram
 from .labels import LabelledStream as LabelledStream
-from .labels import label_table as label_table
 from .measures import MEASURES as MEASURES
 from .measures import Measure as Measure
 from .null import ClassCounts as ClassCounts

@@ -57,7 +57,7 @@ def group_rates(dictionary: TopKDictionary, acts: ActivationArray, n_groups: int
 def most_selective(rates: np.ndarray, n: int, floor: float = 1e-3) -> np.ndarray:
     """Latents whose firing is most concentrated on one group, taken from every group in turn.
 
-        score_i = (max_k p_ik / sum_k p_ik) sqrt(max_k p_ik)        0 where max_k p_ik < floor
+    score_i = (max_k p_ik / sum_k p_ik) sqrt(max_k p_ik)        0 where max_k p_ik < floor
     """
     top, total = rates.max(1), np.maximum(rates.sum(1), 1e-12)
     score = np.where(top >= floor, top / total * np.sqrt(top), 0)

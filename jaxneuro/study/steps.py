@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of a study: each reads what the ones before left in the folder and writes its own files."""
 
+import json
 import shutil
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -10,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..activations import rich_progress, run
+from ..activations import harvest, rich_progress, run
 from ..data import batches, shuffled_labels
-from ..io import read_json, save_npz, write_json
+from ..dictionaries import Reconstruction, Recovered, reconstruction, recovered, save_saelens, topk
+from ..io import save_npz, write_json
 from ..neurons import (
+    MEASURES,
     GroupStatistics,
     LabelledStream,
     decode_neurons,
@@ -28,6 +31,7 @@ from ..neurons import (
 from ..taps import capture
 from .folder import RunFolder
 from .inputs import Inputs
+from .latents import latent_cards
 from .results import write_results
 
 
@@ -218,8 +222,83 @@ def _doses(
 
 
 def dictionary(inputs: Inputs, folder: RunFolder) -> None:
-    """Train a TopK dictionary on one site and judge it."""
-    raise NotImplementedError
+    """Train a TopK dictionary on one site of the studied windows; judge it on the measured ones."""
+    c, model = inputs.config.dictionary, inputs.model
+    site = c.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
+    about = {"max_tokens": c.max_tokens, "batch_size": inputs.config.batch, "seed": inputs.config.seed}
+    with rich_progress("5/6 activations") as progress:
+        train = harvest(model, inputs.studied, site, folder / "activations" / "studied", **about, progress=progress)
+        judged = harvest(model, inputs.measured, site, folder / "activations" / "measured", **about)
+    d_in = train.x.shape[1]
+    n_latents = c.expansion * d_in
+    method = topk(
+        n_latents,
+        c.k,
+        learning_rate=c.learning_rate,
+        steps=c.steps,
+        dead_after_tokens=c.dead_after_tokens,
+    )
+    metrics = folder / "dictionary-metrics.jsonl"
+    with rich_progress("5/6 dictionary") as progress:
+        learned = run(
+            method,
+            train.batches(batch_size=min(c.batch, len(train)), seed=inputs.config.seed),
+            key=jax.random.key(inputs.config.seed),
+            steps=c.steps,
+            checkpoint_dir=folder / "checkpoints" / "dictionary",
+            metrics=metrics,
+            progress=progress,
+            log_every=max(1, c.steps // 200),
+        )
+    found = reconstruction(learned, judged.batches(batch_size=min(c.batch, len(judged)), seed=None, epochs=1))
+    kept = recovered(
+        inputs.output,
+        model.weights,
+        site,
+        learned,
+        found.mean,
+        inputs.measured_batches(),
+        judge=MEASURES[inputs.measure].fn,
+    )
+    save_saelens(learned, folder / "dictionary", {"model_name": inputs.config.model, "hook_name": site})
+    write_json(
+        folder / "dictionary.json",
+        {
+            "site": site,
+            "n_latents": n_latents,
+            "k": c.k,
+            "metrics": _judgement(inputs, found, kept),
+            "curves": _curves(metrics),
+            "latents": latent_cards(inputs, learned, train),
+        },
+    )
+    shutil.rmtree(folder / "checkpoints" / "dictionary", ignore_errors=True)
+    shutil.rmtree(folder / "activations", ignore_errors=True)
+
+
+def _judgement(inputs: Inputs, found: Reconstruction, kept: Recovered) -> dict[str, Any]:
+    """The numbers of results.json; scores of a model without a loss keep their names' meaning in `recovered_measure`."""
+    numbers = ("fvu", "explained_variance", "explained_variance_centred", "l0", "dead_fraction", "shrinkage", "cosine")
+    ends = {"original": kept.original, "reconstructed": kept.reconstructed, "zero": kept.zero, "mean": kept.mean}
+    return {
+        **{name: getattr(found, name) for name in numbers},
+        "ce_recovered_zero": kept.recovered_zero,
+        "ce_recovered_mean": kept.recovered_mean,
+        "recovered_measure": inputs.measure,
+        "recovered_values": ends,
+        "measured_tokens": found.tokens,
+    }
+
+
+def _curves(metrics: Any) -> dict[str, list[float]]:
+    """Training curves of the report: tokens seen, and three numbers of each logged step."""
+    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    seen = np.cumsum([r["tokens"] * (r["step"] - before) for r, before in _with_previous_step(rows)])
+    return {"tokens": seen.tolist()} | {k: [r[k] for r in rows] for k in ("fvu", "l0", "dead_fraction")}
+
+
+def _with_previous_step(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    return list(zip(rows, [0, *(r["step"] for r in rows[:-1])], strict=True))
 
 
 STEPS: Final = (
@@ -235,7 +314,3 @@ STEPS: Final = (
 def _load(folder: RunFolder, name: str) -> dict[str, np.ndarray]:
     with np.load(folder / name, allow_pickle=False) as z:
         return {k: z[k] for k in z.files}
-
-
-def _json(folder: RunFolder, name: str) -> Any:
-    return read_json(folder / name)

@@ -119,7 +119,8 @@ def _wants(reducers: Mapping[str, Any]) -> tuple[list[Want], dict[str, int]]:
             if reducer is not None and not callable(reducer):
                 raise UserError(f"capture({site!r}): a reducer is a function of the value, not {reducer!r}.")
             partial = reducer if reducer is None or isinstance(reducer, Partial) else Partial(reducer)
-            wants.append(Want(asked.name, asked.layers, partial))
+            layers = None if asked.layers is None else tuple(sorted(set(asked.layers)))
+            wants.append(Want(asked.name, layers, partial))
         index[site] = same[0] if same else len(wants) - 1
     return wants, index
 

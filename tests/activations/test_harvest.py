@@ -157,7 +157,7 @@ def test_a_cut_write_is_cut_off(tmp_path, toy, toy_windows, monkeypatch):
     with pytest.raises(ConnectionError):
         harvest(toy, Breaking(toy_windows, 8), SITE, tmp_path / "acts", batch_size=4)
     with open(partial(tmp_path / "acts") / "x.npy", "ab") as f:
-        f.write(b"half a row")
+        f.write(b"more than the rest " * 1000)
     harvest(toy, toy_windows, SITE, tmp_path / "acts", batch_size=4)
     assert contents(tmp_path / "acts") == contents(tmp_path / "whole")
 

@@ -27,10 +27,11 @@ def data(n=5000, d=7, offset=0.0, seed=0):
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_equals_float64_over_the_whole_set(offset):
+@pytest.mark.parametrize("masked", [True, False])
+def test_equals_float64_over_the_whole_set(offset, masked):
     """With the offset, the first column's spread is one unit in the last place of its values."""
     x = data(offset=offset)
-    m = over(array_batches(x, batch_size=100, seed=0, epochs=1))
+    m = over(array_batches(x, batch_size=100, seed=0, epochs=1) if masked else [{"x": b} for b in np.split(x, 50)])
     x64 = x.astype(np.float64)
     assert m.count == 5000
     assert (np.abs(m.mean - x64.mean(0)) < 1e-6 * x64.std(0)).all()

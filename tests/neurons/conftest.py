@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.neurons import group_statistics, label_table
+from jaxneuro.data import shuffled_labels
+from jaxneuro.models import init
+from jaxneuro.neurons import group_statistics
 from jaxneuro.taps import tap
 
 L, B, T, D, F, V, K = 3, 6, 10, 16, 32, 40, 3
@@ -65,8 +67,15 @@ def make_weights(planted: bool, head: bool = True):
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), w)
 
 
+def random_weights(cfg, dtype=jnp.float32):
+    """Weights of any model without compiling its initialiser."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    return jax.tree.map(lambda a: jnp.asarray(0.3 + rng.normal(size=a.shape), dtype), shapes)
+
+
 def make_batches(n_batches=8, seed=1, padding="right", fillers=True):
-    """Windows whose tokens are mostly of their group; ragged lengths, special first token, a filler row at the end."""
+    """Windows whose tokens are mostly of their group; ragged lengths, special tokens, a filler row at the end."""
     rng = np.random.default_rng(seed)
     out = []
     for i in range(n_batches):
@@ -75,7 +84,7 @@ def make_batches(n_batches=8, seed=1, padding="right", fillers=True):
         length = rng.integers(4, T + 1, B)
         mask = np.arange(T) < length[:, None]
         window = (i * B + np.arange(B)).astype(np.int32)
-        counted = mask.copy()
+        counted = mask & (tokens != 36)  # a special token, also in the middle
         counted[:, 0] = False
         if fillers and i == n_batches - 1:
             mask[-1], counted[-1], window[-1] = False, False, -1
@@ -103,6 +112,7 @@ def toy():
         apply=forward, weights=make_weights(True), plain=make_weights(False), batches=batches, group=group,
         chosen=chosen, L=L, F=F, K=K, T=T, B=B, D=D, V=V, site=SITE, planted=PLANTED,
         run=run_method, compiled=compiled, make_batches=make_batches, make_weights=make_weights,
+        random_weights=random_weights,
     )  # fmt: skip
 
 
@@ -125,7 +135,7 @@ def run_method(method, batches, weights, labels):
 
 @pytest.fixture(scope="session")
 def labels(toy):
-    return label_table(toy.group, 6, seed=3)
+    return shuffled_labels(toy.group, 6, seed=3)
 
 
 @pytest.fixture(scope="session")

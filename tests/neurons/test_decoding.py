@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxneuro.errors import UserError
-from jaxneuro.models import Config, init
+from jaxneuro.models import Config
 from jaxneuro.neurons import decode_directions, decode_neurons, neuron_directions, stability
 
 LLAMA = Config(n_layers=2, d_model=12, n_heads=2, n_kv_heads=1, d_head=6, d_mlp=10, d_vocab=53, n_ctx=16)
@@ -13,13 +13,6 @@ GPT = Config(
     n_layers=2, d_model=12, n_heads=2, n_kv_heads=2, d_head=6, d_mlp=10, d_vocab=53, n_ctx=16, gated=False,
     norm="layer", tied=True, act="gelu",
 )  # fmt: skip
-
-
-def perturbed(cfg):
-    """Gains that are not 1, so that folding them matters."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
-    return jax.tree.map(lambda a: jnp.asarray(0.3 + rng.normal(size=a.shape), a.dtype), shapes)
 
 
 def dense(d, u, variant, centred):
@@ -61,9 +54,9 @@ def test_no_array_of_neurons_by_vocabulary():
 
 
 @pytest.mark.parametrize("cfg", [LLAMA, GPT], ids=["llama", "gpt"])
-def test_planted_output_directions_decode_to_their_tokens(cfg):
+def test_planted_output_directions_decode_to_their_tokens(toy, cfg):
     """w_down along what the folded head reads of a token promotes that token; its negative suppresses it."""
-    weights = perturbed(cfg)
+    weights = toy.random_weights(cfg)
     unembed = weights["embed"]["tok"].T if cfg.tied else weights["head"]["w"]
     gain = weights["final_norm"]["scale"]
     planted = {(0, 3): 17, (1, 9): 52, (1, 0): 0}
@@ -83,10 +76,10 @@ def test_planted_output_directions_decode_to_their_tokens(cfg):
 
 
 @pytest.mark.parametrize("cfg", [LLAMA, GPT], ids=["llama", "gpt"])
-def test_folding_gives_what_the_norms_do(cfg):
+def test_folding_gives_what_the_norms_do(toy, cfg):
     """Output: adding eps d before the final norm moves the logits along the folded direction, at fixed norm scale.
     Input: the neuron's pre-activation is the folded direction times the residual stream over the norm's scale."""
-    weights = perturbed(cfg)
+    weights = toy.random_weights(cfg)
     x = jax.random.normal(jax.random.key(3), (cfg.d_model,))
     centred = x - x.mean() if cfg.norm == "layer" else x
     out = neuron_directions(weights, cfg, "output")[1, 4]
@@ -100,8 +93,8 @@ def test_folding_gives_what_the_norms_do(cfg):
     np.testing.assert_array_equal(np.asarray(plain), np.asarray(weights["blocks"]["mlp"]["up"][1, :, 4]))
 
 
-def test_zscore_standardises_over_all_neurons():
-    weights = perturbed(LLAMA)
+def test_zscore_standardises_over_all_neurons(toy):
+    weights = toy.random_weights(LLAMA)
     d = np.asarray(neuron_directions(weights, LLAMA)).reshape(-1, LLAMA.d_model)
     s = dense(d, weights["head"]["w"], "zscore", True)
     got = decode_neurons(weights, LLAMA, [1], [3], k=2, variant="zscore")
@@ -110,14 +103,14 @@ def test_zscore_standardises_over_all_neurons():
     np.testing.assert_allclose(np.asarray(got.promoted_score[0]), s[13][order], rtol=1e-3)
 
 
-def test_errors():
+def test_errors(toy):
     encoder = Config(
         n_layers=1, d_model=4, n_heads=1, n_kv_heads=1, d_head=4, d_mlp=4, d_vocab=8, n_ctx=8, has_head=False
     )
     with pytest.raises(UserError, match="no unembedding"):
         decode_neurons({}, encoder)
     with pytest.raises(UserError, match="have no gate"):
-        neuron_directions(perturbed(GPT), GPT, "gate")
+        neuron_directions(toy.random_weights(GPT), GPT, "gate")
     with pytest.raises(UserError, match="Did you mean 'output'"):
         neuron_directions({}, GPT, "outputs")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="both layers and neurons"):

@@ -27,22 +27,24 @@ def test_examples_show_the_window_around_the_peak(toy, table):
     windows = Windows(toy.batches)
     layers, neurons = [2, 1, 0], [5, 7, 0]
     got = neuron_examples(
-        toy.apply, toy.weights, table, windows, Words(), layers, neurons, n=3, context=2, batch_size=4
+        toy.apply, toy.weights, table, windows, Words(), layers, neurons, n=3, context=6, batch_size=4
     )
     assert [len(rows) for rows in got] == [3, 3, 3]
     assert {e["group"] for e in got[0]} == {"a"}
     assert {e["group"] for e in got[1]} == {"b"}
-    f = jax.jit(capture(toy.apply, [toy.site]))
+    f, padded = jax.jit(capture(toy.apply, [toy.site])), 0
     for layer, neuron, rows in zip(layers, neurons, got, strict=True):
         for e, best in zip(rows, table.examples(layer, neuron, 3), strict=True):
             row = windows[best["window"]]
             x = np.asarray(f(toy.weights, row["tokens"][None], row["mask"][None])[1][toy.site])[layer, 0, :, neuron]
-            at = np.arange(max(best["position"] - 2, 0), min(best["position"] + 3, toy.T))
-            at = at[row["mask"][at]]
+            at = np.arange(max(best["position"] - 6, 0), min(best["position"] + 7, toy.T))
+            n_near, at = len(at), at[row["mask"][at]]
+            padded += len(at) < n_near
             assert e["tokens"] == [f"w{t}" for t in row["tokens"][at]]
             np.testing.assert_allclose(e["values"], x[at], atol=1e-5)
             assert e["values"][e["peak"]] == pytest.approx(best["value"], abs=1e-5)
-            assert len(e["tokens"]) == len(e["values"]) <= 5
+            assert len(e["tokens"]) == len(e["values"]) <= 10
+    assert padded > 0  # or the padding would go untested
 
 
 def test_smoothed_pmi_by_hand():

@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxneuro.data import shuffled_labels
 from jaxneuro.errors import UserError
 from jaxneuro.neurons import (
     average_precision,
     chance_precision,
     expertise,
     histogram_average_precision,
-    label_table,
     response_histogram,
 )
 
@@ -91,7 +91,7 @@ def test_planted_neurons_are_experts_and_shuffled_labels_have_none(toy, table):
     for k, places in toy.planted.items():
         for layer, f in places:
             assert got.ap[layer, f, k] > 0.999
-    shuffled = label_table(table.response_group, 1, seed=0)[:, 1]
+    shuffled = shuffled_labels(table.response_group, 1, seed=0)[:, 1]
     assert expertise(table.responses, shuffled, toy.K).ap.max() < 0.9
 
 

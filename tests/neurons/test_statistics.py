@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxneuro.errors import UserError
-from jaxneuro.neurons import GroupStatistics, LabelledStream, group_statistics, label_table, statistics_bytes
+from jaxneuro.neurons import GroupStatistics, LabelledStream, group_statistics, statistics_bytes
 from jaxneuro.neurons.tally import tally, tally_add, tally_total
 from jaxneuro.taps import capture
 
@@ -215,13 +215,39 @@ def test_save_and_load(table, tmp_path):
         GroupStatistics.load(tmp_path / "broken.npz")
 
 
-def test_labels_keep_group_sizes_and_follow_windows(toy):
-    table = label_table(toy.group, 3, seed=0)
-    np.testing.assert_array_equal(table[:, 0], toy.group)
-    for s in range(1, 4):
-        np.testing.assert_array_equal(np.bincount(table[:, s]), np.bincount(toy.group))
-        assert (table[:, s] != toy.group).any()
-    np.testing.assert_array_equal(table, label_table(toy.group, 3, seed=0))
-    last = list(LabelledStream(toy.batches, table))[-1]
+def test_labels_follow_windows(toy, labels):
+    last = list(LabelledStream(toy.batches, labels))[-1]
     assert (last["labels"][-1] == -1).all()
-    np.testing.assert_array_equal(last["labels"][:-1], table[last["window"][:-1]])
+    np.testing.assert_array_equal(last["labels"][:-1], labels[last["window"][:-1]])
+    assert last["labels"].dtype == np.int32
+    assert not hasattr(LabelledStream(toy.batches, labels), "get_state")
+
+
+def test_labelled_stream_goes_on_where_it_was(toy, labels):
+    class Positions:
+        """A stream with a position, as Grain's."""
+
+        def __init__(self, rows):
+            self.rows, self.i = rows, 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.i == len(self.rows):
+                raise StopIteration
+            self.i += 1
+            return self.rows[self.i - 1]
+
+        def get_state(self):
+            return self.i
+
+        def set_state(self, i):
+            self.i = i
+
+    stream = LabelledStream(Positions(toy.batches), labels)
+    next(stream)
+    here = stream.get_state()
+    second = next(stream)["labels"]
+    stream.set_state(here)
+    np.testing.assert_array_equal(next(stream)["labels"], second)

@@ -29,9 +29,7 @@ def model_folder(tmp_path_factory):
     t.save(str(folder / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<eos>", "pad_token": "<pad>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
-    cfg = Config(
-        n_layers=2, d_model=16, n_heads=2, n_kv_heads=1, d_head=8, d_mlp=100, d_vocab=320, n_ctx=64, tied=True
-    )
+    cfg = Config(n_layers=2, d_model=16, n_heads=2, n_kv_heads=1, d_head=8, d_mlp=100, d_vocab=320, n_ctx=64, tied=True)
     save_pretrained(Transformer(cfg, init(cfg, jax.random.key(0))), folder)
     return folder
 

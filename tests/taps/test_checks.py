@@ -29,7 +29,7 @@ KNOWN = r"Known: blocks.post, blocks.resid, out"
 @pytest.mark.parametrize(
     ("asked", "match"),
     [
-        (["out", "blocks.1.pots"], rf"capture\('blocks.1.pots'\): no site 'blocks.pots'. Did you mean 'blocks.post'.*{KNOWN}"),
+        (["out", "blocks.1.pots"], rf"'blocks.1.pots'\): no site 'blocks.pots'. Did you mean 'blocks.post'.*{KNOWN}"),
         ("nothing_like_it", rf"no site 'nothing_like_it'. {KNOWN}.*sites\(fn, \*args\)"),
         (["out", "blocks.1,3.post"], r"no layer 3 at 'blocks.post'. It has layers 0 to 2"),
         ("out.1", r"site 'out' has no layers. Ask for 'out'"),
