@@ -165,7 +165,8 @@ class _TopK:
         def move(old: tuple[Parameters, Any]) -> tuple[Parameters, Any]:
             p, optimiser = old
             ready = grad._replace(w_dec=along_the_sphere(grad.w_dec, p.w_dec))
-            updates, optimiser = self.optimiser(self.rate).update(settled(ready), optimiser, p)
+            with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
+                updates, optimiser = self.optimiser(self.rate).update(settled(ready), optimiser, p)
             moved: Any = settled(optax.apply_updates(p, updates))
             return moved._replace(w_dec=unit_rows(moved.w_dec)), optimiser
 

@@ -277,7 +277,7 @@ def dictionary(inputs: Inputs, folder: RunFolder) -> None:
 
 
 def _judgement(inputs: Inputs, found: Reconstruction, kept: Recovered) -> dict[str, Any]:
-    """The numbers of results.json; scores of a model without a loss keep their names' meaning in `recovered_measure`."""
+    """The numbers of results.json; `recovered_measure` says of what measure the recovered scores are."""
     numbers = ("fvu", "explained_variance", "explained_variance_centred", "l0", "dead_fraction", "shrinkage", "cosine")
     ends = {"original": kept.original, "reconstructed": kept.reconstructed, "zero": kept.zero, "mean": kept.mean}
     return {
