@@ -230,7 +230,7 @@ def test_the_path_comes_back_and_folders_are_made(tmp_path):
 
 
 def test_a_large_study_is_a_small_file_and_quick():
-    data, start = make_study(200, 100), time.perf_counter()
+    data, start = make_study(200, 100), time.process_time()
     page = render(data)
     assert len(page.encode()) < 3_000_000
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
