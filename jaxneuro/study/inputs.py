@@ -62,7 +62,6 @@ def load_inputs(config: StudyConfig) -> Inputs:
       UserError: what is wrong with the model, the tokenizer, the text or the site, and what to do.
     """
     model = load(config.model, dtype=jnp.dtype(config.dtype))
-    _check_finite(model.weights, config.model)
     tokenizer = load_tokenizer(config.model)
     if tokenizer.n_vocab > model.cfg.d_vocab:
         raise UserError(
@@ -122,16 +121,6 @@ def _split(rows: Windows, config: StudyConfig) -> tuple[Subset, Subset]:
         studied.append(np.setdiff1d(mine, chosen))
         measured.append(chosen[: config.effect.windows_per_group])
     return Subset(rows, np.concatenate(studied)), Subset(rows, np.concatenate(measured))
-
-
-def _check_finite(weights: Any, name: str) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(weights)
-    finite = jax.jit(lambda leaves: [jnp.isfinite(x).all() for x in leaves])([x for _, x in leaves])
-    bad = [
-        jax.tree_util.keystr(p, simple=True, separator=".") for (p, _), ok in zip(leaves, finite, strict=True) if not ok
-    ]
-    if bad:
-        raise UserError(f"the weights of {name} hold NaN or infinity in {', '.join(bad)}. Get an undamaged copy.")
 
 
 def _fingerprint(weights: Any) -> str:

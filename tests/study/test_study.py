@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole pass on a tiny model, twice over; and what it refuses."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxneuro.cli import main
+from jaxneuro.errors import UserError
+from jaxneuro.models import Transformer, load, save_pretrained
+from jaxneuro.study import StudyConfig, run_study, steps
+from jaxneuro.study import run as study_run
+from jaxneuro.study.config import CardConfig, DictionaryConfig, EffectConfig, SelectConfig, TextConfig
+
+
+@pytest.fixture(scope="module")
+def config(model_folder, groups_file, tmp_path_factory):
+    return StudyConfig(
+        model=str(model_folder),
+        groups=str(groups_file),
+        out=tmp_path_factory.mktemp("studies") / "whole",
+        batch=8,
+        text=TextConfig(window=16, max_tokens_per_group=320),
+        select=SelectConfig(top_rate=0.1, shuffles=2, responses_per_group=8),
+        effect=EffectConfig(windows_per_group=2, batch=4, chunk=8),
+        cards=CardConfig(per_group=2, dosed=1, latents=4, tokens=3, examples=2, context=3, doses=(0.0, 4.0)),
+        dictionary=DictionaryConfig(expansion=4, k=4, steps=6, batch=32, max_tokens=200),
+    )
+
+
+@pytest.fixture(scope="module")
+def done(config):
+    return run_study(config)
+
+
+def test_every_file_is_there(done):
+    names = {p.name for p in done.iterdir()}
+    assert {"report.html", "results.json", "statistics.npz", "neurons.npz", "effect.npz", "dictionary"} <= names
+    assert not [n for n in names if n.endswith(".tmp")]
+
+
+def test_results_say_what_the_readme_promises(done, config):
+    results = json.loads((done / "results.json").read_text())
+    assert results["groups"] == ["fox", "fuchs"]
+    assert set(results["neurons"]) >= {"specific", "related", "agnostic", "shuffled"}
+    assert np.shape(results["effect"]["matrix"]) == np.shape(results["effect"]["random_std"]) == (2, 2)
+    wanted = {"fvu", "explained_variance", "l0", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean"}
+    assert set(results["dictionary"]) >= wanted
+    assert results["dictionary"]["explained_variance"] == pytest.approx(1 - results["dictionary"]["fvu"], abs=1e-6)
+    assert 0 < results["dictionary"]["l0"] <= config.dictionary.k
+    assert results["config"] == json.loads(json.dumps(config.identity()))
+
+
+def test_effect_of_nothing_is_nothing(done):
+    results = json.loads((done / "results.json").read_text())
+    for size, row in zip(results["effect"]["set_size"], results["effect"]["matrix"], strict=True):
+        assert (size == 0) == (not np.any(row))
+
+
+def test_again_does_nothing_and_leaves_the_same(done, config, capsys):
+    before = {p.name: p.stat().st_mtime_ns for p in done.iterdir() if p.is_file() and p.name != ".lock"}
+    before.pop("run.json")
+    run_study(config)
+    assert "done before" in capsys.readouterr().err
+    after = {name: (done / name).stat().st_mtime_ns for name in before}
+    assert after == before
+
+
+def test_interrupted_and_resumed_is_the_same_study(done, config, tmp_path, monkeypatch):
+    other = dataclasses.replace(config, out=tmp_path / "other")
+    table = list(steps.STEPS)
+
+    def interrupted(inputs, folder):
+        raise KeyboardInterrupt
+
+    broken = [s._replace(function=interrupted) if s.name == "cards" else s for s in table]
+    monkeypatch.setattr(steps, "STEPS", tuple(broken))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(other)
+    monkeypatch.setattr(steps, "STEPS", tuple(table))
+    run_study(other)
+    one, two = (json.loads((f / "results.json").read_text()) for f in (done, other.out))
+    assert one == two
+
+
+def test_the_report_opens_with_its_parts(done):
+    page = (done / "report.html").read_text()
+    assert "<svg" in page
+    assert "fuchs" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_command_line_exit_codes(model_folder, groups_file, tmp_path, capsys):
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "chapter.tex").write_text("")
+    assert main(["study", "--model", str(model_folder), "--groups", str(groups_file), "--out", str(out)]) == 2
+    assert "holds something that is not a study" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(study_run, "RunFolder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["study", "--out", str(tmp_path / "new")]) == 130
+    assert "Run the same command again" in capsys.readouterr().err
+
+
+def test_one_group_only(model_folder, tmp_path):
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps({"text": "a b c " * 50, "group": "only"}) + "\n")
+    with pytest.raises(UserError, match="only"):
+        run_study(StudyConfig(model=str(model_folder), groups=str(path), out=tmp_path / "run"))
+
+
+def test_too_little_text(model_folder, tmp_path):
+    path = tmp_path / "short.jsonl"
+    path.write_text("".join(json.dumps({"text": "a b", "group": g}) + "\n" for g in "ab"))
+    with pytest.raises(UserError, match=r"group 'a' has \d+ tokens, fewer than one window"):
+        run_study(StudyConfig(model=str(model_folder), groups=str(path), out=tmp_path / "run"))
+
+
+def test_nan_weights_are_named(model_folder, groups_file, tmp_path):
+    model = load(model_folder)
+    weights = model.weights
+    weights["blocks"]["mlp"]["up"] = weights["blocks"]["mlp"]["up"].at[0, 0, 0].set(np.nan)
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    save_pretrained(Transformer(model.cfg, weights), broken)
+    with pytest.raises(UserError, match=r"NaN or infinity in model\.layers\.0\.mlp\.up_proj\.weight"):
+        run_study(StudyConfig(model=str(broken), groups=str(groups_file), out=tmp_path / "run"))
+
+
+def test_unknown_site(config, tmp_path):
+    asked = dataclasses.replace(config, out=tmp_path / "run", select=SelectConfig(site="mlp.gates"))
+    with pytest.raises(UserError, match=r"mlp\.gate"):
+        run_study(asked)
