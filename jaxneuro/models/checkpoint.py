@@ -42,7 +42,7 @@ def load(
       name: folder in Hugging Face layout (config.json, model.safetensors or shards), Hub name, "bundled" or
         "all-MiniLM-L6-v2".
       dtype: of the weights and so of the computation; None: as stored.
-      mesh: with axes called "model", "fsdp", "data", any of them; None: the default device.
+      mesh: with axes of type Auto called "model", "fsdp", "data", any of them; None: the default device.
       revision: of a Hub repository.
       allow_nonfinite: load weights with NaN or infinity in them.
     Raises:

@@ -2,11 +2,11 @@
 """Where each leaf lives on a mesh: logical axes to mesh axes, one rule per axis name."""
 
 import logging
-import math
 from typing import Any, Final
 
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ..errors import UserError
 from .config import Config
 from .layout import layout, nest, shapes
 
@@ -19,17 +19,31 @@ _log = logging.getLogger("jaxneuro.models")
 def shardings(cfg: Config, mesh: Mesh, rules: dict[str, str] = RULES) -> dict[str, Any]:
     """A pytree of NamedShardings with the structure of the weights.
 
-    An axis that the mesh axis does not divide is replicated, and the log says so.
+    An axis that the mesh axis does not divide is replicated, and the log says so. How values inside the model are laid
+    out is left to XLA's partitioner, so the axes must have the type Auto.
 
+    Raises:
+      UserError: an axis has the type Explicit (the default of jax.make_mesh).
     Example:
       >>> import jax
       >>> from jaxneuro.models import Config
       >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
-      >>> shardings(cfg, jax.make_mesh((1,), ("model",)))["blocks"]["attn"]["wq"].spec
+      >>> mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> shardings(cfg, mesh)["blocks"]["attn"]["wq"].spec
       PartitionSpec(None, None, 'model', None)
     """
     names, lengths = layout(cfg), shapes(cfg)
+    _check_types(mesh)
     return nest({leaf: NamedSharding(mesh, _spec(leaf, names[leaf], lengths[leaf], mesh, rules)) for leaf in names})
+
+
+def _check_types(mesh: Mesh) -> None:
+    if AxisType.Explicit in mesh.axis_types:
+        raise UserError(
+            f"a model cannot be laid out on the explicit mesh axes {mesh.axis_names}. Make the mesh with "
+            f"jax.make_mesh({tuple(mesh.shape.values())}, {mesh.axis_names}, "
+            f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.axis_names)})."
+        )
 
 
 def _spec(leaf: str, axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, rules: dict[str, str]) -> PartitionSpec:
@@ -45,13 +59,3 @@ def _spec(leaf: str, axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, 
             target = None
         out.append(target)
     return PartitionSpec(*out)
-
-
-def bytes_per_device(cfg: Config, mesh: Mesh, itemsize: int = 2) -> int:
-    """Bytes of weights that each device holds under `shardings`."""
-    table = layout(cfg)
-    total = 0
-    for leaf, shape in shapes(cfg).items():
-        spec = _spec(leaf, table[leaf], shape, mesh, RULES)
-        total += math.prod(shape) // math.prod(mesh.shape[a] for a in spec if a is not None)
-    return total * itemsize

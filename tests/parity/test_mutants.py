@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxneuro.errors import UserError
 from jaxneuro.models import Config
 from jaxneuro.models.layout import flatten, layout, nest, shapes
+
+from .conftest import open_case
 
 CAUGHT = 2e-5
 
@@ -106,7 +107,10 @@ def test_wrong_switches_change_the_output(case):
     assert survivors == expected
 
 
-def test_every_leaf_is_read(case):
+@pytest.mark.parametrize("name", ["gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm"])
+def test_every_leaf_is_read(name):
+    case = open_case(name)
+
     def total(weights):
         out = case.run(weights)
         return (out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))[case.mask].sum()
@@ -118,8 +122,3 @@ def test_every_leaf_is_read(case):
     if case.model.cfg.rope is None:
         allowed |= {"blocks.attn.bk"}  # adds q.b to every key of a row alike, which softmax does not see
     assert unread == allowed
-
-
-def test_windows_need_a_causal_model(case):
-    with pytest.raises(UserError, match="windows"):
-        dataclasses.replace(case.model.cfg, causal=False, windows=(4,) * case.model.cfg.n_layers)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.errors import UserError
+from jaxneuro.models import Config, Transformer, forward, pool, unembedding
+from jaxneuro.taps import capture, intervene, sites, wants, zero
+
+from .conftest import CONFIGS, SMALL, random_weights
+
+RESIDUAL = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
+HEADS = {"attn.q", "attn.k", "attn.v", "attn.z"}
+NORMS = {f"ln{i}.{part}" for i in (1, 2) for part in ("scale", "normalized")}
+INSIDE_ATTENTION = ["attn.scores", "attn.pattern", "attn.result"]
+
+
+def expected_sites(cfg):
+    names = (
+        RESIDUAL | HEADS | NORMS | {"mlp.pre", "mlp.post"} | ({"mlp.gate", "mlp.pre_linear"} if cfg.gated else set())
+    )
+    out = {f"blocks.{n}" for n in names} | {"embed"}
+    out |= {"pos_embed"} if cfg.learned_positions else set()
+    out |= {"ln_final.normalized", "ln_final.scale"} if cfg.norm_placement == "pre" else set()
+    return out | ({"logits"} if cfg.has_head else set())
+
+
+def test_every_site_is_there(model, tokens):
+    found = {s.name for s in sites(model.apply, model.weights, tokens)}
+    inside = {f"blocks.{n}" for n in INSIDE_ATTENTION}
+    assert found - inside == expected_sites(model.cfg)
+
+
+def test_parts_agree_with_the_whole(model, tokens):
+    cfg, apply = model.cfg, model.apply
+    names = [f"blocks.{i}.resid_post" for i in range(3)]
+
+    @jax.jit
+    def whole(weights):
+        return capture(apply, [*names, "blocks.0.resid_pre"])(weights, tokens)
+
+    @jax.jit
+    def parts(weights):
+        stops = [apply(weights, tokens, stop_at=i) for i in range(cfg.n_layers + 1)]
+        again = apply(weights, tokens, start_at=2, resid=apply(weights, tokens, stop_at=2))
+        middle = apply(weights, tokens, start_at=1, resid=stops[1], stop_at=2)
+        return stops, again, middle
+
+    out, acts = whole(model.weights)
+    stops, again, middle = parts(model.weights)
+    close = {"atol": 1e-5, "rtol": 1e-5}  # other fusions, other roundings
+    np.testing.assert_allclose(stops[0], acts["blocks.0.resid_pre"], **close)
+    for stop, name in zip(stops[1:], names, strict=True):
+        np.testing.assert_allclose(stop, acts[name], **close)
+    np.testing.assert_allclose(again, out, **close)
+    np.testing.assert_allclose(middle, stops[2], **close)
+
+
+def test_stopping_early_computes_nothing_above(llama, tokens):
+    broken = jax.tree.map(lambda a: a, llama.weights)
+    broken["blocks"] = jax.tree.map(lambda a: a.at[2].set(jnp.nan), broken["blocks"])
+    broken["final_norm"]["scale"] = jnp.full(16, jnp.nan)
+    assert jnp.isfinite(llama.apply(broken, tokens, stop_at=2)).all()
+    assert jnp.isnan(llama.apply(broken, tokens)).any()
+
+
+def test_padding_changes_nothing_at_real_tokens(model, tokens):
+    run = jax.jit(model.apply)
+    mask = jnp.array([[True] * 6 + [False] * 3, [False] * 2 + [True] * 7])
+    a = run(model.weights, tokens, mask)
+    b = run(model.weights, jnp.where(mask, tokens, 7), mask)
+    np.testing.assert_array_equal(a[mask], b[mask])
+    assert jnp.isfinite(a).all()
+    short = run(model.weights, tokens[:1, :6])
+    np.testing.assert_allclose(a[0, :6], short[0], atol=1e-5)
+    all_real = run(model.weights, tokens, jnp.ones_like(mask))
+    np.testing.assert_allclose(all_real, run(model.weights, tokens), atol=1e-5)
+    assert not np.allclose(all_real[1], a[1], atol=1e-3)
+
+
+def test_sites_mean_what_they_say(model, tokens):
+    cfg, names = model.cfg, ["attn.z", "attn.result", "attn.pattern", "attn.v", "attn_out"]
+    names += ["mlp.pre", "mlp.post", *(["mlp.gate", "mlp.pre_linear"] if cfg.gated else [])]
+    names += ["ln2.scale", "ln2.normalized", "resid_pre", "resid_mid", "mlp_out", "resid_post"]
+    out, acts = jax.jit(capture(model.apply, [f"blocks.1.{n}" for n in names]))(model.weights, tokens)
+    a = {n: np.asarray(acts[f"blocks.1.{n}"], np.float64) for n in names}
+    np.testing.assert_allclose(out, jax.jit(model.apply)(model.weights, tokens), atol=2e-5)
+    block = jax.tree.map(lambda leaf: np.asarray(leaf[1], np.float64), model.weights["blocks"])
+    bias = block["attn"].get("bo", 0)
+    np.testing.assert_allclose(a["attn.result"].sum(2) + bias, a["attn_out"], atol=2e-5)
+    values = np.repeat(a["attn.v"], cfg.n_heads // cfg.n_kv_heads, axis=2)
+    np.testing.assert_allclose(np.einsum("bnts,bsnh->btnh", a["attn.pattern"], values), a["attn.z"], atol=2e-5)
+    if cfg.gated:
+        np.testing.assert_allclose(a["mlp.gate"], a["mlp.pre"] / (1 + np.exp(-a["mlp.pre"])), atol=1e-5)
+        np.testing.assert_allclose(a["mlp.gate"] * a["mlp.pre_linear"], a["mlp.post"], atol=1e-5)
+    down = a["mlp.post"] @ block["mlp"]["down"] + block["mlp"].get("b_down", 0)
+    np.testing.assert_allclose(down, a["mlp_out"], atol=1e-4)
+    np.testing.assert_allclose(np.square(a["ln2.normalized"]).mean(-1), 1, atol=1e-3)
+    if cfg.norm_placement == "pre":
+        np.testing.assert_allclose(a["resid_pre"] + a["attn_out"], a["resid_mid"], atol=1e-5)
+        np.testing.assert_allclose(a["resid_mid"] + a["mlp_out"], a["resid_post"], atol=1e-5)
+        mid = a["resid_mid"] - (a["resid_mid"].mean(-1, keepdims=True) if cfg.norm == "layer" else 0)
+        np.testing.assert_allclose(a["ln2.scale"] * a["ln2.normalized"], mid, atol=1e-4)
+    else:
+        gain, shift = block["ln2"]["scale"], block["ln2"]["bias"]
+        np.testing.assert_allclose(a["ln2.normalized"] * gain + shift, a["resid_post"], atol=1e-5)
+
+
+def test_inner_attention_exists_only_when_wanted(llama, tokens):
+    def shapes(fn):
+        return str(jax.make_jaxpr(fn)(llama.weights, tokens))
+
+    assert "f32[2,9,4,16]" not in shapes(llama.apply)  # [batch, pos, head, d_model]
+    assert "f32[2,9,4,16]" in shapes(capture(llama.apply, ["blocks.*.attn.result"]))
+    assert not wants("blocks.attn.result")
+    edited = intervene(llama.apply, [zero("blocks.0.attn.pattern", head=1)])(llama.weights, tokens)
+    z_edited = intervene(llama.apply, [zero("blocks.0.attn.z", head=1)])(llama.weights, tokens)
+    np.testing.assert_allclose(edited, z_edited, atol=1e-5)
+
+
+def test_sixteen_bit_weights_compute_in_sixteen_bit(model, tokens):
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.weights)
+    out, acts = jax.jit(capture(model.apply, ["blocks.0.mlp.post", "blocks.0.resid_post"]))(half, tokens)
+    assert {out.dtype, *(a.dtype for a in acts.values())} == {jnp.dtype(jnp.bfloat16)}
+    exact = jax.jit(model.apply)(model.weights, tokens)
+    error = np.asarray(out, np.float32) - exact
+    assert 1e-4 * exact.std() < error.std() < 0.1 * exact.std()
+
+
+def test_layers_with_different_windows(tokens):
+    cfg = CONFIGS["qwen3"]
+    weights = random_weights(cfg)
+
+    def pattern(cfg):
+        return jax.jit(capture(Transformer(cfg, weights).apply, ["blocks.*.attn.pattern"]))(weights, tokens)[1]
+
+    mixed = np.asarray(pattern(cfg)["blocks.*.attn.pattern"]) > 0
+    distance = np.arange(9)[:, None] - np.arange(9)
+    for layer in range(3):
+        allowed = (distance >= 0) & (distance < (cfg.window(layer) or 99))
+        np.testing.assert_array_equal(mixed[layer], np.broadcast_to(allowed, mixed[layer].shape))
+
+
+def test_token_types_default_to_the_first(tokens):
+    cfg = CONFIGS["bert"]
+    model = Transformer(cfg, random_weights(cfg))
+    run = jax.jit(model.apply)
+    plain = run(model.weights, tokens)
+    np.testing.assert_array_equal(plain, run(model.weights, tokens, token_types=jnp.zeros_like(tokens)))
+    assert not np.allclose(plain, run(model.weights, tokens, token_types=jnp.ones_like(tokens)))
+    assert pool(model.weights, plain).shape == (2, 16)
+
+
+def test_unembedding_is_the_last_step(tokens, llama):
+    out, acts = jax.jit(capture(llama.apply, ["ln_final.normalized"]))(llama.weights, tokens)
+    normed = acts["ln_final.normalized"] * llama.weights["final_norm"]["scale"]
+    np.testing.assert_allclose(normed @ unembedding(llama.weights, llama.cfg), out, atol=1e-4)
+
+
+def test_ids_outside_the_vocabulary_are_not_silent(llama):
+    out = llama.apply(llama.weights, jnp.array([[1, 40], [1, 39]]))
+    assert jnp.isnan(out[0]).all()
+    assert jnp.isfinite(out[1]).all()
+
+
+def test_gradients_reach_every_leaf_and_scan_does_not_grow(llama, tokens):
+    def total(weights):
+        return jnp.square(llama.apply(weights, tokens)).mean()
+
+    gradients = jax.jit(jax.grad(total))(llama.weights)
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradients))
+    deep = dataclasses.replace(llama.cfg, n_layers=12)
+    wide = jax.tree.map(lambda a: jnp.concatenate([a] * 4), llama.weights["blocks"])
+    lines = [
+        str(jax.make_jaxpr(lambda w, c=c: forward(w, tokens, cfg=c))(w)).count("\n")
+        for c, w in ((llama.cfg, llama.weights), (deep, {**llama.weights, "blocks": wide}))
+    ]
+    assert lines[0] == lines[1]
+
+
+WRONG = {
+    "a layer too many": ({"stop_at": 4}, "cannot run layers 0 to 4: this model has 3 layers"),
+    "a negative layer": ({"stop_at": -1}, "0 <= start_at"),
+    "backwards": ({"start_at": 2, "stop_at": 1, "resid": 0}, "cannot run layers 2 to 1"),
+    "no residual": ({"start_at": 1}, "start_at=1 needs resid="),
+}
+
+
+@pytest.mark.parametrize(("part", "message"), WRONG.values(), ids=list(WRONG))
+def test_parts_that_do_not_exist(llama, tokens, part, message):
+    with pytest.raises(UserError, match=message):
+        llama(tokens, **part)
+
+
+def test_learned_positions_end():
+    cfg = dataclasses.replace(CONFIGS["gpt2"], n_ctx=8)
+    with pytest.raises(UserError, match="9 positions, but this model has learned only 8"):
+        forward(random_weights(cfg), jnp.zeros((1, 9), jnp.int32), cfg=cfg)
+
+
+def test_what_a_model_lacks_is_said(tokens):
+    cfg = Config(**SMALL, has_head=False)
+    with pytest.raises(UserError, match="has no head"):
+        unembedding(random_weights(cfg), cfg)
+    with pytest.raises(UserError, match="has no pooler"):
+        pool(random_weights(cfg), jnp.zeros((1, 2, 16)))
