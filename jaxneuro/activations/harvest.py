@@ -211,8 +211,8 @@ def _forward(read: Any, dtype: str, weights: Any, tokens: Any, mask: Any, counte
 
 def _fill(writer: Writer, job: _Job, order: Any, keep: Any, signals: Held, progress: Any, size: str) -> bool:
     """Compute and write batch after batch, and mark the end; False if a signal came first."""
-    total, began, first = -(-len(order) // job.batch_size), time.monotonic(), writer.rows
-    done, marked = writer.done, began
+    total, done, marked = -(-len(order) // job.batch_size), writer.done, time.monotonic()
+    began = None
     if progress is not None:
         progress(done, total, size)
     for batch, kept, out in _results(job, order, keep, range(done, total), signals):
@@ -222,9 +222,15 @@ def _fill(writer: Writer, job: _Job, order: Any, keep: Any, signals: Held, progr
             writer.mark(done)
             marked = now
         if progress is not None:
-            progress(done, total, f"{size}, {quantity((writer.rows - first) / max(now - began, 1e-9))} tokens/s")
+            progress(done, total, size + _rate(writer.rows, now, began))
+        began = began or (now, writer.rows)
     writer.mark(done)
     return done == total
+
+
+def _rate(rows: int, now: float, began: tuple[float, int] | None) -> str:
+    """Counted from the end of the first batch, which compiled."""
+    return f", {quantity((rows - began[1]) / max(now - began[0], 1e-9))} tokens/s" if began else ""
 
 
 def _results(job: _Job, order: Any, keep: Any, numbers: range, signals: Held) -> Iterator[tuple[dict, Any, tuple]]:

@@ -28,7 +28,7 @@ class Log:
         self._last: tuple[int, Any] | None = None
         self._pending: tuple[int, Any] | None = None
         self._clock: float | None = None
-        self._tokens, self._text = 0, ""
+        self._tokens, self._rate, self._text = 0, 0.0, ""
         self._bad: Counter[str] = Counter()
 
     def begin(self, done: int, total: int | None) -> None:
@@ -89,11 +89,12 @@ class Log:
 
     def _sentence(self, values: dict[str, float]) -> str:
         now = time.monotonic()
-        rate = self._tokens / (now - self._clock) if self._clock is not None and now > self._clock else 0.0
-        self._tokens, self._clock = 0, now
+        if self._tokens and self._clock is not None and now > self._clock:
+            self._rate = self._tokens / (now - self._clock)
+            self._tokens, self._clock = 0, now
         parts = [f"{name} {value:.4g}" for name, value in list(values.items())[:SHOWN]]
-        if rate:
-            parts.append(f"{quantity(rate)} tokens/s")
+        if self._rate:
+            parts.append(f"{quantity(self._rate)} tokens/s")
         parts += [f"{name} not finite at {n} log points" for name, n in self._bad.items()]
         return ", ".join(parts)
 

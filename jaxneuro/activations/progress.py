@@ -49,13 +49,13 @@ def rich_progress(title: str = "", *, file: TextIO | None = None, every_s: float
 
 
 def _lines(title: str, file: TextIO, every_s: float, clock: Callable[[], float]) -> Progress:
-    began: tuple[float, int] | None = None
-    shown = clock()
+    began, calls, shown = (0.0, 0), 0, clock()
 
     def show(done: int, total: int | None, text: str) -> None:
-        nonlocal began, shown
-        now = clock()
-        began = began or (now, done)
+        nonlocal began, calls, shown
+        now, calls = clock(), calls + 1
+        if calls <= 2:  # the first step compiles: timed from its end
+            began = (now, done)
         if done != total and now - shown < every_s:
             return
         shown = now

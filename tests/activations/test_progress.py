@@ -8,13 +8,13 @@ from jaxneuro.activations.progress import _lines
 
 
 def test_lines_say_how_far_how_fast_and_how_long():
-    out, times = io.StringIO(), iter([0.0, 0.0, 5.0, 20.0, 30.0, 40.0])
+    out, times = io.StringIO(), iter([0.0, 0.0, 5.0, 15.0, 25.0, 40.0])
     show = _lines("learn", out, 10.0, lambda: next(times))
-    for done in (0, 1, 100, 150, 400):
+    for done in (0, 20, 100, 180, 400):  # 20 steps with the compilation took 5 s, then 8 steps take 1 s
         show(done, 400, "loss 0.5")
     assert out.getvalue().splitlines() == [
-        "learn 100/400 1 min 00 s left loss 0.5",
-        "learn 150/400 50 s left loss 0.5",
+        "learn 100/400 38 s left loss 0.5",
+        "learn 180/400 28 s left loss 0.5",
         "learn 400/400 loss 0.5",
     ]
 
