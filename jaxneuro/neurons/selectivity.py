@@ -98,7 +98,9 @@ def lape(
     Args:
       rate: firing probability per neuron and group (`GroupStatistics.rate`).
     Returns:
-      Lape. H is not comparable between different sets of groups: its maximum is ln K.
+      Lape. H is not comparable between different sets of groups: its maximum is ln K. If more than a share
+      1 - filter_rate of all rates equal the largest (neurons that always fire), no rate is above q and nothing is
+      selected.
     Raises:
       UserError: fewer than two groups, or another number of axes.
     Source: RUCAIBox/Language-Specific-Neurons, identify.py (arXiv 2402.16438).

@@ -71,7 +71,12 @@ def random_weights(cfg, dtype=jnp.float32):
     """Weights of any model without compiling its initialiser."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
-    return jax.tree.map(lambda a: jnp.asarray(0.3 + rng.normal(size=a.shape), dtype), shapes)
+
+    def leaf(path, a):
+        gain = path[-1].key == "scale"
+        return jnp.asarray(gain + 0.3 * rng.normal(size=a.shape), dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
 def make_batches(n_batches=8, seed=1, padding="right", fillers=True):
