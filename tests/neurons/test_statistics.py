@@ -116,18 +116,19 @@ def test_responses_are_means_of_the_first_windows(toy, table, values):
 
 
 def test_sharded_over_devices_gives_the_same_integers(toy, table, method, labels):
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    batches = [{k: jax.device_put(v, rows) for k, v in b.items()} for b in toy.batches]
-    weights = jax.device_put(toy.weights, NamedSharding(mesh, PartitionSpec()))
+    """Rows over four devices, filled up with empty rows to divide by four."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = (NamedSharding(mesh, p) for p in (PartitionSpec("data"), PartitionSpec()))
+    weights = jax.device_put(toy.weights, whole)
     (init, step), state = toy.compiled(method), None
-    for plain, b in zip(toy.batches, batches, strict=True):
-        y = np.where(plain["window"][:, None] >= 0, labels[plain["window"]], -1).astype(np.int32)
-        b = {**b, "weights": weights, "labels": jax.device_put(y, rows)}
-        state = init(jax.random.key(0), b) if state is None else state
-        state, _ = step(state, b)
+    for b in LabelledStream(toy.batches, labels):
+        filled = {k: np.concatenate([v, np.zeros_like(v[:2])]) for k, v in b.items()}
+        filled["window"][-2:] = filled["labels"][-2:] = -1
+        placed = {**jax.device_put(filled, rows), "weights": weights}
+        state = init(jax.random.key(0), placed) if state is None else state
+        state, _ = step(state, placed)
     got = method.finish(state)
-    assert len(state.fired.low.devices()) == 2
+    assert len(state.fired.low.devices()) == 4
     for name in ("tokens", "fired", "windows", "histogram", "example_window", "example_position", "response_window"):
         np.testing.assert_array_equal(getattr(got, name), getattr(table, name), err_msg=name)
 
