@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training step a JAX user writes first: `lax.top_k`, dense latents, autodiff, Adam. Peer of tests and benchmarks."""
+"""The training step a JAX user writes first: `lax.top_k`, dense latents, autodiff, Adam. Benchmarks use it too."""
 
 import jax
 import jax.numpy as jnp

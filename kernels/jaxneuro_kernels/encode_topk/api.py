@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public op, its checks and its derivative."""
 
+import functools
 from typing import Any, Final, Literal, overload
 
 import jax
@@ -87,11 +88,7 @@ def encode_topk(
         empty = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
         dense = jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b.astype(jnp.float32) if keep_pre else None
         return (*empty, dense) if keep_pre else empty
-    x = x.reshape(-1, x.shape[-1])
-    vals, idx, *pre = _select(x, w, b, k, table[name])
-    vals = _chosen(x, w, b, vals, idx)
-    vals = jax.nn.relu(vals) if relu else vals
-    out = vals, idx, *(_dense(x, w, b, p) for p in pre)
+    out = _encode(x.reshape(-1, x.shape[-1]), w, b, k=int(k), relu=relu, keep_pre=keep_pre, name=name)
     return tuple(a.reshape(*batch, a.shape[-1]) for a in out)
 
 
@@ -106,9 +103,13 @@ def _check(x: Array, w: Array, b: Array, k: int) -> None:
     check_k("encode_topk", "pre-activations", (*x.shape[:-1], w.shape[0]), k)
 
 
-def _select(x: Array, w: Array, b: Array, k: int, backend: Backend) -> tuple[Array, ...]:
-    """What the implementation returns, not differentiated: `_chosen` and `_dense` give it its derivatives."""
-    return backend.run(*map(lax.stop_gradient, (x, w, b)), int(k))
+@functools.partial(jax.jit, static_argnames=("k", "relu", "keep_pre", "name"))
+def _encode(x: Array, w: Array, b: Array, *, k: int, relu: bool, keep_pre: bool, name: str) -> tuple[Array, ...]:
+    """The implementation is not differentiated: `_chosen` and `_dense` give what it returns their derivatives."""
+    run = (WITH_PRE if keep_pre else BACKENDS)[name].run
+    vals, idx, *pre = run(*map(lax.stop_gradient, (x, w, b)), k)
+    vals = _chosen(x, w, b, vals, idx)
+    return jax.nn.relu(vals) if relu else vals, idx, *(_dense(x, w, b, p) for p in pre)
 
 
 def _chosen_primal(x: Array, w: Array, b: Array, vals: Array, idx: Array) -> Array:

@@ -97,10 +97,11 @@ def _primal(
     return BACKENDS[name].run(vals, idx, g, x, w_dec, extra, relu)
 
 
-_backward = jax.custom_jvp(_primal, nondiff_argnums=(6, 7))
+_custom = jax.custom_jvp(_primal, nondiff_argnums=(6, 7))
+_backward = jax.jit(_custom, static_argnums=(6, 7))
 
 
-@_backward.defjvp
+@_custom.defjvp
 def _no_derivative(relu: bool, name: str, primals: Any, tangents: Any) -> Any:
     raise NotImplementedError(
         "sae_backward is a gradient and has no derivative itself; differentiate encode_topk and sparse_decode instead."

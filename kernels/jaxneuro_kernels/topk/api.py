@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public op, its checks and its derivative."""
 
+import functools
 from typing import Final
 
 import jax
@@ -42,14 +43,19 @@ def topk(x: Array, k: int, *, implementation: Implementation = None) -> tuple[Ar
     if 0 in (*x.shape, k):
         shape = (*x.shape[:-1], k)
         return jnp.zeros(shape, x.dtype), jnp.zeros(shape, jnp.int32)
-    vals, idx = BACKENDS[name].run(lax.stop_gradient(x), k)
-    return _chosen(x, vals, idx), idx
+    return _topk(x, k=int(k), name=name)
 
 
 def check_k(op: str, name: str, shape: tuple[int, ...], k: int) -> None:
     """Raise unless k of the last axis of this shape can be chosen."""
     if not isinstance(k, int | np.integer) or not 0 <= k <= shape[-1]:
         raise ValueError(f"{op}: k = {k} of {name} {list(shape)}: k is an int from 0 to {shape[-1]}.")
+
+
+@functools.partial(jax.jit, static_argnames=("k", "name"))
+def _topk(x: Array, *, k: int, name: str) -> tuple[Array, Array]:
+    vals, idx = BACKENDS[name].run(lax.stop_gradient(x), k)
+    return _chosen(x, vals, idx), idx
 
 
 # The selection is not differentiated, only the values chosen: integer outputs of a custom_jvp do not pass shard_map.

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fused backward pass: against dense autodiff, on both routes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from jaxneuro_kernels import sae_backward
+from jaxneuro_kernels.sae_backward import reference, xla
+
+from .conftest import problem
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("extra", [None, 0.7])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-5)])
+def test_equals_dense_autodiff(relu, extra, dtype, tolerance):
+    p = problem(dtype=dtype)
+    more = jnp.zeros_like(p.vals) if extra is None else jnp.full_like(p.vals, extra)
+    got = sae_backward(p.vals, p.idx, p.g, p.x, p.w_dec, dvals=None if extra is None else more, relu=relu)
+    want = reference.sae_backward(p.vals, p.idx, p.g, p.x, p.w_dec, more, relu)
+    for name, a, b in zip(got._fields, got, want, strict=True):
+        assert a.dtype == jnp.float32
+        scale = float(jnp.abs(b).max())
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def test_the_ordered_route_equals_the_one_in_place(monkeypatch, small):
+    """What accelerators run, on this machine."""
+    args = (small.vals, small.idx, small.g, small.x, small.w_dec, jnp.ones_like(small.vals))
+    here = xla.sae_backward(*args)
+    routes = {}
+    monkeypatch.setattr(xla.lax, "platform_dependent", lambda *a, **by: routes.update(by) or by["default"](*a))
+    there = xla.sae_backward(*args)
+    assert set(routes) == {"cpu", "default"}
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+def test_transcoder_widths():
+    p = problem(d=16)
+    g, w_dec = jnp.ones((24, 7)), jnp.ones((640, 7))
+    out = sae_backward(p.vals, p.idx, g, p.x, w_dec)
+    assert (out.dw_dec.shape, out.dw_enc.shape, out.db_enc.shape) == ((640, 7), (640, 16), (640,))
+
+
+def test_leading_axes_and_empties(small):
+    flat = sae_backward(small.vals, small.idx, small.g, small.x, small.w_dec)
+    parts = [a.reshape(2, 12, a.shape[-1]) for a in (small.vals, small.idx, small.g, small.x)]
+    deep = sae_backward(*parts, small.w_dec)
+    assert deep.dvals.shape == (2, 12, 5)
+    for a, b in zip(flat[1:], deep[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    empty = sae_backward(*(a[:0] for a in parts), small.w_dec)
+    assert empty.dvals.shape == (0, 12, 5)
+    assert (np.asarray(empty.dw_dec) == 0).all()
+
+
+def test_it_has_no_derivative(small):
+    with pytest.raises(NotImplementedError, match="differentiate encode_topk and sparse_decode"):
+        jax.grad(lambda g: jnp.sum(sae_backward(small.vals, small.idx, g, small.x, small.w_dec).dw_dec))(small.g)
+
+
+def test_transforms(small, mesh):
+    want = sae_backward(small.vals, small.idx, small.g, small.x, small.w_dec)
+    mapped = jax.vmap(lambda g: sae_backward(small.vals, small.idx, g, small.x, small.w_dec))(
+        jnp.stack([small.g, 2.0 * small.g])
+    )
+    np.testing.assert_allclose(mapped.dw_enc[1], 2 * want.dw_enc, rtol=1e-5, atol=1e-5)
+
+    def local(vals, idx, g, x, w_dec):
+        out = sae_backward(vals, idx, g, x, w_dec)
+        return jax.lax.psum(out.dw_dec, "data"), out.dvals
+
+    for check in (True, False):
+        f = jax.shard_map(
+            local, mesh=mesh, in_specs=(*[P("data")] * 4, P()), out_specs=(P(), P("data")), check_vma=check
+        )
+        dw_dec, dvals = jax.jit(f)(small.vals, small.idx, small.g, small.x, small.w_dec)
+        np.testing.assert_allclose(dw_dec, want.dw_dec, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(dvals, want.dvals)
+
+
+def test_bitwise_repeatable_and_small_in_memory():
+    tokens, d, n, k = 1024, 8, 65536, 4
+    shapes = [(tokens, k), (tokens, k), (tokens, d), (tokens, d), (n, d)]
+    dtypes = [jnp.float32, jnp.int32, *[jnp.float32] * 3]
+    run = jax.jit(sae_backward)
+    memory = run.lower(*map(jax.ShapeDtypeStruct, shapes, dtypes)).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < tokens * n * 4 / 20  # a dense [tokens, n_latents] is 268 MB
+    p = problem()
+    first = run(p.vals, p.idx, p.g, p.x, p.w_dec)
+    for _ in range(5):
+        for a, b in zip(first, run(p.vals, p.idx, p.g, p.x, p.w_dec), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_wrong_requests(small):
+    with pytest.raises(ValueError, match=r"sae_backward: vals float32\[24, 5\].*g float32\[24, 3\]"):
+        sae_backward(small.vals, small.idx, small.g[:, :3], small.x, small.w_dec)
