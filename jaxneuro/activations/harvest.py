@@ -48,10 +48,25 @@ class Model(Protocol):
 class Rows(Protocol):
     """What is needed of `jaxneuro.data.Windows`."""
 
-    group_names: Sequence[str]
-    group: np.ndarray
-    tokens_per_group: np.ndarray
-    fingerprint: str
+    @property
+    def group_names(self) -> Sequence[str]:
+        """Names of the groups."""
+        ...
+
+    @property
+    def group(self) -> np.ndarray:
+        """int32 [n_windows]: group of every window."""
+        ...
+
+    @property
+    def tokens_per_group(self) -> np.ndarray:
+        """int64 [n_groups]: counted tokens."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal rows."""
+        ...
 
     def rows(self, indices: Any) -> dict[str, np.ndarray]:
         """Stacked windows: tokens, mask, counted [b, pos], group, window [b]; fillers for indices past the end."""

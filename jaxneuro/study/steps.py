@@ -26,8 +26,8 @@ from ..neurons import (
     four_stages,
     group_statistics,
     neuron_examples,
-    selectivity,
 )
+from ..neurons.null import selectivity
 from ..taps import capture
 from .folder import RunFolder
 from .inputs import Inputs
@@ -225,10 +225,20 @@ def dictionary(inputs: Inputs, folder: RunFolder) -> None:
     """Train a TopK dictionary on one site of the studied windows; judge it on the measured ones."""
     c, model = inputs.config.dictionary, inputs.model
     site = c.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
-    about = {"max_tokens": c.max_tokens, "batch_size": inputs.config.batch, "seed": inputs.config.seed}
     with rich_progress("5/6 activations") as progress:
-        train = harvest(model, inputs.studied, site, folder / "activations" / "studied", **about, progress=progress)
-        judged = harvest(model, inputs.measured, site, folder / "activations" / "measured", **about)
+        train, judged = (
+            harvest(
+                model,
+                rows,
+                site,
+                folder / "activations" / name,
+                max_tokens=c.max_tokens,
+                batch_size=inputs.config.batch,
+                seed=inputs.config.seed,
+                progress=progress,
+            )
+            for name, rows in (("studied", inputs.studied), ("measured", inputs.measured))
+        )
     d_in = train.x.shape[1]
     n_latents = c.expansion * d_in
     method = topk(
