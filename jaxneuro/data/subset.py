@@ -48,9 +48,13 @@ class Subset(Sequence[dict[str, np.ndarray]]):
         inside = at < len(self)
         return self.base.rows(np.where(inside, self.indices[np.where(inside, at, 0)], len(self.base)))
 
-    @cached_property
+    @property
     def tokens_per_group(self) -> np.ndarray:
         """int64 [n_groups]: counted tokens of the chosen windows."""
+        return self._tokens_per_group
+
+    @cached_property
+    def _tokens_per_group(self) -> np.ndarray:
         total = np.zeros(len(self.group_names), np.int64)
         for start in range(0, len(self), CHUNK):
             rows = self.rows(range(start, min(start + CHUNK, len(self))))
