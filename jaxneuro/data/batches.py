@@ -72,7 +72,8 @@ def batches(
         order = grain.MapDataset.concatenate([order, grain.MapDataset.range(rows, rows + fillers)])
     numbers = order[shard[0] :: shard[1]].batch(batch_size, batch_fn=np.array).repeat(epochs)
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
-    return iter(numbers.map(windows.rows).to_iter_dataset(options))
+    stream: Any = numbers.map(windows.rows).to_iter_dataset(options)
+    return iter(stream)
 
 
 def _shuffled(order: Any, seed: int) -> Any:
