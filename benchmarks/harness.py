@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,6 +31,8 @@ class Program:
     dtype: str
     compiled: Callable | None = None
     """What to call when it is not the compiled function itself (a Python loop around one, say)."""
+    carries: bool = False
+    """A training step: the first argument is donated and replaced by the first result, as a training loop does."""
     reference: Callable[[Any], float] | None = None
     """result -> largest absolute error against the reference."""
 
@@ -39,11 +42,24 @@ def compile_program(program: Program) -> tuple[Callable, dict]:
     if program.compiled is not None:
         return program.compiled, {"compile_ms": None, "peak_bytes": None}
     started = time.perf_counter()
-    compiled = jax.jit(program.function).lower(*program.arguments).compile()
+    donated = (0,) if program.carries else ()
+    compiled = jax.jit(program.function, donate_argnums=donated).lower(*program.arguments).compile()
     took = (time.perf_counter() - started) * 1e3
     memory = compiled.memory_analysis()
     peak = None if memory is None else int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
-    return compiled, {"compile_ms": round(took, 1), "peak_bytes": peak}
+    numbers = {"compile_ms": round(took, 1), "peak_bytes": peak}
+    return _carrying(compiled, program.arguments[0]) if program.carries else compiled, numbers
+
+
+def _carrying(step: Callable, state: Any) -> Callable:
+    state = jax.tree.map(jnp.array, state)  # the donated copy
+
+    def call(_: Any, *rest: Any) -> Any:
+        nonlocal state
+        state, info = step(state, *rest)
+        return info
+
+    return call
 
 
 def run(programs: Sequence[Program], repeats: int) -> Iterator[dict]:

@@ -73,7 +73,8 @@ def batches(
     numbers = order[shard[0] :: shard[1]].batch(batch_size, batch_fn=np.array).repeat(epochs)
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     stream: Any = numbers.map(windows.rows).to_iter_dataset(options)
-    return iter(stream)
+    iterator: Any = iter(stream)
+    return iterator
 
 
 def _shuffled(order: Any, seed: int) -> Any:
