@@ -150,6 +150,8 @@ class Scope:
             return scope.known(scope.jaxpr.outvars[k])
         if what == "scan" and k >= (loop := reading.scan(eqn)).n_carry:
             return self._stacked(eqn, loop, k)
+        if what == "optimization_barrier":
+            return self.known(eqn.invars[k])
         if what not in _ARITHMETIC:
             return unknown(self.depth)
         return self._calculate(_ARITHMETIC[what], eqn.params, [self.known(v) for v in eqn.invars])

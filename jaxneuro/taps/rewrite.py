@@ -140,8 +140,9 @@ def _reduced(want: Want, x: Array, ndim: int) -> Any:
 
 
 def empty_buffer(like: Entry, n: int) -> Entry:
-    """Room for n layers of an entry, none filled."""
-    return Entry(jax.tree.map(lambda a: zeros_like(a, n), like.value), jnp.zeros(n, bool), 1)
+    """Room for n layers of an entry, none filled. An inner loop's buffer has the room already."""
+    lead = () if like.is_buffer else (n,)
+    return Entry(jax.tree.map(lambda a: zeros_like(a, *lead), like.value), jnp.zeros(n, bool), 1)
 
 
 def zeros_like(aval: Any, *lead: int) -> Array:

@@ -62,6 +62,20 @@ def test_gradients_at_sites(name, ws, x, at_zero, chain_acts):
     toy.close(got["blocks.1.resid"], chain_acts["blocks.resid"][1])
 
 
+def test_the_coming_rematerialisation(ws, x, at_zero, chain_acts):
+    """JAX_REMAT3=1, off by default, writes checkpoints in another way."""
+    jax.config.update("jax_remat3", True)
+    try:
+        f = partial(toy.chain, wrap=lambda f: jax.checkpoint(f))
+        _, got = capture(jax.grad(loss_of(f)), ["blocks.1.post@grad", "blocks.post", "blocks.2.post@grad"])(ws, x)
+        edited = intervene(f, zero("blocks.2.resid"))(ws, x)
+    finally:
+        jax.config.update("jax_remat3", False)
+    toy.close(got["blocks.1.post@grad"], at_zero[1][1], 1e-4)
+    toy.close(got["blocks.post"], chain_acts["blocks.post"])
+    assert (edited == 0).all()
+
+
 def test_gradients_of_edited_functions(form, ws, x, at_zero):
     """Steering vectors at one layer, at every layer, and the parameters of the edited function."""
 

@@ -60,6 +60,8 @@ def test_with_a_spec_captures_are_global(mesh, ws, big, expected, kwargs):
     posts = expected[1]["blocks.post"]
     toy.close(out, expected[0])
     toy.close(got, {"blocks.post": posts, "blocks.1.post": posts[1], "blocks.2,0.post": posts[jnp.array([2, 0])]})
+    few = jax.jit(capture(f, SITES[2]))(ws, big)[1]  # alone: kept in buffers
+    toy.close(few[SITES[2]], posts[jnp.array([2, 0])])
 
 
 @pytest.mark.parametrize("kwargs", CHECK)
@@ -68,6 +70,8 @@ def test_without_a_spec_captures_have_a_mesh_axis(mesh, ws, big, expected, kwarg
     got = jax.jit(capture(f, SITES))(ws, big)[1]
     posts = expected[1]["blocks.post"].reshape(toy.L, 4, 2, D)
     toy.close(got, {"blocks.post": posts, "blocks.1.post": posts[1], "blocks.2,0.post": posts[jnp.array([2, 0])]})
+    few = jax.jit(capture(f, SITES[1]))(ws, big)[1]
+    toy.close(few[SITES[1]], posts[1])
 
 
 def test_edits_count_globally_with_a_spec_and_locally_without(mesh, ws, big):
