@@ -56,6 +56,12 @@ def model(request):
     return Transformer(cfg, random_weights(cfg))
 
 
+@pytest.fixture(scope="session", params=["qwen3", "bert"])
+def decoder_or_encoder(request):
+    """The two that differ most: a windowed, rotated, gated decoder and a post-norm encoder."""
+    return Transformer(CONFIGS[request.param], random_weights(CONFIGS[request.param]))
+
+
 @pytest.fixture(scope="session")
 def llama():
     return Transformer(CONFIGS["llama"], random_weights(CONFIGS["llama"]))

@@ -34,29 +34,20 @@ def test_every_site_is_there(model, tokens):
     assert found - inside == expected_sites(model.cfg)
 
 
-def test_parts_agree_with_the_whole(model, tokens):
-    cfg, apply = model.cfg, model.apply
-    names = [f"blocks.{i}.resid_post" for i in range(3)]
-
-    @jax.jit
-    def whole(weights):
-        return capture(apply, [*names, "blocks.0.resid_pre"])(weights, tokens)
+def test_parts_agree_with_the_whole(decoder_or_encoder, tokens):
+    model, names = decoder_or_encoder, ["blocks.0.resid_pre", "blocks.1.resid_post", "blocks.2.resid_post"]
 
     @jax.jit
     def parts(weights):
-        stops = [apply(weights, tokens, stop_at=i) for i in range(cfg.n_layers + 1)]
-        again = apply(weights, tokens, start_at=2, resid=apply(weights, tokens, stop_at=2))
-        middle = apply(weights, tokens, start_at=1, resid=stops[1], stop_at=2)
-        return stops, again, middle
+        start, two = (model.apply(weights, tokens, stop_at=i) for i in (0, 2))
+        three = model.apply(weights, tokens, stop_at=3, start_at=2, resid=two)
+        return (start, two, three), model.apply(weights, tokens, start_at=3, resid=three)
 
-    out, acts = whole(model.weights)
-    stops, again, middle = parts(model.weights)
-    close = {"atol": 1e-5, "rtol": 1e-5}  # other fusions, other roundings
-    np.testing.assert_allclose(stops[0], acts["blocks.0.resid_pre"], **close)
-    for stop, name in zip(stops[1:], names, strict=True):
-        np.testing.assert_allclose(stop, acts[name], **close)
-    np.testing.assert_allclose(again, out, **close)
-    np.testing.assert_allclose(middle, stops[2], **close)
+    out, acts = jax.jit(capture(model.apply, names))(model.weights, tokens)
+    stops, end = parts(model.weights)
+    for stop, name in zip(stops, names, strict=True):
+        np.testing.assert_allclose(stop, acts[name], atol=1e-5, rtol=1e-5)  # other fusions, other roundings
+    np.testing.assert_allclose(end, out, atol=1e-5, rtol=1e-5)
 
 
 def test_stopping_early_computes_nothing_above(llama, tokens):
@@ -67,27 +58,25 @@ def test_stopping_early_computes_nothing_above(llama, tokens):
     assert jnp.isnan(llama.apply(broken, tokens)).any()
 
 
-def test_padding_changes_nothing_at_real_tokens(model, tokens):
-    run = jax.jit(model.apply)
+def test_padding_changes_nothing_at_real_tokens(decoder_or_encoder, tokens):
+    weights, run = decoder_or_encoder.weights, jax.jit(decoder_or_encoder.apply)
     mask = jnp.array([[True] * 6 + [False] * 3, [False] * 2 + [True] * 7])
-    a = run(model.weights, tokens, mask)
-    b = run(model.weights, jnp.where(mask, tokens, 7), mask)
+    a, b = (run(weights, ids, mask) for ids in (tokens, jnp.where(mask, tokens, 7)))
     np.testing.assert_array_equal(a[mask], b[mask])
     assert jnp.isfinite(a).all()
-    short = run(model.weights, tokens[:1, :6])
-    np.testing.assert_allclose(a[0, :6], short[0], atol=1e-5)
-    all_real = run(model.weights, tokens, jnp.ones_like(mask))
-    np.testing.assert_allclose(all_real, run(model.weights, tokens), atol=1e-5)
+    all_real = run(weights, tokens, jnp.ones_like(mask))
+    np.testing.assert_allclose(all_real, run(weights, tokens), atol=1e-5)
     assert not np.allclose(all_real[1], a[1], atol=1e-3)
 
 
-def test_sites_mean_what_they_say(model, tokens):
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_sites_mean_what_they_say(name, tokens):
+    model = Transformer(CONFIGS[name], random_weights(CONFIGS[name]))
     cfg, names = model.cfg, ["attn.z", "attn.result", "attn.pattern", "attn.v", "attn_out"]
     names += ["mlp.pre", "mlp.post", *(["mlp.gate", "mlp.pre_linear"] if cfg.gated else [])]
     names += ["ln2.scale", "ln2.normalized", "resid_pre", "resid_mid", "mlp_out", "resid_post"]
-    out, acts = jax.jit(capture(model.apply, [f"blocks.1.{n}" for n in names]))(model.weights, tokens)
+    _, acts = jax.jit(capture(model.apply, [f"blocks.1.{n}" for n in names]))(model.weights, tokens)
     a = {n: np.asarray(acts[f"blocks.1.{n}"], np.float64) for n in names}
-    np.testing.assert_allclose(out, jax.jit(model.apply)(model.weights, tokens), atol=2e-5)
     block = jax.tree.map(lambda leaf: np.asarray(leaf[1], np.float64), model.weights["blocks"])
     bias = block["attn"].get("bo", 0)
     np.testing.assert_allclose(a["attn.result"].sum(2) + bias, a["attn_out"], atol=2e-5)
@@ -121,7 +110,8 @@ def test_inner_attention_exists_only_when_wanted(llama, tokens):
     np.testing.assert_allclose(edited, z_edited, atol=1e-5)
 
 
-def test_sixteen_bit_weights_compute_in_sixteen_bit(model, tokens):
+def test_sixteen_bit_weights_compute_in_sixteen_bit(decoder_or_encoder, tokens):
+    model = decoder_or_encoder
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.weights)
     out, acts = jax.jit(capture(model.apply, ["blocks.0.mlp.post", "blocks.0.resid_post"]))(half, tokens)
     assert {out.dtype, *(a.dtype for a in acts.values())} == {jnp.dtype(jnp.bfloat16)}
