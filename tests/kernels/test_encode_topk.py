@@ -39,7 +39,7 @@ def test_sets_equal_a_float64_ranking():
     np.testing.assert_array_equal(idx[clear], np.sort(order[:, : p.k], axis=1)[clear])
 
 
-@pytest.mark.parametrize("tokens", [1, 50, 64])
+@pytest.mark.parametrize("tokens", [8, 50])
 def test_blocks_change_nothing(tokens):
     p = problem(tokens=tokens, seed=tokens)
     run = jax.jit(xla._in_blocks, static_argnames=("k", "n_bytes"))
@@ -57,7 +57,7 @@ def test_gradients_equal_dense_autodiff(dtype, tolerance):
     dense = jax.jit(jax.grad(_dense_loss, (0, 1, 2, 3)), static_argnums=4)(*wide, p.k)
     for a, b, like in zip(ours, dense, (p.x, p.w, p.b, p.w_dec), strict=True):
         assert a.dtype == like.dtype
-        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=tolerance * float(jnp.abs(b).max()))
+        np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=tolerance * np.abs(b).max())
 
 
 def _sparse_loss(x, w, b, w_dec, k):
@@ -73,13 +73,13 @@ def _dense_loss(x, w, b, w_dec, k):
     return jnp.mean(jnp.square(z @ w_dec))
 
 
-@pytest.mark.parametrize("relu", [True, False])
-def test_derivatives_by_finite_differences(relu):
-    # A rank per latent, far apart: the order, and with relu the sign, is that of b.
+def test_derivatives_by_finite_differences():
+    # A rank per latent, far apart: order and sign are those of b, and the third value is clipped.
     p = problem(tokens=3, d=4, n=512, k=3, seed=1)
-    b = (jax.random.permutation(jax.random.key(0), 512).astype(jnp.float32) - 509.5) * SPREAD
+    rank = np.random.default_rng(0).permutation(512).astype(np.float32)
+    b = jnp.asarray((rank - 509.5) * np.float32(SPREAD))
     check_grads(
-        jax.jit(lambda x, w, b: jnp.sin(encode_topk(x, w, b, 3, relu=relu)[0] / 20)),
+        jax.jit(lambda x, w, b: jnp.sin(encode_topk(x, w, b, 3)[0] / 20)),
         (p.x, p.w, b),
         1,
         atol=2e-2,
@@ -133,7 +133,7 @@ def test_transforms(small, mesh):
     loss = functools.partial(_sparse_loss, k=small.k)
     want = jax.jit(jax.grad(loss, (1, 2, 3)))(*args)
     remat = jax.jit(jax.grad(jax.checkpoint(loss), (1, 2, 3)))(*args)
-    stack = jnp.stack([small.x, small.x * 2.0])
+    stack = np.stack([small.x, np.asarray(small.x) * 2])
     mapped = jax.jit(jax.vmap(jax.grad(loss, (1, 2, 3)), (0, None, None, None)))(stack, *args[1:])
     for a, b, c in zip(want, remat, mapped, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
