@@ -134,14 +134,15 @@ class _View:
         n, start, end = self.shape[k], self.start(k), self.whole[k]
         if axis in ABSOLUTE_AXES and self.pos is not None:
             start, end = start + self.pos, end + self.pos
+        start, end = jnp.asarray(start)[..., None], jnp.asarray(end)[..., None]
         here = start + jnp.arange(n, dtype=jnp.int32)
         index = jnp.asarray(index)
         if index.dtype == bool:
             hit = index.at[here].get(mode="fill", fill_value=False)
         else:
             index = index.astype(jnp.int32).reshape(-1)
-            hit = jnp.any(here[:, None] == jnp.where(index < 0, index + end, index), axis=1)
-        return hit.reshape((n,) + (1,) * (self.ndim - k - 1))
+            hit = jnp.any(here[..., None] == jnp.where(index < 0, index + end, index)[..., None, :], axis=-1)
+        return hit.reshape(hit.shape[:-1] + (1,) * k + (n,) + (1,) * (self.ndim - k - 1))
 
     def _check(self, shape: tuple[int, ...], target: tuple[int, ...], what: str) -> None:
         if not broadcasts(shape, target):

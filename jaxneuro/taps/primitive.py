@@ -38,7 +38,8 @@ def tap(
       x: the value.
       name: the site, without a layer: "blocks.mlp.post". One name, one meaning; two calls need two names.
       layer: which layer this is; a Python int in an unrolled model, the scanned index under `lax.scan`.
-      pos: absolute position of index 0 of the "pos" (or "query") axis, for decoding with a cache. Default 0.
+      pos: absolute position of index 0 of the "pos" (or "query") axis, for decoding with a cache. Default 0. Under
+        vmap each example may have its own.
       axes: one name per axis, ("batch", "pos", "neuron"); edits select by them. Axes added by vmap do not count.
       spec: inside `shard_map`, the mesh axis (or None) along which each axis is split, as in a PartitionSpec.
         With it captures are global arrays and edits count in global indices; without it a capture has one
@@ -115,13 +116,21 @@ def _transpose(ct, x, *operands, **params):
 
 
 def _batch(args, dims, **params):
-    if any(d is not None for d in dims[1:]):
+    """Vmapped axes lead the site's own; a position offset of each example leads likewise."""
+    x, *operands = args
+    if params["traced_layer"] and dims[1] is not None:
         raise UserError(
-            f"site {params['name']!r}: its layer index or position offset is batched by vmap, so it has no one value. "
-            "Loop over layers with lax.scan or Python, and vmap over the batch with in_axes=None for the index."
+            f"site {params['name']!r}: its layer index is batched by vmap, so it has no one value. "
+            "Loop over layers with lax.scan or Python, and vmap with in_axes=None for the index."
         )
-    x = args[0] if dims[0] in (0, None) else jnp.moveaxis(args[0], dims[0], 0)  # vmapped axes lead
-    return tap_p.bind(x, *args[1:], **params), None if dims[0] is None else 0
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    x = jnp.broadcast_to(x, (size, *x.shape)) if dims[0] is None else jnp.moveaxis(x, dims[0], 0)
+    if params["traced_pos"]:
+        pos = jnp.expand_dims(operands[-1], 0) if dims[-1] is None else jnp.moveaxis(operands[-1], dims[-1], 0)
+        if dims[-1] is not None or pos.ndim > 1:
+            lead = x.ndim - params["ndim"]
+            operands[-1] = pos.reshape(pos.shape + (1,) * (lead - pos.ndim))
+    return tap_p.bind(x, *operands, **params), 0
 
 
 tap_p.def_impl(lambda x, *_, **__: x)

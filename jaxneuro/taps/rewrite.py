@@ -103,7 +103,8 @@ def run(program: Jaxpr, plan: Plan, inputs: Sequence[Any]) -> tuple[list[Any], F
         if eqn.primitive is tap_p and eqn.params["name"] in plan.names:
             outs = [_tap(eqn, args, plan, frame)]
         elif plan.touches(eqn):
-            outs, entries = RULES[reading.kind(eqn)](eqn, args, plan)
+            with eqn.ctx.manager:
+                outs, entries = RULES[reading.kind(eqn)](eqn, args, plan)
             put(frame, entries)
         else:
             outs = reading.bind(eqn, args)

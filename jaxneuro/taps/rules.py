@@ -137,61 +137,60 @@ def _cond(eqn, inputs, plan):
 def _shard_map(eqn, inputs, plan):
     """Values leave as global arrays where the tap says how they are split; else with one axis per mesh axis."""
     call = reading.shard_map(eqn)
-    specs = _tap_specs(call.body)
-    out_specs: dict[Key, Any] = {}
+    splits = _declared(call.body)
+    out_specs: dict[Key, Entry] = {}
 
     def leave(key: Key, entry: Entry) -> Entry:
         want = plan.wants[key[0]]
-        spec = specs.get(want.name) if want.reducer is None else None
-        flat, tree = jax.tree.flatten(entry.value)
-        left = [_global(a, entry.layer_axes, spec, call) for a in flat]
-        value_specs = jax.tree.unflatten(tree, [s for _, s in left])
-        out_specs[key] = Entry(value_specs, None if entry.layer is None else PartitionSpec(), entry.layer_axes)
-        return Entry(jax.tree.unflatten(tree, [a for a, _ in left]), entry.layer, entry.layer_axes)
+        split = splits.get(want.name) if want.reducer is None else None
+        leaves, tree = jax.tree.flatten(entry.value)
+        arrays, specs = zip(*(_leaving(a, entry.layer_axes, split, call) for a in leaves), strict=True)
+        value, spec = jax.tree.unflatten(tree, arrays), jax.tree.unflatten(tree, specs)
+        out_specs[key] = Entry(spec, None if entry.layer is None else PartitionSpec(), entry.layer_axes)
+        return dataclasses.replace(entry, value=value)
 
     def local(plan, inputs):
         outs, frame = run(call.body, plan, inputs)
         return outs, {k: leave(k, e) for k, e in frame.items()}
 
-    def mapped(fn, out_specs):
+    def only_trace(plan, inputs):
+        local(plan, inputs)
+        return ()
+
+    def mapped(fn, specs):
         return jax.shard_map(
             fn,
             mesh=call.mesh,
             in_specs=(PartitionSpec(), list(call.in_specs)),
-            out_specs=out_specs,
+            out_specs=specs,
             check_vma=call.check_vma,
             axis_names=set(call.axes),
         )
 
-    # Only tracing tells over which mesh axes a value varies: once without running, to learn how to declare it.
-    jax.eval_shape(mapped(lambda *a: local(*a) and (), ()), plan, inputs)
+    # Over which mesh axes a value varies shows only inside: trace once to learn the specs, then build.
+    jax.eval_shape(mapped(only_trace, ()), plan, inputs)
     return mapped(local, (list(call.out_specs), dict(out_specs)))(plan, inputs)
 
 
-def _global(a: Any, n: int, spec: Any, call: reading.ShardMap) -> tuple[Any, PartitionSpec]:
-    """A shard, given the axes it needs to leave shard_map, and its partition spec. The first n axes are layers."""
-    varies = reading.varies_over(a) if call.check_vma else call.axes
-    declared = {axis for entry in spec or () for axis in mesh_axes(entry)}
-    extra = tuple(axis for axis in call.mesh.axis_names if axis in call.axes and axis in varies - declared)
-    if spec is not None and not call.check_vma:
-        extra = ()
-    a = a.reshape(a.shape[:n] + (1,) * len(extra) + a.shape[n:])
-    tail = (
-        [None] * (a.ndim - n - len(extra))
-        if spec is None
-        else [None] * (a.ndim - n - len(extra) - len(spec)) + list(spec)
-    )
-    return a, PartitionSpec(*[None] * n, *extra, *tail)
+def _leaving(a: Any, n: int, split: Any, call: reading.ShardMap) -> tuple[Any, PartitionSpec]:
+    """A shard with the axes it needs to leave shard_map, and its partition spec. Its first n axes are layers."""
+    declared = {axis for entry in split or () for axis in mesh_axes(entry)}
+    unchecked = call.axes if split is None else declared  # what to assume where JAX does not keep track
+    varies = reading.varies_over(a) if call.check_vma else unchecked
+    new = tuple(axis for axis in call.mesh.axis_names if axis in call.axes and axis in varies - declared)
+    a = a.reshape(a.shape[:n] + (1,) * len(new) + a.shape[n:])
+    between = a.ndim - n - len(new) - len(split or ())
+    return a, PartitionSpec(*[None] * n, *new, *[None] * between, *(split or ()))
 
 
-def _tap_specs(program: Jaxpr) -> dict[str, Any]:
+def _declared(program: Jaxpr) -> dict[str, Any]:
     """The declared partition of each site in a program."""
     found: dict[str, Any] = {}
     for eqn in reading.opened(program)[0].eqns:
         if eqn.params.get("spec") is not None and "static_layer" in eqn.params:
             found[eqn.params["name"]] = eqn.params["spec"]
         for inner in reading.programs(eqn):
-            found |= _tap_specs(inner)
+            found |= _declared(inner)
     return found
 
 

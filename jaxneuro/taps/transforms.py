@@ -83,8 +83,9 @@ def capture(fn: Callable[..., Any], sites: Sites) -> Callable[..., tuple[Any, di
       UserError: (when called) a site or layer that does not exist, even one of a list; a site reached twice; a site
         inside a `while_loop`.
     Example:
+      >>> from jaxneuro.taps import tap
       >>> f = lambda x: tap(2 * x, "double") + 1
-      >>> capture(f, "double")(jnp.array(3))
+      >>> capture(f, "double")(jnp.int32(3))
       (Array(7, dtype=int32), {'double': Array(6, dtype=int32)})
     """
     reducers: dict[str, Any] = (
@@ -183,6 +184,7 @@ def intervene(fn: Callable[..., Any], edits: Edit | Sequence[Edit]) -> Callable[
       UserError: a site, layer or axis that does not exist; an index out of range; a value that does not broadcast;
         a site whose result nobody reads; a site inside a `custom_vjp` or `custom_jvp`.
     Example:
+      >>> from jaxneuro.taps import tap, zero
       >>> f = lambda x: tap(2 * x, "double", axes=("pos",)) + 1
       >>> intervene(f, [zero("double", pos=0)])(jnp.arange(3))
       Array([1, 3, 5], dtype=int32)
@@ -240,6 +242,7 @@ def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteTable:
     """All sites of a function, as records; `print` shows a table. Nothing runs: arguments may be `ShapeDtypeStruct`s.
 
     Example:
+      >>> from jaxneuro.taps import tap
       >>> print(sites(lambda x: tap(2 * x, "double", axes=("pos",)), jnp.arange(3)))
       site    layers  axes  shape  dtype
       double          pos   3      int32

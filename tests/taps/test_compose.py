@@ -149,6 +149,27 @@ def test_branches_by_layer():
     assert jax.jit(intervene(alternating, scale("blocks.1.x", 2.0)))(0.0) == 33
 
 
+@pytest.mark.parametrize("flipped", [True, False])
+def test_branches_are_taken_together(flipped):
+    """A site counts as read if one branch reads it; its layer is unknown if the branches disagree."""
+
+    def unread(x, i):
+        tap(x, "blocks.x", layer=i)
+        return x
+
+    branches = [unread, lambda x, i: tap(x, "blocks.x", layer=i + 1) * 2]
+
+    def f(x, which):
+        turn = lambda x, i: (jax.lax.switch(which, branches[:: -1 if flipped else 1], x, i), None)  # noqa: E731
+        return jax.lax.scan(turn, x, jnp.arange(2))[0]
+
+    read = 0 if flipped else 1
+    assert intervene(f, add("blocks.x", 1.0))(1.0, read) == 10 - 4 * 1
+    assert capture(f, "blocks.x")(1.0, read)[1]["blocks.x"].tolist() == [1, 2]
+    with pytest.raises(UserError, match="calculated when the program runs"):
+        capture(f, "blocks.1.x")(1.0, read)
+
+
 def count_up(x, n):
     return jax.lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, tap(c[1] * 2, "step") + 1), (0, x))[1]
 
@@ -261,6 +282,7 @@ def test_a_flax_module_as_an_argument(x):
     _out, got = jax.jit(capture(lambda m, x: m(x).sum(), "act"))(layer, x)
     toy.close(got["act"], expected)
     toy.close(intervene(lambda m, x: m(x), zero("act", unit=0))(layer, x), expected.at[:, 0].set(0))
+    toy.close(capture(layer, "act")(x)[1]["act"], expected)  # the module itself is a function, too
     grads = nnx.grad(intervene(lambda m, x: m(x).sum(), zero("act")))(layer, x)
     assert all((g == 0).all() for g in jax.tree.leaves(grads))
 
@@ -297,6 +319,8 @@ def test_without_jit_at_all(chain, ws, x, chain_acts):
         toy.close(got["blocks.post"], chain_acts["blocks.post"])
         toy.close(got["blocks.2,0.post"], chain_acts["blocks.post"][jnp.array([2, 0])])
         half = intervene(chain, scale("blocks.post", 0.5))(ws, x)
+        assert intervene(count_up, add("step", 1.0))(1.0, 3) == 22  # a while loop cannot be staged as a Python loop
+        assert intervene(choose, add("both", 1.0))(True, 3.0) == 10
     toy.close(half, toy.chain_reference(ws, x, lambda v, name, i: v * 0.5 if name == "blocks.post" else v)[0])
 
 

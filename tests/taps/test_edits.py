@@ -171,6 +171,20 @@ def test_positions_are_absolute(selected, expected):
     assert intervene(decode_step, set_to("v", 1.0, pos=selected))(jnp.zeros((2, 3)), 4)[0].tolist() == expected
 
 
+@pytest.mark.parametrize(("selected", "expected"), [(5, [[0, 1, 0], [1, 0, 0]]), (-1, [[0, 0, 1], [0, 0, 1]])])
+def test_each_example_has_its_own_positions(selected, expected):
+    """vmap over sequences of other lengths: positions are the example's, also under a second vmap around."""
+    f = intervene(jax.vmap(decode_step), set_to("v", 1.0, pos=selected))
+    x, pos = jnp.zeros((2, 1, 3)), jnp.array([4, 5])
+    assert jax.jit(f)(x, pos)[:, 0].tolist() == expected
+    twice = intervene(jax.vmap(jax.vmap(decode_step), (0, None)), set_to("v", 1.0, pos=selected))
+    assert twice(jnp.stack([x, x, x]), pos)[2, :, 0].tolist() == expected
+    inner = intervene(jax.vmap(jax.vmap(decode_step, (0, None))), set_to("v", 1.0, pos=selected))
+    assert inner(jnp.stack([x, x, x], 1), pos)[:, 1, 0].tolist() == expected
+    masked = intervene(jax.vmap(decode_step, (None, 0)), set_to("v", 1.0, pos=np.arange(7) == 6, batch=0))
+    assert masked(x[0], pos)[:, 0].tolist() == [[0, 0, 1], [0, 1, 0]]
+
+
 @pytest.mark.parametrize("value", [VECTOR, np.float32(1.0), 1.0, np.int32(1)])
 def test_edits_keep_the_type(value, chain, ws, x):
     ws16, x16 = ws.astype(jnp.bfloat16), x.astype(jnp.bfloat16)

@@ -74,7 +74,7 @@ def test_a_layer_in_the_name_is_the_layer():
 
 
 def test_a_batched_layer_index_raises_with_a_way_out():
-    with pytest.raises(UserError, match=r"'blocks.x': its layer index .* is batched by vmap.*lax.scan"):
+    with pytest.raises(UserError, match=r"'blocks.x': its layer index is batched by vmap.*lax.scan"):
         jax.vmap(lambda x, i: tap(x, "blocks.x", layer=i))(jnp.ones((3, 2)), jnp.arange(3))
 
 
