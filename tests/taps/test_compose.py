@@ -164,7 +164,7 @@ def test_branches_are_taken_together(flipped):
         return jax.lax.scan(turn, x, jnp.arange(2))[0]
 
     read = 0 if flipped else 1
-    assert intervene(f, add("blocks.x", 1.0))(1.0, read) == 10 - 4 * 1
+    assert intervene(f, add("blocks.x", 1.0))(1.0, read) == 10  # ((1 + 1) * 2 + 1) * 2
     assert capture(f, "blocks.x")(1.0, read)[1]["blocks.x"].tolist() == [1, 2]
     with pytest.raises(UserError, match="calculated when the program runs"):
         capture(f, "blocks.1.x")(1.0, read)
