@@ -24,6 +24,9 @@ def modules():
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_examples(name):
     module = importlib.import_module(name)
+    room = importlib.import_module(".".join(name.split(".")[:2]))  # an example may use what its room exports
+    public = {k: v for k, v in vars(room).items() if not k.startswith("_")}
+    names = {"jax": jax, "jnp": jnp, "np": np} | public | vars(module)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | doctest.IGNORE_EXCEPTION_DETAIL
-    found = doctest.testmod(module, extraglobs={"jax": jax, "jnp": jnp, "np": np}, optionflags=flags)
+    found = doctest.testmod(module, extraglobs=names, optionflags=flags)
     assert found.failed == 0

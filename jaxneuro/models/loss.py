@@ -23,7 +23,7 @@ def token_loss(
       elsewhere too; average with `nll.mean(where=valid)`.
     Example:
       >>> nll, valid = token_loss(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 2]]))
-      >>> nll.round(4).tolist(), valid.tolist()
+      >>> [[round(v, 4) for v in row] for row in nll.tolist()], valid.tolist()
       ([[1.3863, 1.3863]], [[True, True]])
     """
     scores = logits[:, :-1].astype(jnp.float32)

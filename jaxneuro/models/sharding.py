@@ -30,7 +30,7 @@ def shardings(cfg: Config, mesh: Mesh, rules: dict[str, str] = RULES) -> dict[st
       >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
       >>> mesh = jax.make_mesh((1,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
       >>> shardings(cfg, mesh)["blocks"]["attn"]["wq"].spec
-      PartitionSpec(None, None, 'model', None)
+      P(None, None, 'model', None)
     """
     names, lengths = layout(cfg), shapes(cfg)
     _check_types(mesh)
