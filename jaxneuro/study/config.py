@@ -44,7 +44,7 @@ class SelectConfig:
 class EffectConfig:
     """The proof by silencing."""
 
-    windows_per_group: int = 8
+    windows_per_group: int = 6
     """Measured windows per group."""
     random_sets: int = 10
     """Random sets per group, matched in size per layer."""
@@ -70,6 +70,8 @@ class CardConfig:
     """Clamped activations, in multiples of the neuron's largest observed absolute value."""
     dosed: int = 2
     """Neurons per group that get a dose-response."""
+    dose_windows: int = 2
+    """Measured windows per group for it."""
     latents: int = 60
     """Latents shown."""
 
@@ -155,6 +157,7 @@ _RANGES = {
     "effect.random_sets": (10, None),
     "effect.batch": (1, None),
     "effect.chunk": (1, None),
+    "cards.dose_windows": (1, None),
     "dictionary.expansion": (1, None),
     "dictionary.k": (1, None),
     "dictionary.steps": (1, None),

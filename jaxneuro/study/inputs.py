@@ -41,9 +41,13 @@ class Inputs:
         """Names of the groups, in the order of every axis K."""
         return self.windows.group_names
 
-    def measured_batches(self) -> list[dict[str, np.ndarray]]:
-        """The measured windows in batches of one shape."""
-        return list(batches(self.measured, batch_size=min(self.config.effect.batch, len(self.measured))))
+    def measured_batches(self, per_group: int | None = None) -> list[dict[str, np.ndarray]]:
+        """The measured windows, or the first `per_group` of each group, in batches of one shape."""
+        rows, group = self.measured, self.measured.group
+        if per_group is not None:
+            first = [np.flatnonzero(group == k)[:per_group] for k in range(len(self.groups))]
+            rows = Subset(self.windows, rows.indices[np.concatenate(first)])
+        return list(batches(rows, batch_size=min(self.config.effect.batch, len(rows))))
 
     def named(self, tokens: np.ndarray, scores: np.ndarray) -> list[list[Any]]:
         """[[token string, score], ...] of one row of token ids."""

@@ -201,7 +201,7 @@ def _doses(
             layers[which],
             neurons[which],
             values,
-            inputs.measured_batches(),
+            inputs.measured_batches(c.dose_windows),
             len(inputs.groups),
             promoted=None if promoted is None else promoted[which, :3],
             measure=inputs.measure,
