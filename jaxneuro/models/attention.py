@@ -11,13 +11,17 @@
 on two CPU cores at batch 16, 256 positions, 6 heads of 32 in float32.
 """
 
-from typing import NamedTuple
+import functools
+import logging
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..taps import tap, wants
+
+_log = logging.getLogger("jaxneuro.models")
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Score of a masked pair: finite, so that a row with no visible key is uniform and not NaN (as in transformers)."""
@@ -107,19 +111,28 @@ def _softmax_values(scores: Array, v: Array) -> Array:
 
 
 def _cudnn_takes(q: Array) -> bool:
-    # cuDNN's conditions: 16-bit, head size a multiple of 8 up to 128 (256 only on newer cards).
-    return (
-        jax.default_backend() == "gpu"
-        and q.dtype in (jnp.bfloat16, jnp.float16)
-        and q.shape[-1] % 8 == 0
-        and q.shape[-1] <= 128
-    )
+    # cuDNN's conditions: 16-bit values, head size a multiple of 8 up to 128 (256 only on newer cards).
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return fits and jax.default_backend() == "gpu" and _cudnn_works()
 
 
-def _cudnn(q: Array, k: Array, v: Array, visible: Visible) -> Array:
-    if visible.mask is None and visible.window is None:  # the mask-free kernel reads no [query, key] bias
-        return jax.nn.dot_product_attention(q, k, v, scale=1.0, is_causal=visible.causal, implementation="cudnn")
+@functools.cache
+def _cudnn_works() -> bool:
+    """Tried once per process: some combinations of CUDA and cuDNN refuse the kernel (jax issue 32430)."""
+    try:
+        with jax.ensure_compile_time_eval():
+            x = jnp.ones((1, 64, 1, 64), jnp.bfloat16)
+            jax.block_until_ready(jax.nn.dot_product_attention(x, x, x, implementation="cudnn"))
+    except Exception as e:  # whatever the driver, cuDNN or XLA says
+        _log.warning("cuDNN attention does not run here, using XLA's instead: %s", e)
+        return False
+    return True
+
+
+def _cudnn(q: Array, k: Array, v: Array, visible: Visible, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
+    run = functools.partial(jax.nn.dot_product_attention, q, k, v, scale=1.0, implementation=implementation)
+    if visible.mask is None and visible.window is None:
+        return run(is_causal=visible.causal)  # a mask would be read as a [batch, 1, query, key] bias
     at = jnp.arange(q.shape[1])
     pairs = visible.pairs(at, at)
-    mask = None if pairs is None else pairs[:, None]
-    return jax.nn.dot_product_attention(q, k, v, scale=1.0, mask=mask, implementation="cudnn")
+    return run(mask=None if pairs is None else pairs[:, None])

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxneuro.models import attention
 from jaxneuro.models.attention import Visible, attend
 from jaxneuro.taps import capture
 
@@ -93,3 +94,40 @@ def test_sixteen_bit_values_stay_sixteen_bit():
     assert out.dtype == jnp.bfloat16
     exact = run(*(a.astype(jnp.float32) for a in (q, k, v)))
     np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("kind", ["plain", "padded and windowed"])
+def test_cudnn_is_asked_for_the_same_attention(kind, monkeypatch):
+    """cuDNN itself needs a GPU: here its arguments go to XLA's implementation of the same function."""
+    padded = kind != "plain"
+    mask, window = (jnp.asarray(masked(70)), jnp.int32(9)) if padded else (None, None)
+    visible = Visible(True, window, mask)
+    q, k, v = inputs(70, 4, 2)
+
+    def run():
+        return jax.jit(lambda q, k, v: attend(q, k, v, visible, 0.3, jnp.int32(0)))(q, k, v)
+
+    chunked, asked = run(), []
+
+    def as_cudnn(q, k, v, visible):
+        asked.append(visible)
+        return cudnn(q, k, v, visible, "xla")
+
+    cudnn = attention._cudnn
+    monkeypatch.setattr(attention, "_cudnn_takes", lambda q: True)
+    monkeypatch.setattr(attention, "_cudnn", as_cudnn)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, default: cuda(*args))
+    same = run()
+    assert asked
+    real = np.asarray(masked(70)) if padded else np.ones((2, 70), bool)
+    np.testing.assert_allclose(same[real], chunked[real], atol=2e-6)
+
+
+def test_without_cudnn_it_falls_back_and_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    attention._cudnn_works.cache_clear()
+    with caplog.at_level("WARNING", logger="jaxneuro.models"):
+        assert not attention._cudnn_takes(jnp.zeros((1, 8, 1, 64), jnp.bfloat16))
+    assert "cuDNN attention does not run here" in caplog.text
+    attention._cudnn_works.cache_clear()
+    assert not attention._cudnn_takes(jnp.zeros((1, 8, 1, 64), jnp.float32))
