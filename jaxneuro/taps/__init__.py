@@ -34,8 +34,9 @@ in `jax.jit`: without, every call stages the function anew. `sites(fn, *args)` l
 |---|---|
 | `primitive.py` | `tap`, its derivative and batching rules, `wants` |
 | `names.py` | site strings |
-| `edits.py` | edits and selectors |
-| `transforms.py` | `capture`, `intervene`, `sites`, `sweep` |
+| `transforms.py`, `listing.py` | `capture`, `intervene`, `sweep`; `sites` |
+| `edits.py`, `views.py` | edits; selectors and broadcasting, by the names of axes |
+| `staging.py`, `collect.py` | from a function to its program; from requests to what is read, and back |
 | `survey.py`, `constants.py` | where a program reaches its sites; which layers a scan visits |
 | `checks.py` | requests against what is there |
 | `rewrite.py`, `rules.py` | running a program with sites read and edited; one rule per kind of equation |
@@ -58,11 +59,11 @@ from .edits import patch as patch
 from .edits import scale as scale
 from .edits import set_to as set_to
 from .edits import zero as zero
+from .listing import Site as Site
+from .listing import SiteTable as SiteTable
+from .listing import sites as sites
 from .primitive import tap as tap
 from .primitive import wants as wants
-from .transforms import Site as Site
-from .transforms import SiteTable as SiteTable
 from .transforms import capture as capture
 from .transforms import intervene as intervene
-from .transforms import sites as sites
 from .transforms import sweep as sweep

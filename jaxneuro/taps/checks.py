@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxneuro.errors import UserError, unknown
-from jaxneuro.taps.edits import ABSOLUTE_AXES, Edit, broadcasts, describe
+from jaxneuro.taps.edits import Edit
 from jaxneuro.taps.names import SiteName, parse
 from jaxneuro.taps.survey import Occurrence, Survey
+from jaxneuro.taps.views import ABSOLUTE_AXES, broadcasts, describe
 
 _HINT = "jaxneuro.taps.sites(fn, *args) lists them."
 _REBUILT = ("jit", "call", "remat", "scan", "while", "cond", "custom_jvp", "custom_vjp", "shard_map")

@@ -9,16 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
 from jax.tree_util import Partial
 from jaxtyping import Array
 
 from jaxneuro.errors import UserError, unknown
 from jaxneuro.taps.names import parse
-from jaxneuro.taps.survey import manual_mesh, mesh_axes, whole_shape
+from jaxneuro.taps.views import View, split_like
 
 _STATIC = {"static": True}
-ABSOLUTE_AXES = ("pos", "query")  # whose indices count from the tap's `pos`
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +51,7 @@ class Edit:
         layers = parse(self.site).layers
         if isinstance(layer, int) and layers is not None and layer not in layers:
             return x
-        view = _View(self.site, x, pos, params)
+        view = View(self.site, x, pos, params)
         args = self.args
         if self.per_layer:
             args = jax.tree.map(lambda a: _row(a, layer, self.rows), args)
@@ -65,111 +63,7 @@ class Edit:
             hits.append(jnp.any(layer == np.array(layers, np.int32)))
         if layer is not None and self.layer is not None:
             hits.append(jnp.any(layer == jnp.asarray(self.layer, jnp.int32)))
-        return jnp.where(_split_like(x, functools.reduce(jnp.logical_and, hits)), new, x) if hits else new
-
-
-@dataclasses.dataclass(frozen=True)
-class _View:
-    """A value at a site with what its axes mean. Inside shard_map, a shard of the whole where the spec says so."""
-
-    site: str
-    x: Array
-    pos: Any
-    params: dict[str, Any]
-
-    @property
-    def ndim(self) -> int:
-        return self.params["ndim"]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.x.shape[self.x.ndim - self.ndim :]
-
-    @property
-    def whole(self) -> tuple[int, ...]:
-        return whole_shape(self.shape, self.params["spec"], dict(manual_mesh()))
-
-    def start(self, axis: int) -> Any:
-        """Where along an axis of the whole this shard starts."""
-        if self.shape[axis] == self.whole[axis]:
-            return 0
-        manual = dict(manual_mesh())
-        names = tuple(a for a in mesh_axes(self.params["spec"][axis]) if a in manual)
-        return jax.lax.axis_index(names) * self.shape[axis]
-
-    def pointwise(self, op: Callable[..., Any], args: tuple[Any, ...]) -> Array:
-        """op(x, *args), calculated in the widest of the types, given back in x's."""
-        fitted = [None if a is None else self.fit(a, op.__name__.strip("_")) for a in args]
-        with jax.numpy_dtype_promotion("standard"):  # whatever the user forbids in their own code
-            wide = functools.reduce(jnp.promote_types, [a.dtype for a in fitted if a is not None], self.x.dtype)
-        new = op(self.x.astype(wide), *(None if a is None else a.astype(wide) for a in fitted))
-        return new.astype(self.x.dtype)
-
-    def call(self, fn: Partial, args: tuple[Any, ...]) -> Array:
-        """fn(value, *args), mapped over the axes that vmap put in front of the site's own."""
-
-        def one(value):
-            new = jnp.asarray(fn(value, *args))
-            self._check(new.shape, self.shape, f"what {getattr(fn.func, '__name__', 'the function')} returned")
-            return jnp.broadcast_to(new, value.shape).astype(value.dtype)
-
-        for _ in range(self.x.ndim - self.ndim):
-            one = jax.vmap(one)
-        return one(self.x)
-
-    def fit(self, value: Any, what: str) -> Array:
-        """An argument that broadcasts to the whole site, cut to this shard."""
-        value = jnp.asarray(value)
-        lead = self.x.shape[: self.x.ndim - self.ndim]
-        self._check(value.shape, lead + self.whole, f"a value for {what}")
-        for axis in range(self.ndim):
-            k = value.ndim - self.ndim + axis
-            if k >= 0 and value.shape[k] != 1 and self.shape[axis] != self.whole[axis]:
-                value = jax.lax.dynamic_slice_in_dim(value, self.start(axis), self.shape[axis], k)
-        return _split_like(self.x, value)
-
-    def hit(self, axis: str, index: Any) -> Array:
-        """Where an index, index array or mask along one axis selects, shaped to broadcast with the site."""
-        k = (self.params["axes"] or ()).index(axis)
-        n, start, end = self.shape[k], self.start(k), self.whole[k]
-        if axis in ABSOLUTE_AXES and self.pos is not None:
-            start, end = start + self.pos, end + self.pos
-        start, end = jnp.asarray(start)[..., None], jnp.asarray(end)[..., None]
-        here = start + jnp.arange(n, dtype=jnp.int32)
-        index = jnp.asarray(index)
-        if index.dtype == bool:
-            hit = index.at[here].get(mode="fill", fill_value=False)
-        else:
-            index = index.astype(jnp.int32).reshape(-1)
-            hit = jnp.any(here[..., None] == jnp.where(index < 0, index + end, index)[..., None, :], axis=-1)
-        return hit.reshape(hit.shape[:-1] + (1,) * k + (n,) + (1,) * (self.ndim - k - 1))
-
-    def _check(self, shape: tuple[int, ...], target: tuple[int, ...], what: str) -> None:
-        if not broadcasts(shape, target):
-            raise UserError(
-                f"{self.site!r}: {what} has shape {shape}, which does not broadcast to "
-                f"{describe(target, self.params['axes'])}."
-            )
-
-
-def broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """Whether an array of one shape broadcasts to another without changing it."""
-    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape[::-1], target[::-1], strict=False))
-
-
-def describe(shape: tuple[int, ...], axes: tuple[str, ...] | None) -> str:
-    """A site's shape with its axis names; axes in front that have no name are vmap's."""
-    names = ("vmap",) * (len(shape) - len(axes)) + tuple(axes) if axes else ()
-    named = ", ".join(f"{a}={n}" for a, n in zip(names, shape, strict=bool(names)))
-    return f"the site's axes ({named})" if named else f"the site's shape {shape}"
-
-
-def _split_like(x: Array, value: Array) -> Array:
-    """A value that broadcasts to x, split over the mesh like x where types carry shardings (explicit mode)."""
-    sharding = jax.typeof(x).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types or value.ndim == 0:
-        return value
-    return jax.reshard(jnp.broadcast_to(value, x.shape), sharding)
+        return jnp.where(split_like(x, functools.reduce(jnp.logical_and, hits)), new, x) if hits else new
 
 
 def _row(a: Any, layer: Any, rows: tuple[int, ...] | None) -> Any:
