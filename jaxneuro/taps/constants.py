@@ -102,7 +102,8 @@ class Scope:
     def __init__(self, program: Jaxpr, inputs: list[Callable[[], Known]], depth: int = 0):
         self.jaxpr, consts = reading.opened(program)
         self.depth = depth
-        self._memo: dict[Any, Known] = {v: self.constant(c) for v, c in zip(self.jaxpr.constvars, consts, strict=True)}
+        self._memo: dict[Any, Known] = {}
+        self._consts = dict(zip(self.jaxpr.constvars, consts, strict=True))
         self._inputs = dict(zip(self.jaxpr.invars, inputs, strict=True))
         self._made = {v: eqn for eqn in self.jaxpr.eqns for v in eqn.outvars}
 
@@ -111,7 +112,7 @@ class Scope:
         if isinstance(atom, Literal):
             return self.constant(atom.val)
         if atom not in self._memo:
-            known = self._inputs[atom]() if atom in self._inputs else self._follow(atom)
+            known = self._find(atom)
             fits = known.values is not None and known.values.shape[self.depth :] == atom.aval.shape
             self._memo[atom] = known if fits else Known(None, known.loops)
         return self._memo[atom]
@@ -135,10 +136,16 @@ class Scope:
 
     def constant(self, value: Any) -> Known:
         """A value written in the program."""
-        if isinstance(value, jax.core.Tracer) or np.size(value) > _MAX_SIZE or not _is_integer(value):
+        here = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+        if not here or np.size(value) > _MAX_SIZE or not _is_integer(value):
             return Known(None, frozenset())
         array = np.asarray(value)
         return Known(array.reshape((1,) * self.depth + array.shape), frozenset())
+
+    def _find(self, var: Any) -> Known:
+        if var in self._consts:
+            return self.constant(self._consts[var])
+        return self._inputs[var]() if var in self._inputs else self._follow(var)
 
     def _follow(self, var: Any) -> Known:
         eqn = self._made[var]
@@ -163,12 +170,8 @@ class Scope:
             return Known(None, loops)
         arrays = [i.values for i in inputs if i.values is not None]
         turns = np.broadcast_shapes((1,) * self.depth, *(a.shape[: self.depth] for a in arrays))
-        rows = [
-            np.asarray(
-                rule(params, *(a[tuple(min(t, n - 1) for t, n in zip(turn, a.shape, strict=False))] for a in arrays))
-            )
-            for turn in np.ndindex(turns)
-        ]
+        with np.errstate(all="ignore"):  # integers wrap
+            rows = [np.asarray(rule(params, *(_in_turn(a, turn) for a in arrays))) for turn in np.ndindex(turns)]
         return Known(np.stack(rows).reshape(turns + rows[0].shape) if rows else None, loops)
 
     def _stacked(self, eqn: Any, loop: reading.Scan, k: int) -> Known:
@@ -192,9 +195,7 @@ def _body(eqn: Any, outside: Callable[[Any], Known], depth: int) -> Scope:
 
     def carry(v, inside, after):
         first = const(v)
-        step = 0 if inside is after else _step(body, inside, after)
-        if step == 0:
-            return first
+        step = _step(body, inside, after)
         loops = first.loops | {depth}
         if step is None or first.values is None or inside.aval.shape:
             return Known(None, loops)
@@ -210,6 +211,10 @@ def _body(eqn: Any, outside: Callable[[Any], Known], depth: int) -> Scope:
     inputs += [partial(carry, *vs) for vs in zip(eqn.invars[n:m], body.invars[n:m], body.outvars[: m - n], strict=True)]
     inputs += [partial(row, v) for v in eqn.invars[m:]]
     return Scope(loop.body, inputs, depth + 1)
+
+
+def _in_turn(a: np.ndarray, turn: tuple[int, ...]) -> np.ndarray:
+    return a[tuple(min(t, n - 1) for t, n in zip(turn, a.shape, strict=False))]
 
 
 def _is_integer(x: Any) -> bool:

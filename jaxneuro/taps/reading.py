@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.sharding import AxisType, NamedSharding
 
 from jaxneuro.errors import UserError
 from jaxneuro.taps.primitive import tap_p
@@ -168,6 +169,12 @@ def varies_over(x: Any) -> frozenset[str]:
     if (vma := getattr(kind_of_value, "vma", None)) is not None:
         return frozenset(vma)
     return frozenset(kind_of_value.manual_axis_type.varying)
+
+
+def type_sharding(x: Any) -> NamedSharding | None:
+    """How a value is split over a mesh, where that is part of its type (explicit mode)."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
 
 
 _names: "weakref.WeakKeyDictionary[Jaxpr, frozenset[str]]" = weakref.WeakKeyDictionary()

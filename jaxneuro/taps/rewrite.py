@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array
 
@@ -147,8 +148,10 @@ def empty_buffer(like: Entry, n: int) -> Entry:
 
 
 def zeros_like(aval: Any, *lead: int) -> Array:
-    """Zeros with the type of a traced value, with how it varies over mesh axes, and more axes in front."""
+    """Zeros with the type of a traced value, how it is split and varies over mesh axes, and more axes in front."""
     zeros = jnp.zeros((*lead, *aval.shape), aval.dtype)
+    if (split := reading.type_sharding(aval)) is not None:
+        zeros = jax.reshard(zeros, NamedSharding(split.mesh, PartitionSpec(*[None] * len(lead), *split.spec)))
     varies = tuple(reading.varies_over(aval))
     return jax.lax.pcast(zeros, varies, to="varying") if varies else zeros
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 from jax.tree_util import Partial
 from jaxtyping import Array
 
 from jaxneuro.errors import UserError
+from jaxneuro.taps import reading
 from jaxneuro.taps.survey import manual_mesh, mesh_axes, whole_shape
 
 ABSOLUTE_AXES = ("pos", "query")  # whose indices count from the tap's `pos`
@@ -115,8 +115,8 @@ def describe(shape: tuple[int, ...], axes: tuple[str, ...] | None) -> str:
 
 
 def split_like(x: Array, value: Array) -> Array:
-    """A value that broadcasts to x, split over the mesh like x where types carry shardings (explicit mode)."""
-    sharding = jax.typeof(x).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types or value.ndim == 0:
+    """A value that broadcasts to x, split over the mesh like x where types carry shardings."""
+    sharding = reading.type_sharding(x)
+    if sharding is None or value.ndim == 0:
         return value
     return jax.reshard(jnp.broadcast_to(value, x.shape), sharding)

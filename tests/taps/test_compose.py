@@ -319,9 +319,12 @@ def test_without_jit_at_all(chain, ws, x, chain_acts):
         toy.close(got["blocks.post"], chain_acts["blocks.post"])
         toy.close(got["blocks.2,0.post"], chain_acts["blocks.post"][jnp.array([2, 0])])
         half = intervene(chain, scale("blocks.post", 0.5))(ws, x)
-        # what is staged as Python control flow could not look at traced values
         assert intervene(count_up, add("step", 1.0))(jnp.float32(1), jnp.int32(3)) == 22
         assert intervene(choose, add("both", 1.0))(jnp.array(True), jnp.float32(3)) == 10
+        layers = []
+        traced = lambda x, i: (tap(x, "blocks.x", layer=layers.append(i) or i), None)  # noqa: E731
+        capture(lambda x: jax.lax.scan(traced, x, jnp.arange(9))[0], "blocks.8.x")(x)
+        assert len(layers) < 9  # staged as a loop, all the same
     toy.close(half, toy.chain_reference(ws, x, lambda v, name, i: v * 0.5 if name == "blocks.post" else v)[0])
 
 

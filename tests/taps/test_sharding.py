@@ -192,8 +192,14 @@ def test_sharded_arrays(ws, big, expected, axis_type):
         toy.close(got["blocks.post"], expected[1]["blocks.post"])
         toy.close(got["blocks.2,0.post"], expected[1]["blocks.post"][jnp.array([2, 0])])
         assert got["out"].sharding.is_equivalent_to(NamedSharding(mesh, P("data")), 2)
-        off = jax.jit(intervene(toy.chain, zero("blocks.1.post", batch=5, unit=2)))(ws, xs)
-    edit = lambda v, name, i: v.at[5, 2].set(0) if (name, i) == ("blocks.post", 1) else v  # noqa: E731
+        few = jax.jit(capture(toy.chain, "blocks.2,0.post"))(ws, xs)[1]  # alone: kept in buffers
+        toy.close(few["blocks.2,0.post"], got["blocks.2,0.post"])
+        shift = add("blocks.1.post", jnp.arange(float(D)), batch=np.arange(B) == 3)
+        off = jax.jit(intervene(toy.chain, [shift, zero("blocks.1.post", batch=5, unit=2)]))(ws, xs)
+
+    def edit(v, name, i):
+        return v.at[3].add(jnp.arange(float(D))).at[5, 2].set(0) if (name, i) == ("blocks.post", 1) else v
+
     toy.close(off, toy.chain_reference(ws, big, edit)[0])
 
 
