@@ -49,7 +49,8 @@ def forward(
       token_types: segment ids of an encoder that has them; None: all 0.
       stop_at: run layers start_at .. stop_at-1 and return the residual stream entering layer stop_at; nothing above
         is computed. None: the whole stack, final norm and head.
-      start_at: enter the stack at this layer with `resid`, the residual stream that enters it.
+      start_at: enter the stack at this layer with `resid`, the residual stream that enters it (at 0: instead of the
+        embedding). `tokens` then only says how many positions there are.
     Returns:
       Logits [batch, pos, d_vocab]; without a head the last hidden state (after the final norm); with stop_at the
       residual stream [batch, pos, d_model].
@@ -76,7 +77,7 @@ def _check_range(cfg: Config, length: int, start: int, stop: int, resid: Array |
             f"cannot run layers {start} to {stop}: this model has {cfg.n_layers} layers, "
             f"so 0 <= start_at <= stop_at <= {cfg.n_layers}."
         )
-    if (start > 0) != (resid is not None) and resid is None:
+    if start > 0 and resid is None:
         raise UserError(f"start_at={start} needs resid=, the residual stream that enters layer {start}.")
     if cfg.learned_positions and length > cfg.n_ctx:
         raise UserError(f"{length} positions, but this model has learned only {cfg.n_ctx}. Use shorter windows.")

@@ -99,11 +99,12 @@ def test_sites_mean_what_they_say(name, tokens):
 
 
 def test_inner_attention_exists_only_when_wanted(llama, tokens):
-    def shapes(fn):
+    def program(fn):
         return str(jax.make_jaxpr(fn)(llama.weights, tokens))
 
-    assert "f32[2,9,4,16]" not in shapes(llama.apply)  # [batch, pos, head, d_model]
-    assert "f32[2,9,4,16]" in shapes(capture(llama.apply, ["blocks.*.attn.result"]))
+    for site in INSIDE_ATTENTION:
+        assert f"name=blocks.{site}" not in program(llama.apply)
+        assert f"name=blocks.{site}" in program(capture(llama.apply, [f"blocks.*.{site}"]))
     assert not wants("blocks.attn.result")
     edited = intervene(llama.apply, [zero("blocks.0.attn.pattern", head=1)])(llama.weights, tokens)
     z_edited = intervene(llama.apply, [zero("blocks.0.attn.z", head=1)])(llama.weights, tokens)
