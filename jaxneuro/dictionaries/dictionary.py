@@ -49,7 +49,7 @@ class TopKDictionary:
 
     def encode_sparse(self, x: Float[Array, "*batch d_in"]) -> tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]:
         """(values, indices) of the k strongest latents, descending, float32; a value of 0 is off."""
-        dtype = jnp.promote_types(x.dtype, self.W_enc.dtype)
+        dtype = _common(x, self.W_enc)
         x = x.astype(dtype)
         if self.apply_b_dec_to_input:
             x = x - self.b_dec.astype(dtype)
@@ -66,7 +66,7 @@ class TopKDictionary:
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_out"]:
         """The reconstruction from latents, in z's dtype."""
-        dtype = jnp.promote_types(z.dtype, self.W_dec.dtype)
+        dtype = _common(z, self.W_dec)
         x_hat = jnp.dot(z.astype(dtype), self.W_dec.astype(dtype), preferred_element_type=jnp.float32)
         return (x_hat + self.b_dec.astype(jnp.float32)).astype(z.dtype)
 
@@ -79,3 +79,8 @@ class TopKDictionary:
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """decode(encode(x)) without the latents in between, in x's dtype."""
         return self.decode_sparse(*self.encode_sparse(x)).astype(x.dtype)
+
+
+def _common(a: Array, b: Array) -> jnp.dtype:
+    """What two arrays are computed in: their dtype if they agree, else float32."""
+    return a.dtype if a.dtype == b.dtype else jnp.dtype(jnp.float32)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams with a known truth, and a training loop that is one program."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+D_IN, TRUE, ACTIVE = 16, 24, 2
+
+
+def rows(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """Directions, uniform on the sphere."""
+    w = rng.normal(size=(n, d))
+    return (w / np.linalg.norm(w, axis=1, keepdims=True)).astype(np.float32)
+
+
+def planted(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(x [n, D_IN], truth [TRUE, D_IN]): ACTIVE of TRUE directions per token, of sizes 1 to 2, off centre."""
+    truth = rows(np.random.default_rng(7), TRUE, D_IN)
+    rng = np.random.default_rng(seed)
+    z = np.zeros((n, TRUE), np.float32)
+    which = np.argsort(rng.random((n, TRUE)), axis=1)[:, :ACTIVE]
+    np.put_along_axis(z, which, rng.uniform(1, 2, (n, ACTIVE)).astype(np.float32), 1)
+    return z @ truth + np.float32(0.5), truth
+
+
+def train(method: Any, batches: dict[str, np.ndarray], *, seed: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
+    """Run all batches (leading axis: steps) in one scan. (state, infos by step)."""
+    stream = jax.tree.map(jnp.asarray, batches)
+    state = method.init(jax.random.key(seed), jax.tree.map(lambda a: a[0], stream))
+    state, infos = jax.jit(lambda s, b: jax.lax.scan(method.step, s, b))(state, stream)
+    return state, jax.tree.map(np.asarray, infos)
+
+
+def matched(found: Any, truth: Any) -> np.ndarray:
+    """For every true direction the largest cosine with a found one."""
+    found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+    found = found / np.linalg.norm(found, axis=1, keepdims=True)
+    return (truth @ found.T / np.linalg.norm(truth, axis=1, keepdims=True)).max(1)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every dictionary method owes. A new method is one row of METHODS."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.dictionaries import load_saelens, save_saelens, topk
+from jaxneuro.protocols import Dictionary, Method
+
+from .conftest import ACTIVE, D_IN, TRUE, matched, planted, rows, train
+
+N_LATENTS, STEPS, BATCH = 2 * TRUE, 500, 256
+
+
+# As trained in these tests: a high rate for few steps, latents dead soon.
+METHODS = {
+    "topk": lambda: topk(
+        N_LATENTS, ACTIVE, learning_rate=1e-2, steps=STEPS, dead_after_tokens=20 * BATCH, warmup_steps=10
+    ),
+}
+
+
+@functools.cache
+def short(name: str) -> Method:
+    return METHODS[name]()
+
+
+@functools.cache
+def stepper(name: str):
+    return jax.jit(short(name).step)
+
+
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+def stream(seed: int = 1, steps: int = STEPS) -> dict[str, np.ndarray]:
+    return {"x": planted(seed, steps * BATCH)[0].reshape(steps, BATCH, D_IN)}
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """name -> (method, state, infos, dictionary) on the planted stream; trained once."""
+    out = {}
+    for name in METHODS:
+        method = short(name)
+        state, infos = train(method, stream())
+        out[name] = method, state, infos, method.finish(state)
+    return out
+
+
+@each_method
+def test_finds_a_planted_dictionary(name, learned):
+    _, _, infos, dictionary = learned[name]
+    x, truth = planted(99, 2000)  # tokens not seen
+    cosine = matched(dictionary.W_dec, truth)
+    assert np.median(cosine) > 0.98
+    assert (cosine > 0.9).mean() > 0.9
+    error = np.square(x - np.asarray(dictionary(jnp.asarray(x)))).sum()
+    assert error / np.square(x - x.mean(0)).sum() < 0.1
+    assert infos["fvu"][-20:].mean() < 0.1 < infos["fvu"][0]
+
+
+@each_method
+def test_finds_nothing_in_noise(name):
+    """Two seeds find the same directions in the planted stream, and no more agreement than chance in noise."""
+    noise = {"x": np.random.default_rng(3).normal(size=(150, BATCH, D_IN)).astype(np.float32)}
+    method = short(name)
+    a, b = (method.finish(train(method, noise, seed=s)[0]).W_dec for s in (0, 1))
+    rng = np.random.default_rng(0)
+    chance = np.mean([matched(rows(rng, N_LATENTS, D_IN), rows(rng, N_LATENTS, D_IN)).mean() for _ in range(20)])
+    assert abs(matched(a, b).mean() - chance) < 0.05
+
+
+@each_method
+def test_jit_equals_eager_and_does_not_retrace(name):
+    method, batch = short(name), {"x": jnp.asarray(planted(1, BATCH)[0])}
+    state = method.init(jax.random.key(0), batch)
+    step = jax.jit(short(name).step)
+    here, info = step(step(state, batch)[0], batch)
+    assert step._cache_size() == 1
+    there = state
+    for _ in range(2):
+        there, info_there = method.step(there, batch)
+    for one, two in zip(jax.tree.leaves((here, info)), jax.tree.leaves((there, info_there)), strict=True):
+        assert (one.shape, one.dtype, one.weak_type) == (two.shape, two.dtype, two.weak_type)
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+@each_method
+def test_a_step_keeps_shapes_and_types_of_the_state(name):
+    method, batch = short(name), {"x": jax.ShapeDtypeStruct((BATCH, D_IN), jnp.float32)}
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    again, info = jax.eval_shape(method.step, state, batch)
+    assert jax.tree.structure(state) == jax.tree.structure(again)
+    for one, two in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+        assert (one.shape, one.dtype) == (two.shape, two.dtype)
+    assert all(leaf.shape == () for leaf in jax.tree.leaves(info))
+
+
+@each_method
+def test_resumed_equals_uninterrupted_bitwise(name):
+    method = short(name)
+    batches = [{"x": jnp.asarray(b)} for b in stream(steps=6)["x"]]
+    step = stepper(name)
+
+    def run(state, part):
+        infos = []
+        for batch in part:
+            state, info = step(state, batch)
+            infos.append(jax.tree.map(np.asarray, info))
+        return state, infos
+
+    start = method.init(jax.random.key(0), batches[0])
+    whole, infos = run(start, batches)
+    half, first = run(start, batches[:3])
+    saved = jax.tree.map(np.asarray, half)  # as if written and read
+    end, second = run(jax.tree.map(jnp.asarray, saved), batches[3:])
+    for one, two in zip(jax.tree.leaves((whole, infos)), jax.tree.leaves((end, first + second)), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@each_method
+def test_what_it_learns_is_a_dictionary(name, learned):
+    dictionary = learned[name][3]
+    assert isinstance(dictionary, Dictionary)
+    x = jnp.asarray(planted(2, 12)[0])
+    z = dictionary.encode(x)
+    assert z.shape == (12, N_LATENTS)
+    assert (np.asarray(z) >= 0).all()
+    np.testing.assert_allclose(dictionary.decode(z), dictionary(x), rtol=1e-5, atol=1e-5)
+
+
+@each_method
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dtype_is_kept(name, dtype, learned):
+    dictionary = learned[name][3]
+    x = jnp.asarray(planted(2, 12)[0], dtype)
+    z = dictionary.encode(x)
+    assert z.dtype == dictionary.decode(z).dtype == dictionary(x).dtype == jnp.dtype(dtype)
+
+
+@each_method
+def test_leading_axes(name, learned):
+    dictionary = learned[name][3]
+    x = jnp.asarray(planted(2, 12)[0])
+    flat = dictionary.encode(x)
+    for shape in ((3, 4), (2, 1, 6), (12, 1)):
+        z = dictionary.encode(x.reshape(*shape, D_IN))
+        np.testing.assert_allclose(z.reshape(flat.shape), flat, rtol=1e-6, atol=1e-6)
+        assert dictionary.decode(z).shape == (*shape, D_IN)
+    assert dictionary.encode(x[0]).shape == (N_LATENTS,)
+    assert dictionary.encode(x[:0]).shape == (0, N_LATENTS)
+
+
+@each_method
+def test_saved_and_loaded_is_identical(name, learned, tmp_path):
+    dictionary = learned[name][3]
+    save_saelens(dictionary, tmp_path / "sae")
+    again = load_saelens(tmp_path / "sae")
+    assert jax.tree.structure(again) == jax.tree.structure(dictionary)
+    for one, two in zip(jax.tree.leaves(dictionary), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@each_method
+def test_permuting_latents_changes_nothing(name, learned):
+    method, state, _, _ = learned[name]
+    order = np.random.default_rng(0).permutation(N_LATENTS)
+
+    def permuted(leaf):
+        return leaf[order] if leaf.ndim and leaf.shape[0] == N_LATENTS else leaf
+
+    batch = {"x": jnp.asarray(planted(5, BATCH)[0])}
+    step = stepper(name)
+    one, info = step(state, batch)
+    two, info_two = step(jax.tree.map(permuted, state), batch)
+    for key, value in info.items():
+        np.testing.assert_allclose(value, info_two[key], rtol=1e-4, atol=1e-6, err_msg=key)
+    x = batch["x"]
+    np.testing.assert_allclose(method.finish(one)(x), method.finish(two)(x), rtol=1e-3, atol=1e-4)
+    for a, b in zip(jax.tree.leaves(jax.tree.map(permuted, one)), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@each_method
+def test_under_vmap_each_equals_its_own_run(name):
+    """Two seeds trained together on one stream."""
+    method, batch = short(name), {"x": jnp.asarray(planted(1, BATCH)[0])}
+    states = [method.init(jax.random.key(s), batch) for s in range(2)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    step, both = stepper(name), jax.jit(jax.vmap(method.step, (0, None)))
+    for _ in range(2):
+        together, _ = both(together, batch)
+        states = [step(s, batch)[0] for s in states]
+    for a, *alone in zip(jax.tree.leaves(together), *map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_allclose(a, np.stack(alone), rtol=1e-4, atol=1e-5)
