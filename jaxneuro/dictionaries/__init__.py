@@ -1,11 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dictionaries."""
+"""Which features explain the activations of one site?
+
+    >>> import jax
+    >>> from jaxneuro.dictionaries import reconstruction, topk
+    >>> method = topk(n_latents=32, k=2, learning_rate=1e-2)
+    >>> x = jax.random.normal(jax.random.key(0), (64, 4))
+    >>> state = method.init(jax.random.key(1), {"x": x})
+    >>> step = jax.jit(method.step)
+    >>> for _ in range(20): state, info = step(state, {"x": x})
+    >>> dictionary = method.finish(state)
+    >>> dictionary.encode(x).shape, reconstruction(dictionary, [{"x": x}]).l0 <= 2
+    ((64, 32), True)
+
+In earnest the loop is `jaxneuro.activations.run(method, stream, key=...)`: progress, checkpoints, exact resume.
+
+**Protocol.** A learner is a `jaxneuro.protocols.Method` over batches {"x": [n, d_in]} with, if need be, "mask" (bool
+[n]: which tokens count) and "y" ([n, d_out]: a transcoder). Its info stays on the device. `finish` returns a
+`jaxneuro.protocols.Dictionary`: `encode(x) -> z [..., n_latents]`, `decode(z) -> x_hat`, raw activations in and out.
+
+| file | what | source |
+|---|---|---|
+| `topk.py` | TopK autoencoder and transcoder, with AuxK | arXiv:2406.04093 |
+| `dictionary.py` | `TopKDictionary`: four arrays, k, and how to use them | |
+| `evaluate.py` | FVU, explained variances, L0, dead, density; loss recovered (zero, mean ablation) | its docstrings |
+| `formats.py` | SAELens' folders, v6, strict both ways | SAELens 6.18 |
+| `parts/` | what methods are products of: inputs, start, autoencode, auxk, decoder, silence, optimise | |
+
+**A new method.** (1) One file with a function that returns a `Method`, its formula and source in the docstring, made
+of `parts/`. (2) What it learns: `TopKDictionary`, or a frozen pytree dataclass with the protocol's two functions. (3) A
+row in METHODS of tests/dictionaries/test_conformance.py: jit, resume, dtypes, a planted dictionary, noise,
+permutations. (4) Its line in this table.
+
+**Conventions.** `W_enc [d_in, n_latents]`, `W_dec [n_latents, d_out]`. A latent is active if its value is above 0, dead
+if it was not active for a stated number of *tokens*. Input scales are folded into what `finish` returns. The sparse
+products are `jaxneuro_kernels`': no [tokens, n_latents] array exists in training. It does not capture activations
+(`jaxneuro.activations`) and knows no model class: `recovered` takes the pure function.
+"""
 
 from .dictionary import TopKDictionary as TopKDictionary
 from .evaluate import Reconstruction as Reconstruction
 from .evaluate import Recovered as Recovered
+from .evaluate import decoder_cosine as decoder_cosine
 from .evaluate import reconstruction as reconstruction
 from .evaluate import recovered as recovered
 from .formats import load_saelens as load_saelens
 from .formats import save_saelens as save_saelens
+from .topk import TopKState as TopKState
 from .topk import topk as topk

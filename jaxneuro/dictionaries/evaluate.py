@@ -16,6 +16,7 @@ from ..models import token_loss
 from ..taps import apply_fn, intervene
 from ..taps.names import parse
 from .dictionary import TopKDictionary
+from .parts.decoder import unit_rows
 
 type Judge = Callable[[Array, Array, Any], tuple[Array, Array]]
 """(output, output of the unchanged model, batch) -> (damage float32 [B], weight int32 [B]) per window."""
@@ -121,6 +122,25 @@ def reconstruction(dictionary: TopKDictionary, batches: Iterable[Mapping[str, An
         density=total["fired"] / n,
         mean=mean,
     )
+
+
+def decoder_cosine(W_dec: Float[Array, "n_latents d_out"], *, rows: int = 1024) -> Float[Array, " n_latents"]:
+    """Largest cosine of each decoder row with another: 1 where a latent has a duplicate.
+
+    Args:
+      W_dec: of at least two latents.
+      rows: latents compared at a time; memory is rows x n_latents.
+    Example:
+      >>> decoder_cosine(jnp.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])).tolist()
+      [1.0, 1.0, 0.0]
+    """
+    unit = unit_rows(W_dec.astype(jnp.float32))
+    every = jnp.arange(unit.shape[0], dtype=jnp.int32)
+
+    def nearest(i: Array) -> Array:
+        return jnp.max(jnp.where(every == i, -jnp.inf, unit @ unit[i]))
+
+    return jax.lax.map(nearest, every, batch_size=rows)
 
 
 def _keys(batch: Mapping[str, Any]) -> list[str]:

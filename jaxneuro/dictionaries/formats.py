@@ -16,6 +16,9 @@ from .dictionary import TopKDictionary
 
 CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae_weights.safetensors"
+WRITTEN_AS: Final = "6.18.0"
+"""SAELens' release whose layout is written: without a version of 6 or above it takes a folder for an older layout."""
+_DTYPES: Final = ("float32", "bfloat16", "float16", "float64")
 _TENSORS: Final = {
     "W_enc": ("d_in", "d_sae"),
     "b_enc": ("d_sae",),
@@ -39,7 +42,8 @@ def save_saelens(
       folder: made if need be. The config is written last: a folder with it is whole.
       metadata: model_name, hook_name and what else SAELens keeps there.
     Raises:
-      UserError: a transcoder (SAELens has no TopK transcoder), a folder that cannot be written.
+      UserError: a transcoder (SAELens has no TopK transcoder), NaN or infinity in the arrays, a folder that cannot be
+        written.
     Source: SAELens 6.18, saes/sae.py (tensor names and cfg.json keys).
     """
     if not dictionary.apply_b_dec_to_input or dictionary.d_in != dictionary.d_out:
@@ -49,6 +53,8 @@ def save_saelens(
         )
     folder = Path(folder)
     tensors = {name: np.asarray(getattr(dictionary, name)) for name in _TENSORS}
+    if problems := _not_finite(tensors):
+        raise UserError(f"cannot write {folder}: {'; '.join(problems)}.")
     write_safetensors(folder / WEIGHTS, tensors)
     write_json(
         folder / CONFIG,
@@ -61,7 +67,7 @@ def save_saelens(
             "device": "cpu",
             "apply_b_dec_to_input": True,
             "rescale_acts_by_decoder_norm": False,
-            "metadata": dict(metadata or {}),
+            "metadata": {"sae_lens_version": WRITTEN_AS, **dict(metadata or {})},
         },
     )
     return folder
@@ -79,11 +85,15 @@ def load_saelens(folder: str | os.PathLike) -> TopKDictionary:
     """
     folder = Path(folder)
     config, tensors = read_json(folder / CONFIG), read_safetensors(folder / WEIGHTS)
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / CONFIG} is not a JSON object.")
     problems = [
         f"{key} is {config.get(key)!r}, only {v!r} is read" for key, v in _MUST_BE.items() if config.get(key, v) != v
     ]
     problems += [f"unknown key {key!r}" for key in sorted(set(config) - _KNOWN)]
     problems += [f"{key} is missing" for key in ("architecture", "d_in", "d_sae", "k") if key not in config]
+    dtype = str(config.get("dtype", "float32")).removeprefix("torch.")
+    problems += [] if dtype in _DTYPES else [f"dtype is {dtype!r}, one of {', '.join(_DTYPES)} is read"]
     problems += [f"tensor {name} is missing" for name in sorted(set(_TENSORS) - set(tensors))]
     problems += [f"unknown tensor {name}" for name in sorted(set(tensors) - set(_TENSORS))]
     if not problems:
@@ -91,13 +101,27 @@ def load_saelens(folder: str | os.PathLike) -> TopKDictionary:
             want = tuple(config[a] for a in axes)
             if tensors.shape(name) != want:
                 problems.append(f"{name} has shape {tensors.shape(name)}, {CONFIG} says {want}")
+            if str(tensors.dtype(name)) != dtype:
+                problems.append(f"{name} is {tensors.dtype(name)}, {CONFIG} says {dtype}")
+        problems += _not_finite(tensors)
         if not 1 <= config["k"] <= config["d_sae"]:
             problems.append(f"k = {config['k']} for {config['d_sae']} latents")
     if problems:
         raise UserError(f"{folder} is no TopK dictionary in SAELens' layout: {'; '.join(problems)}.")
     arrays = {name: jnp.asarray(tensors[name]) for name in _TENSORS}
     if config.get("rescale_acts_by_decoder_norm"):
-        norm = jnp.linalg.norm(arrays["W_dec"].astype(jnp.float32), axis=1)
-        arrays["W_enc"], arrays["b_enc"] = arrays["W_enc"] * norm, arrays["b_enc"] * norm
-        arrays["W_dec"] = arrays["W_dec"] / norm[:, None]
+        arrays = _folded(arrays)
     return TopKDictionary(**arrays, k=config["k"], apply_b_dec_to_input=config.get("apply_b_dec_to_input", True))
+
+
+def _not_finite(tensors: Mapping[str, Any]) -> list[str]:
+    return [f"{n} holds NaN or infinity" for n in tensors if not np.isfinite(tensors[n].astype(np.float32)).all()]
+
+
+def _folded(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Decoder norms into the encoder, in float32; a row of zeros decodes to nothing either way."""
+    wide = {name: a.astype(jnp.float32) for name, a in arrays.items()}
+    norm = jnp.linalg.norm(wide["W_dec"], axis=1)
+    wide["W_enc"], wide["b_enc"] = wide["W_enc"] * norm, wide["b_enc"] * norm
+    wide["W_dec"] = wide["W_dec"] / jnp.where(norm > 0, norm, jnp.float32(1))[:, None]
+    return {name: wide[name].astype(a.dtype) for name, a in arrays.items()}

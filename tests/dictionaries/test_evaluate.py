@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import TopKDictionary, reconstruction, recovered
+from jaxneuro.dictionaries import TopKDictionary, decoder_cosine, reconstruction, recovered
 from jaxneuro.errors import UserError
 from jaxneuro.models import Config, forward, init
 
@@ -151,3 +151,15 @@ def test_a_site_of_every_layer_is_refused(model):
     apply, weights, batch = model
     with pytest.raises(UserError, match="not a site of one layer"):
         recovered(apply, weights, "blocks.*.mlp.post", perfect(), np.zeros(D), [batch])
+
+
+@pytest.mark.parametrize("rows", [7, 1024])
+def test_decoder_cosine_finds_duplicates(rows):
+    w = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    w[4] = 3 * w[21]
+    got = np.asarray(decoder_cosine(jnp.asarray(w), rows=rows))
+    unit = w / np.linalg.norm(w, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    np.testing.assert_allclose(got, cosine.max(1), atol=1e-6)
+    assert got[[4, 21]] == pytest.approx([1, 1], abs=1e-6)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAELens' layout, strict both ways."""
 
+import dataclasses
 import json
 
 import jax
@@ -51,6 +52,7 @@ def test_the_layout_is_saelens(folder):
     config = json.loads((folder / "cfg.json").read_text())
     assert (config["architecture"], config["d_in"], config["d_sae"], config["k"]) == ("topk", 4, 10, 3)
     assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
+    assert int(config["metadata"]["sae_lens_version"].split(".")[0]) >= 6  # else SAELens reads it as an older layout
     tensors = read_safetensors(folder / "sae_weights.safetensors")
     assert {n: tensors.shape(n) for n in tensors} == {"W_enc": (4, 10), "W_dec": (10, 4), "b_enc": (10,), "b_dec": (4,)}
 
@@ -78,6 +80,8 @@ def test_norm_aware_selection_is_folded(dictionary, folder):
         ({"k": 11}, "k = 11 for 10 latents"),
         ({"d_in": 5}, r"W_enc has shape \(4, 10\), cfg.json says \(5, 10\)"),
         ({"temperature": 1}, "unknown key 'temperature'"),
+        ({"dtype": "bfloat16"}, "W_enc is float32, cfg.json says bfloat16"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
     ],
 )
 def test_what_the_config_must_not_say(folder, changes, message):
@@ -92,6 +96,29 @@ def test_tensors_missing_and_extra_are_named_together(folder):
     write_safetensors(folder / "sae_weights.safetensors", tensors)
     with pytest.raises(UserError, match="tensor b_enc is missing; unknown tensor threshold"):
         load_saelens(folder)
+
+
+def test_broken_numbers_are_refused_both_ways(dictionary, folder, tmp_path):
+    broken = dataclasses.replace(dictionary, b_enc=dictionary.b_enc.at[2].set(jnp.nan))
+    with pytest.raises(UserError, match="b_enc holds NaN or infinity"):
+        save_saelens(broken, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    tensors = {n: np.array(a) for n, a in read_safetensors(folder / "sae_weights.safetensors").items()}
+    tensors["W_dec"][0, 0] = np.inf
+    write_safetensors(folder / "sae_weights.safetensors", tensors)
+    with pytest.raises(UserError, match="W_dec holds NaN or infinity"):
+        load_saelens(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes_go_both_ways(dictionary, tmp_path, dtype):
+    small = jax.tree.map(lambda a: a.astype(dtype), dictionary)
+    again = load_saelens(save_saelens(small, tmp_path / "sae"))
+    for one, two in zip(jax.tree.leaves(small), jax.tree.leaves(again), strict=True):
+        assert one.dtype == two.dtype
+        assert np.array_equal(np.asarray(one, np.float32), np.asarray(two, np.float32))
+    change(tmp_path / "sae", rescale_acts_by_decoder_norm=True)
+    assert load_saelens(tmp_path / "sae").W_enc.dtype == jnp.dtype(dtype)
 
 
 def test_a_transcoder_has_no_layout(tmp_path):
