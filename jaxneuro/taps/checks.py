@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxneuro.errors import UserError, unknown
 from jaxneuro.taps.edits import Edit
@@ -128,7 +129,7 @@ def _check_editable(asked: SiteName, here: list[Occurrence], where: str) -> None
 
 
 def _concrete(x: Any) -> np.ndarray | None:
-    return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+    return None if isinstance(x, Tracer) else np.asarray(x)
 
 
 def _layer(layer: Any, asked: SiteName, here: list[Occurrence], where: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal
 
 from jaxneuro.taps import reading
@@ -136,7 +137,7 @@ class Scope:
 
     def constant(self, value: Any) -> Known:
         """A value written in the program."""
-        here = not isinstance(value, jax.core.Tracer) and getattr(value, "is_fully_addressable", True)
+        here = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
         if not here or np.size(value) > _MAX_SIZE or not _is_integer(value):
             return Known(None, frozenset())
         array = np.asarray(value)

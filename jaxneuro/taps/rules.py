@@ -26,7 +26,9 @@ def _jit(eqn, inputs, plan):
         body = weakref.ref(call.body)  # the cache must not keep its own key alive
 
         def rebuilt(plan, *inputs):
-            outs, frame = run(body(), plan, inputs)
+            program = body()
+            assert program is not None, "the equation that is being rebuilt holds it"
+            outs, frame = run(program, plan, inputs)
             return tuple(outs), frame
 
         rebuilt.__name__ = rebuilt.__qualname__ = call.name
@@ -58,7 +60,7 @@ def _scan(eqn, inputs, plan):
     loop = reading.scan(eqn)
     n, m = loop.n_consts, loop.n_consts + loop.n_carry
     consts, init, rows = inputs[:n], inputs[n:m], inputs[m:]
-    over_layers = {
+    over_layers: dict[Key, bool] = {
         (i, *key[1:]): over
         for key, over in layer_loops(eqn, plan.recomputed, plan.outside).items()
         for i, want in enumerate(plan.wants)

@@ -135,11 +135,12 @@ def _occurrence(scope: Scope, eqn: JaxprEqn, read: bool, place: _Place) -> Occur
     layer, pos = split_operands(p, eqn.invars[1:])
     if layer is not None:
         layer = scope.known(layer) if p["traced_layer"] else scope.constant(layer)
-    full = eqn.invars[0].aval.shape
+    value: Any = eqn.invars[0].aval
+    full = value.shape
     cut = len(full) - p["ndim"]
     shape = whole_shape(full[cut:], p["spec"], dict(place.mesh))
     static = NO_LAYER if p["static_layer"] is None else p["static_layer"]
-    dtype = eqn.invars[0].aval.dtype
+    dtype = value.dtype
     return Occurrence(
         p["name"],
         layer,
