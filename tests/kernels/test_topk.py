@@ -65,6 +65,15 @@ _two_level = jax.jit(xla.two_level, static_argnums=(1, 2))
 _sorted = jax.jit(reference.topk, static_argnums=1)
 
 
+def test_a_tie_between_a_better_group_and_an_earlier_one():
+    x = np.zeros((2, N), np.float32)
+    x[0, [8, 9, 10, 0]] = 2, 1, 1, 1  # the second group is chosen first, its ones must not come first
+    x[1, [100, 101, 40, 41, 7]] = 3, 2, 2.5, 2, 2
+    want = [[8, 0, 9], [100, 40, 7]]
+    np.testing.assert_array_equal(_two_level(jnp.asarray(x), 3, 8)[1], want)
+    np.testing.assert_array_equal(lax.top_k(x, 3)[1], want)
+
+
 @pytest.mark.parametrize(
     ("n", "k", "dtype"),
     [

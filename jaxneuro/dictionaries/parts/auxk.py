@@ -141,9 +141,10 @@ def add_auxk(
             there = jnp.arange(size, dtype=jnp.int32) < n_dead
             mine = Rows(*(jnp.take(p, ids, axis=0, mode="clip").astype(jnp.float32) for p in parameters))
             aux, more = lax.platform_dependent(mine, (x, residual, valid), there, **by_platform)
-            ids = jnp.where(there, ids, jnp.int32(dead.shape[0]))  # beyond the end: dropped
             share = jnp.float32(weight) * scale
-            added = (g.at[ids].add(share * m, mode="drop") for g, m in zip(gradients, more, strict=True))
+            added = (
+                g.at[ids].add(share * m, mode="drop") for g, m in zip(gradients, more, strict=True)
+            )  # 0 if not there
             return Rows(*added), aux * scale
 
         return branch
