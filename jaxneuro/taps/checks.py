@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxneuro.errors import UserError, unknown
-from jaxneuro.taps.edits import Edit
-from jaxneuro.taps.names import SiteName, parse
-from jaxneuro.taps.survey import Occurrence, Survey
-from jaxneuro.taps.views import ABSOLUTE_AXES, broadcasts, describe
+from ..errors import UserError, unknown
+from .edits import Edit
+from .names import SiteName, parse
+from .survey import Occurrence, Survey
+from .views import ABSOLUTE_AXES, broadcasts, describe
 
 _HINT = "jaxneuro.taps.sites(fn, *args) lists them."
 _REBUILT = ("jit", "call", "remat", "scan", "while", "cond", "custom_jvp", "custom_vjp", "shard_map")

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxneuro.errors import UserError
-from jaxneuro.taps.names import parse
-from jaxneuro.taps.rewrite import Entry, Frame, Want
-from jaxneuro.taps.survey import Survey
+from ..errors import UserError
+from .names import parse
+from .rewrite import Entry, Frame, Want
+from .survey import Survey
 
 
 def merge(reducers: Mapping[str, Any]) -> tuple[list[Want], dict[str, int]]:

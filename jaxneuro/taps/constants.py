@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, Literal
 
-from jaxneuro.taps import reading
+from . import reading
 
 _MAX_SIZE = 65536  # layer tables are short; anything longer is data
 

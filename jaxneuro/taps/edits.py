@@ -12,9 +12,9 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxneuro.errors import UserError, unknown
-from jaxneuro.taps.names import parse
-from jaxneuro.taps.views import View, split_like
+from ..errors import UserError, unknown
+from .names import parse
+from .views import View, split_like
 
 _STATIC = {"static": True}
 

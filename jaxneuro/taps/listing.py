@@ -5,10 +5,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jaxneuro.taps import checks
-from jaxneuro.taps.primitive import EVERYTHING
-from jaxneuro.taps.staging import stage
-from jaxneuro.taps.survey import Occurrence, survey
+from . import checks
+from .primitive import EVERYTHING
+from .staging import stage
+from .survey import Occurrence, survey
 
 
 @dataclasses.dataclass(frozen=True)

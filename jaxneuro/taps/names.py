@@ -4,7 +4,7 @@
 import re
 from typing import NamedTuple
 
-from jaxneuro.errors import UserError
+from ..errors import UserError
 
 _LAYERS = re.compile(r"\*|\d+(,\d+)*")
 _TAGS = ("", "grad", "tangent")

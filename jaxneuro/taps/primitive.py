@@ -12,8 +12,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, ArrayLike
 
-from jaxneuro.errors import UserError
-from jaxneuro.taps.names import parse
+from ..errors import UserError
+from .names import parse
 
 tap_p = Primitive("tap")
 

@@ -12,8 +12,8 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from jax.sharding import AxisType, NamedSharding
 
-from jaxneuro.errors import UserError
-from jaxneuro.taps.primitive import tap_p
+from ..errors import UserError
+from .primitive import tap_p
 
 _KINDS = {
     "jit": "jit",

@@ -18,10 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxneuro.taps import reading
-from jaxneuro.taps.edits import Edit
-from jaxneuro.taps.primitive import split_operands, tap_p
-from jaxneuro.taps.survey import NO_LAYER, Key
+from . import reading
+from .edits import Edit
+from .primitive import split_operands, tap_p
+from .survey import NO_LAYER, Key
 
 _STATIC = {"static": True}
 
@@ -94,7 +94,7 @@ def put(frame: Frame, entries: Frame) -> None:
 
 def run(program: Jaxpr, plan: Plan, inputs: Sequence[Any]) -> tuple[list[Any], Frame]:
     """Run a program. Returns its outputs and what was read in it."""
-    from jaxneuro.taps.rules import RULES
+    from .rules import RULES
 
     jaxpr, consts = reading.opened(program)
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))

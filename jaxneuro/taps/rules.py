@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr
 from jax.sharding import PartitionSpec
 
-from jaxneuro.taps import reading
-from jaxneuro.taps.rewrite import Entry, Frame, Rule, empty_buffer, fill, run, zeros_like
-from jaxneuro.taps.survey import Key, layer_loops, mesh_axes
+from . import reading
+from .rewrite import Entry, Frame, Rule, empty_buffer, fill, run, zeros_like
+from .survey import Key, layer_loops, mesh_axes
 
 _jits: "weakref.WeakKeyDictionary[Jaxpr, dict[Any, Any]]" = weakref.WeakKeyDictionary()
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 
-from jaxneuro.taps.names import parse
-from jaxneuro.taps.primitive import EVERYTHING, wanted
-from jaxneuro.taps.survey import Survey, survey
+from .names import parse
+from .primitive import EVERYTHING, wanted
+from .survey import Survey, survey
 
 
 class Staged(NamedTuple):

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 
-from jaxneuro.taps import reading
-from jaxneuro.taps.constants import Known, Scope
-from jaxneuro.taps.primitive import split_operands, tap_p
+from . import reading
+from .constants import Known, Scope
+from .primitive import split_operands, tap_p
 
 NO_LAYER = -1
 type Key = tuple[str | int, int, int]

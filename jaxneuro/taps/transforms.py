@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from jaxneuro.errors import UserError
-from jaxneuro.taps import checks, collect
-from jaxneuro.taps.edits import Edit
-from jaxneuro.taps.rewrite import Plan, run
-from jaxneuro.taps.staging import look
+from ..errors import UserError
+from . import checks, collect
+from .edits import Edit
+from .rewrite import Plan, run
+from .staging import look
 
 type Sites = str | Sequence[str] | Mapping[str, Callable[..., Any] | None]
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from jaxneuro.errors import UserError
-from jaxneuro.taps import reading
-from jaxneuro.taps.survey import manual_mesh, mesh_axes, whole_shape
+from ..errors import UserError
+from . import reading
+from .survey import manual_mesh, mesh_axes, whole_shape
 
 ABSOLUTE_AXES = ("pos", "query")  # whose indices count from the tap's `pos`
 
