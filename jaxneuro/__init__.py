@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .taps import scale as scale
     from .taps import set_to as set_to
     from .taps import sites as sites
+    from .taps import sweep as sweep
     from .taps import tap as tap
     from .taps import wants as wants
     from .taps import zero as zero
@@ -64,8 +65,8 @@ _ROOMS = {
     "reports": ("write_report",),
     "study": ("StudyConfig", "run_study"),
     "taps": (
-        *("add", "apply_fn", "capture", "clamp", "intervene", "patch", "scale", "set_to", "sites", "tap", "wants"),
-        "zero",
+        *("add", "apply_fn", "capture", "clamp", "intervene", "patch", "scale", "set_to", "sites", "sweep", "tap"),
+        *("wants", "zero"),
     ),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}

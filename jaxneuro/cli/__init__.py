@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
+import tyro
+
 from ..errors import UserError
 
 
@@ -24,7 +26,7 @@ from ..errors import UserError
 class Sites:
     """List the named values inside a model, with their shapes for one batch."""
 
-    model: str = "bundled"
+    model: Annotated[str, tyro.conf.Positional] = "bundled"
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     pos: int = 8
     """Positions of the example batch."""
@@ -43,8 +45,6 @@ def _sites(config: Sites) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    import tyro
-
     from ..study import StudyConfig, run_study
 
     jobs = {StudyConfig: run_study, Sites: _sites}

@@ -3,6 +3,7 @@
 
 import contextlib
 import fcntl
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    @property
+    def unfinished(self) -> Path:
+        """Where a step keeps what it needs to go on after an interruption; gone when the step is done."""
+        return self.path / "unfinished"
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["RunFolder"]:
@@ -101,4 +107,5 @@ class RunFolder:
             raise RuntimeError(f"step {name} did not write {missing}")
         seconds = round(time.perf_counter() - started, 2)
         write_json(self / "steps.json", self.records() | {name: {"files": list(files), "seconds": seconds}})
+        shutil.rmtree(self.unfinished, ignore_errors=True)
         return True

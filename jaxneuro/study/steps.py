@@ -2,7 +2,6 @@
 """The steps of a study: each reads what the ones before left in the folder and writes its own files."""
 
 import json
-import shutil
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -57,7 +56,6 @@ def statistics(inputs: Inputs, folder: RunFolder) -> None:
         n_examples=config.cards.examples,
         responses_per_group=config.select.responses_per_group,
     )
-    checkpoints = folder / "checkpoints" / "statistics"
     with rich_progress("1/6 statistics") as progress:
         result = run(
             method,
@@ -65,11 +63,10 @@ def statistics(inputs: Inputs, folder: RunFolder) -> None:
             key=jax.random.key(config.seed),
             constants={"weights": inputs.model.weights},
             steps=-(-len(rows) // config.batch),
-            checkpoint_dir=checkpoints,
+            checkpoint_dir=folder.unfinished / "statistics",
             progress=progress,
         )
     result.save(folder / "statistics.npz")
-    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def select(inputs: Inputs, folder: RunFolder) -> None:
@@ -231,7 +228,7 @@ def dictionary(inputs: Inputs, folder: RunFolder) -> None:
                 model,
                 rows,
                 site,
-                folder / "activations" / name,
+                folder.unfinished / name,
                 max_tokens=c.max_tokens,
                 batch_size=inputs.config.batch,
                 seed=inputs.config.seed,
@@ -255,7 +252,7 @@ def dictionary(inputs: Inputs, folder: RunFolder) -> None:
             train.batches(batch_size=min(c.batch, len(train)), seed=inputs.config.seed),
             key=jax.random.key(inputs.config.seed),
             steps=c.steps,
-            checkpoint_dir=folder / "checkpoints" / "dictionary",
+            checkpoint_dir=folder.unfinished / "training",
             metrics=metrics,
             progress=progress,
             log_every=max(1, c.steps // 200),
@@ -282,8 +279,6 @@ def dictionary(inputs: Inputs, folder: RunFolder) -> None:
             "latents": latent_cards(inputs, learned, train),
         },
     )
-    shutil.rmtree(folder / "checkpoints" / "dictionary", ignore_errors=True)
-    shutil.rmtree(folder / "activations", ignore_errors=True)
 
 
 def _judgement(inputs: Inputs, found: Reconstruction, kept: Recovered) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def done(config):
 def test_every_file_is_there(done):
     names = {p.name for p in done.iterdir()}
     assert {"report.html", "results.json", "statistics.npz", "neurons.npz", "effect.npz", "dictionary"} <= names
-    assert not [n for n in names if n.endswith(".tmp")]
+    assert not [n for n in names if n.endswith(".tmp") or n == "unfinished"]
 
 
 def test_results_say_what_the_readme_promises(done, config):

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command as a person meets it: a process of its own, its exit code, what it says and what it leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxneuro.cli import main
+
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
+"""A limit on the size of files stands for a full disk."""
+COMMAND = "import sys; from jaxneuro.cli import main; sys.exit(main({arguments!r}))"
+
+
+def start(arguments, before=""):
+    """The command in a process of its own, without optimised compilation."""
+    code = f"{before}\n{COMMAND.format(arguments=[str(a) for a in arguments])}"
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Arguments of a reduced study in a new folder, and the folder."""
+    out = tmp_path / "study"
+    return ["study", "--preset", "small", "--text.max-tokens-per-group", "512", "--out", out], out
+
+
+def test_a_full_disk(study):
+    arguments, out = study
+    process = start(arguments, before=FULL.format(20_000))
+    said = process.communicate(timeout=200)[1]
+    assert process.returncode == 2, said
+    assert said.splitlines()[-1].startswith("jaxneuro: ")
+    assert "cannot write" in said or "could not be written" in said
+    assert "run the same command again" in said.lower()
+    assert not [p for p in out.rglob("*") if p.name.endswith(".tmp") or p.name in ("statistics.npz", "results.json")]
+
+
+def test_ctrl_c_while_it_runs(study):
+    arguments, out = study
+    process = start(arguments)
+    deadline = time.monotonic() + 200
+    while not (out / "run.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "jaxneuro: interrupted. Run the same command again to go on where it stopped."
+    assert "Traceback" not in said
+
+
+def test_an_unknown_model_is_one_line(tmp_path, capsys):
+    assert main(["study", "--model", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("jaxneuro: ")
+    assert "nothing" in said
+
+
+def test_sites_lists_them(capsys):
+    assert main(["sites", "bundled"]) == 0
+    shown = capsys.readouterr().out
+    assert "blocks.mlp.gate" in shown
+    assert "1 8 512" in shown

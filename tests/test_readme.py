@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""README's Python runs as it stands there, and its commands name what exists."""
+
+import pathlib
+import re
+import tomllib
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_python_blocks_run():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(compile(block, "README.md", "exec"), names)
+        assert names["acts"]["blocks.*.mlp.post"].shape[0] == names["model"].cfg.n_layers
+        few = names["ablations"](names["model"].weights, names["tokens"], names["jax"].numpy.arange(3))
+        assert few.shape == (3, names["model"].cfg.d_vocab)
+        change = names["steered"](names["model"].weights, names["tokens"]) - names["logits"]
+        assert abs(change).max() > 1e-3
+
+
+def test_both_commands_stand_on_the_first_screen():
+    first = "\n".join(README.splitlines()[:25])
+    assert "pip install -e . && .venv/bin/jaxneuro study" in first
+    assert 'pip install -e ".[test]" && .venv/bin/pytest' in first
+
+
+def test_rooms_and_extras_exist():
+    for room in re.findall(r"`jaxneuro\.(\w+)`", README):
+        assert (ROOT / "jaxneuro" / room).is_dir(), room
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for asked in re.findall(r"extra `(\w+)`", README):
+        assert asked in extras, asked
