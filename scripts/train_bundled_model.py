@@ -44,13 +44,13 @@ class Config:
     d_mlp: int = 512
     window: int = 256
     batch: int = 8
-    steps: int = 2000
+    steps: int = 2600
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     smoothing: float = 0.35
     """A group is drawn with probability proportional to its size to this power: small languages are seen more often."""
     seed: int = 0
-    save_every: int = 250
+    save_every: int = 500
 
 
 def read(corpus: Path, part: str) -> dict[str, list[str]]:
