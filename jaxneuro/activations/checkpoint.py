@@ -110,7 +110,7 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint of step {step} (or the one before it) could not be written to {self.folder}: "
                 f"{_brief(e)}. The last whole one there is of step {self._whole()}; make room and run the same command "
-                f"to go on."
+                f"again to go on."
             ) from e
 
     def _probe(self) -> None:
@@ -138,7 +138,10 @@ class Checkpoints:
         try:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as e:
-            raise UserError(f"the last checkpoint could not be written to {self.folder}: {_brief(e)}.") from e
+            raise UserError(
+                f"the last checkpoint could not be written to {self.folder}: {_brief(e)}. "
+                "Make room and run the same command again to go on."
+            ) from e
 
 
 def _said_by_us(record: logging.LogRecord) -> bool:

@@ -23,6 +23,7 @@ window.
 | `null.py` | the same under shuffled labels; what passes a false discovery rate | Storey and Tibshirani 2003 |
 | `stages.py` | borders of the four stages in the layer profile | 2505.21505 (plot), rule ours |
 | `expertise.py` | average precision per neuron and group, exact and from histograms | 2502.17355, self-conditioning |
+| `experts.py` | each group's best detectors that shuffled labels do not explain | 2502.17355, null ours |
 | `effect.py`, `sets.py`, `measures.py` | effect matrix beside random sets matched per layer | 2402.16438, 2502.17355 |
 | `decoding.py` | promoted and suppressed tokens of a neuron's direction | 2501.02688 |
 | `dose.py` | clamp dose-response | 2501.02688 |
@@ -57,6 +58,8 @@ from .expertise import chance_precision as chance_precision
 from .expertise import expertise as expertise
 from .expertise import histogram_average_precision as histogram_average_precision
 from .expertise import response_histogram as response_histogram
+from .experts import Experts as Experts
+from .experts import expert_neurons as expert_neurons
 from .labels import LabelledStream as LabelledStream
 from .measures import MEASURES as MEASURES
 from .measures import Measure as Measure

@@ -14,8 +14,8 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
 * title: text. groups: K names; every [K] below is in this order.
 * run: model {name, family, n_layers, d_model, d_mlp, n_parameters, site}, config {}, versions {}, seed,
   device, started, seconds, tokens {group: int}, notes [text]
-* counts: specific {group: int}, related {group: int}, agnostic; shuffled {the same three as means,
-  n_shuffles}
+* counts: specific {group: int}, related {group: int}, agnostic, expert {group: int} (neurons that detect the group
+  better than shuffled labels explain); shuffled {the same as means, n_shuffles}
 * profile: specific [K][L], related [K][L], agnostic [L], shuffled_specific [L] (all groups together, mean
   over shuffles)
 * effect: measure, unit, matrix [K][K] (row: silenced, column: measured), random_mean [K][K], random_std

@@ -59,7 +59,8 @@ def render(data: Mapping[str, Any]) -> str:
     neurons, latents = cards.neurons(data), cards.latents(data)
     return _template().render(
         title=data["title"], groups=data["groups"], findings=findings(data), run=sections.run(data),
-        counts=sections.counts(data), n_shuffles=((data.get("counts") or {}).get("shuffled") or {}).get("n_shuffles"),
+        counts=sections.counts(data), experts=sections.counts(data, "Expert neurons per group", ("expert",)),
+        n_shuffles=((data.get("counts") or {}).get("shuffled") or {}).get("n_shuffles"),
         profile=sections.profile(data), effect=sections.effect(data), dictionary=sections.dictionary(data),
         lists={"neurons": neurons, "latents": latents}, scales=palette.SCALES, script=script, digest=digest,
         classes=list(dict.fromkeys(c["class"] for c in neurons if c["class"])),

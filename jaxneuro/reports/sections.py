@@ -87,16 +87,17 @@ def duration(seconds: object) -> str | None:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
-def counts(data: Data) -> Panel | None:
+def counts(
+    data: Data, title: str = "Selectively firing neurons per group", kinds: Sequence[str] = ("specific", "related")
+) -> Panel | None:
     """How many neurons per group, beside the number under shuffled labels."""
     part, groups = data.get("counts") or {}, data["groups"]
-    series = {k: [part[k].get(g) for g in groups] for k in ("specific", "related") if part.get(k)}
+    series = {k: [part[k].get(g) for g in groups] for k in kinds if part.get(k)}
     if not series:
         return None
     shuffled = part.get("shuffled") or {}
     chance = {k: [shuffled[k].get(g) for g in groups] for k in series if shuffled.get(k)}
     columns = {**series, **{f"{k}, shuffled": v for k, v in chance.items()}}
-    title = "Neurons per group"
     words = "; ".join(
         f"{g}: " + ", ".join(f"{number(v[i])} {k}" for k, v in columns.items()) for i, g in enumerate(groups)
     )

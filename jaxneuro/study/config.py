@@ -26,16 +26,21 @@ class TextConfig:
 class SelectConfig:
     """Which neurons count as a group's."""
 
+    by: Literal["expertise", "lape"] = "expertise"
+    """Whose neurons are silenced and shown on cards: the group's best detectors by average precision, or LAPE's."""
+    share: float = 0.02
+    """expertise: a group gets at most this share of all neurons, and none that shuffled labels explain."""
+
     site: str | None = None
-    """Where a neuron's activation is read; None: `mlp.gate` of a gated MLP (as in LAPE), else `mlp.post`."""
-    top_rate: float = 0.01
-    """Share of all neurons that LAPE selects."""
+    """Where neurons are read and silenced; None: `mlp.gate` of a gated MLP (as in LAPE), else `mlp.post`."""
+    top_rate: float | None = None
+    """Share of all neurons that LAPE selects; None: 1 %, as published, or room for 20 per group where that is more."""
     filter_rate: float = 0.95
     """LAPE drops neurons whose firing rate is below this quantile in every group."""
     bar_ratio: float = 0.95
     """A selected neuron belongs to each group in which its firing rate is above this quantile."""
     shuffles: int = 5
-    """Shuffled labellings of the windows, for the null."""
+    """Shuffled labellings of the windows, for the nulls."""
     responses_per_group: int = 64
     """Windows per group whose mean responses are kept for average precision."""
 
@@ -149,10 +154,11 @@ _RANGES = {
     "batch": (1, None),
     "text.window": (8, None),
     "text.measured": (0.05, 0.9),
+    "select.share": (1e-6, 1.0),
     "select.top_rate": (1e-6, 1.0),
     "select.filter_rate": (0.0, 1.0),
     "select.bar_ratio": (0.0, 1.0),
-    "select.shuffles": (1, None),
+    "select.shuffles": (2, None),
     "effect.windows_per_group": (1, None),
     "effect.random_sets": (10, None),
     "effect.batch": (1, None),
@@ -168,6 +174,6 @@ _RANGES = {
 def _check(config: StudyConfig) -> None:
     flat = config.identity()
     for key, (low, high) in _RANGES.items():
-        if flat[key] < low or (high is not None and flat[key] > high):
+        if flat[key] is not None and (flat[key] < low or (high is not None and flat[key] > high)):
             allowed = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"{key} = {flat[key]} is out of range: it must be {allowed}.")

@@ -17,6 +17,13 @@ from ..reports import write_report
 from .folder import RunFolder
 from .inputs import Inputs
 
+_CHOSEN: Final = {
+    "expertise": "each group's expert neurons, the best detectors of its windows by average precision",
+    "lape": "each group's LAPE neurons, those of low entropy of the firing rates over groups",
+}
+
+_UNCLASSED: Final = {"expertise": "expert", "lape": CLASSES[0]}
+
 PACKAGES: Final = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers", "orbax-checkpoint", "grain")
 
 
@@ -58,7 +65,7 @@ def counts(inputs: Inputs, found: dict[str, Any]) -> dict[str, Any]:
     def named(per_group: Any) -> dict[str, Any]:
         return dict(zip(inputs.groups, np.asarray(per_group).tolist(), strict=True))
 
-    kinds = ("specific", "related", "lape", "significant")
+    kinds = ("specific", "related", "lape", "significant", "expert")
     return {
         **{kind: named(np.sum(true[kind], -1)) for kind in kinds},
         "agnostic": int(np.sum(true["agnostic"])),
@@ -124,6 +131,7 @@ def notes(inputs: Inputs) -> list[str]:
     found = [
         f"A neuron is one coordinate of {inputs.site}; it fires where its value is above 0.",
         "Special tokens and padding are in no statistic.",
+        f"Silenced and shown on cards: {_CHOSEN[inputs.config.select.by]}.",
         f"Effects are measured on {len(inputs.measured)} windows on which nothing was chosen or trained.",
     ]
     if inputs.measure != "loss":
@@ -138,17 +146,17 @@ def neuron_cards(inputs: Inputs, folder: RunFolder) -> list[dict[str, Any]]:
     """One card per chosen neuron."""
     stats, shown = GroupStatistics.load(folder / "statistics.npz"), read_json(folder / "cards.json")
     with np.load(folder / "neurons.npz", allow_pickle=False) as z:
-        table = {k: z[k] for k in ("entropy", "lape_member", "label", "ap")}
+        table = {k: z[k] for k in ("entropy", "chosen", "label", "ap")}
     found = []
     for i, (layer, neuron) in enumerate(zip(shown["layer"], shown["neuron"], strict=True)):
         at = (layer, neuron)
-        mine = np.flatnonzero(table["lape_member"][at])
+        mine = np.flatnonzero(table["chosen"][at])
         best = int(np.argmax(table["ap"][at]))
         found.append(
             {
                 "layer": layer,
                 "neuron": neuron,
-                "class": CLASSES[table["label"][at]],
+                "class": CLASSES[table["label"][at]] if table["label"][at] else _UNCLASSED[inputs.config.select.by],
                 "groups": [inputs.groups[k] for k in mine],
                 "lape": float(table["entropy"][at]),
                 "ap": float(table["ap"][at][best]),

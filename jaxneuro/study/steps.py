@@ -21,7 +21,7 @@ from ..neurons import (
     decode_neurons,
     dose_response,
     effect_matrix,
-    expertise,
+    expert_neurons,
     four_stages,
     group_statistics,
     neuron_examples,
@@ -70,26 +70,47 @@ def statistics(inputs: Inputs, folder: RunFolder) -> None:
 
 
 def select(inputs: Inputs, folder: RunFolder) -> None:
-    """LAPE, the finer classes and average precision, beside the same under shuffled labels."""
+    """LAPE, the finer classes and expert neurons, beside the same under shuffled labels."""
     stats, s = GroupStatistics.load(folder / "statistics.npz"), inputs.config.select
-    found = selectivity(stats.rates, top_rate=s.top_rate, filter_rate=s.filter_rate, bar=s.bar_ratio)
-    expert = expertise(stats.responses, stats.response_group, len(inputs.groups))
+    n_groups = len(inputs.groups)
+    top_rate = s.top_rate or min(1.0, max(0.01, 20 * n_groups / stats.rate[..., 0].size))
+    found = selectivity(stats.rates, top_rate=top_rate, filter_rate=s.filter_rate, bar=s.bar_ratio)
+    expert = expert_neurons(
+        stats.responses,
+        stats.response_group,
+        n_groups,
+        share=s.share,
+        n_shuffles=s.shuffles,
+        seed=inputs.config.seed,
+    )
+    chosen, rank = {
+        "expertise": (expert.member, -expert.found.ap),
+        "lape": (found.lape_member, np.repeat(found.entropy[..., None], n_groups, -1)),
+    }[s.by]
     names = ("entropy", "lape_member", "score", "label", "member", "n_active", "significant")
     arrays = {name: getattr(found, name) for name in names}
-    save_npz(folder / "neurons.npz", **arrays, ap=expert.ap, ap_negative=expert.ap_negative, chance=expert.chance)
+    save_npz(folder / "neurons.npz", **arrays, **expert.found._asdict(), chosen=chosen, rank=rank)
     counts, null = ({k: v.tolist() for k, v in vars(c).items()} for c in (found.counts, found.null))
+    counts["expert"], null["expert"] = expert.significant.tolist(), expert.null_significant.tolist()
     grouped = found.counts.specific.sum(0) + found.counts.related.sum(0)
     stages = four_stages(grouped, found.counts.agnostic)._asdict() if len(grouped) >= 4 else None
     write_json(
         folder / "neurons.json",
-        {"counts": counts, "null": null, "stages": stages, "weight": found.weight, "tau": found.tau},
+        {
+            "counts": counts,
+            "null": null,
+            "stages": stages,
+            "top_rate": top_rate,
+            "weight": found.weight,
+            "tau": found.tau,
+        },
     )
 
 
 def effect(inputs: Inputs, folder: RunFolder) -> None:
-    """Silence every group's LAPE neurons, measure every group, beside layer-matched random sets."""
+    """Silence every group's chosen neurons, measure every group, beside layer-matched random sets."""
     config = inputs.config
-    chosen = np.moveaxis(_load(folder, "neurons.npz")["lape_member"], -1, 0)
+    chosen = np.moveaxis(_load(folder, "neurons.npz")["chosen"], -1, 0)
     with rich_progress("3/6 silencing") as progress:
         result = effect_matrix(
             inputs.output,
@@ -154,11 +175,11 @@ def cards(inputs: Inputs, folder: RunFolder) -> None:
 
 
 def _chosen_neurons(table: dict[str, np.ndarray], inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each group's neurons of lowest entropy, once each; and the group that asked for each first."""
-    entropy, found = table["entropy"], {}
+    """Each group's first neurons (lowest rank), once each; and the group that asked for each first."""
+    found = {}
     for k in range(len(inputs.groups)):
-        mine = np.argwhere(table["lape_member"][:, :, k])
-        order = np.argsort(entropy[mine[:, 0], mine[:, 1]], kind="stable")
+        mine = np.argwhere(table["chosen"][:, :, k])
+        order = np.argsort(table["rank"][mine[:, 0], mine[:, 1], k], kind="stable")
         for layer, neuron in mine[order[: inputs.config.cards.per_group]]:
             found.setdefault((int(layer), int(neuron)), k)
     pairs = np.array(list(found), np.int32).reshape(-1, 2)

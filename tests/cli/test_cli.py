@@ -11,8 +11,11 @@ import pytest
 
 from jaxneuro.cli import main
 
-FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"
-"""A limit on the size of files stands for a full disk."""
+FULL = {
+    "before": "import shutil; u = shutil.disk_usage('/'); shutil.disk_usage = lambda p: u._replace(free=1000)",
+    "meanwhile": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))",
+}
+"""Found full before a write; filled by somebody else during one (a limit on the size of files stands for it)."""
 COMMAND = "import sys; from jaxneuro.cli import main; sys.exit(main({arguments!r}))"
 
 
@@ -32,14 +35,22 @@ def study(tmp_path):
     return ["study", "--preset", "small", "--text.max-tokens-per-group", "512", "--out", out], out
 
 
-def test_a_full_disk(study):
+@pytest.mark.parametrize("when", FULL)
+def test_a_full_disk(study, when):
     arguments, out = study
-    process = start(arguments, before=FULL.format(20_000))
+    process = start(arguments, before=FULL[when])
     said = process.communicate(timeout=200)[1]
     assert process.returncode == 2, said
-    assert said.splitlines()[-1].startswith("jaxneuro: ")
-    assert "cannot write" in said or "could not be written" in said
-    assert "run the same command again" in said.lower()
+    before, found, line = said.partition("jaxneuro: ")
+    assert found
+    assert str(out) in line
+    if when == "before":
+        assert "1,000 (0.00 GB) are free there. Make room" in line
+        assert len(line.splitlines()) == 1
+        assert "Traceback" not in before
+    else:  # TensorStore's threads print what they were doing, which cannot be silenced
+        assert "could not be written" in line
+        assert "run the same command again" in line
     assert not [p for p in out.rglob("*") if p.name.endswith(".tmp") or p.name in ("statistics.npz", "results.json")]
 
 

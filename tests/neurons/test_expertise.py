@@ -8,6 +8,7 @@ from jaxneuro.errors import UserError
 from jaxneuro.neurons import (
     average_precision,
     chance_precision,
+    expert_neurons,
     expertise,
     histogram_average_precision,
     response_histogram,
@@ -98,3 +99,45 @@ def test_planted_neurons_are_experts_and_shuffled_labels_have_none(toy, table):
 def test_a_group_without_windows_is_refused():
     with pytest.raises(UserError, match=r"\[2, 0\]"):
         expertise(np.zeros((2, 1, 1)), np.zeros(2), 2)
+
+
+def planted(seed, n_groups=3, per_group=24, neurons=150):
+    """Noise with three neurons per group that respond to it, in the second of two layers."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat(np.arange(n_groups), per_group)
+    responses = rng.normal(size=(len(label), 2, neurons)).astype(np.float32)
+    for k in range(n_groups):
+        responses[label == k, 1, 5 * k : 5 * k + 5] += 6
+    return responses, label
+
+
+def test_experts_are_the_planted_neurons_and_no_others():
+    responses, label = planted(0)
+    found = expert_neurons(responses, label, 3, share=0.1)
+    for k in range(3):
+        want = [[1, n] for n in range(5 * k, 5 * k + 5)]
+        assert [w for w in want if w not in np.argwhere(found.member[..., k]).tolist()] == []
+        assert found.member[..., k].sum() <= 6, "at most one in twenty by chance"
+    assert found.significant.sum(1).min() >= 5
+    assert found.null_significant.mean(0).sum() < 2
+
+
+def test_share_bounds_the_experts_and_takes_the_best():
+    responses, label = planted(1)
+    found = expert_neurons(responses, label, 3, share=0.01)
+    assert found.member.sum((0, 1)).tolist() == [3, 3, 3]
+    for k in range(3):
+        assert found.found.ap[..., k][found.member[..., k]].min() >= np.sort(found.found.ap[..., k].ravel())[-3]
+
+
+def test_no_experts_where_labels_mean_nothing():
+    responses, label = planted(2)
+    label = np.random.default_rng(5).permutation(label)
+    responses[:, 1, :15] = np.random.default_rng(6).normal(size=(len(label), 15))
+    assert expert_neurons(responses, label, 3, share=0.1).member.sum() <= 3
+
+
+@pytest.mark.parametrize(("options", "said"), [({"n_shuffles": 1}, "n_shuffles=1"), ({"share": 0.0}, "share=0.0")])
+def test_experts_refuse(options, said):
+    with pytest.raises(UserError, match=said):
+        expert_neurons(*planted(0), 3, **options)

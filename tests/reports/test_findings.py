@@ -118,8 +118,8 @@ def test_dictionary_quality():
     assert "mean" not in f.detail
 
 
-def test_the_whole_study_gives_four_findings_and_an_empty_one_none(study):
-    assert len(findings(plain(study))) == 4
+def test_the_whole_study_gives_five_findings_and_an_empty_one_none(study):
+    assert len(findings(plain(study))) == 5
     assert findings({"groups": GROUPS}) == []
 
 
@@ -128,3 +128,15 @@ def test_nothing_is_changed(study):
     before = copy.deepcopy(data)
     findings(data)
     assert data == before
+
+
+def test_experts_against_shuffled_labels():
+    experts = {"expert": {"a": 700, "b": 500}, "shuffled": {"expert": {"a": 1.0, "b": 0.0}}}
+    f = only({"groups": GROUPS, "counts": experts})
+    assert f.holds
+    assert "500 to 700 neurons per group" in f.claim
+    assert "with shuffled labels, 0.5 on average" in f.claim
+    experts["expert"]["b"] = 0
+    f = only({"groups": GROUPS, "counts": experts})
+    assert not f.holds
+    assert "Not above chance: b." in f.detail
