@@ -16,8 +16,8 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
   device, started, seconds, tokens {group: int}, notes [text]
 * counts: specific {group: int}, related {group: int}, agnostic, expert {group: int} (neurons that detect the group
   better than shuffled labels explain); shuffled {the same as means, n_shuffles}
-* profile: specific [K][L], related [K][L], agnostic [L], shuffled_specific [L] (all groups together, mean
-  over shuffles)
+* profile: specific [K][L], related [K][L], agnostic [L], expert [K][L]; shuffled_specific [L], shuffled_expert [L]
+  (all groups together, mean over shuffles)
 * effect: measure, unit, matrix [K][K] (row: silenced, column: measured), random_mean [K][K], random_std
   [K][K], n_random, set_size [K], base [K]
 * neurons [{layer, neuron, class, groups, lape, ap, ap_group, rate [K], histogram {edges [B+1], counts

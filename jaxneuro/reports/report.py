@@ -21,6 +21,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _KEYS: Final = ("title", "run", "groups", "counts", "profile", "effect", "neurons", "dictionary")
 _SHAPES: Final = {
     "profile.specific": "KL", "profile.related": "KL", "profile.agnostic": "L", "profile.shuffled_specific": "L",
+    "profile.expert": "KL", "profile.shuffled_expert": "L",
     "effect.matrix": "KK", "effect.random_mean": "KK", "effect.random_std": "KK", "effect.set_size": "K",
     "effect.base": "K",
 }  # fmt: skip
@@ -61,7 +62,8 @@ def render(data: Mapping[str, Any]) -> str:
         title=data["title"], groups=data["groups"], findings=findings(data), run=sections.run(data),
         counts=sections.counts(data), experts=sections.counts(data, "Expert neurons per group", ("expert",)),
         n_shuffles=((data.get("counts") or {}).get("shuffled") or {}).get("n_shuffles"),
-        profile=sections.profile(data), effect=sections.effect(data), dictionary=sections.dictionary(data),
+        profile=sections.profile(data), expert_profile=sections.profile(data, ("expert",)),
+        effect=sections.effect(data), dictionary=sections.dictionary(data),
         lists={"neurons": neurons, "latents": latents}, scales=palette.SCALES, script=script, digest=digest,
         classes=list(dict.fromkeys(c["class"] for c in neurons if c["class"])),
         style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),

@@ -108,35 +108,40 @@ def counts(
     return Panel(title, svg, Table(["Group", *(k.capitalize() for k in columns)], rows))
 
 
-def profile(data: Data) -> dict[str, Any] | None:
-    """One small figure per group (and one for agnostic neurons), all over layers, all groups on one scale."""
-    part, groups = data.get("profile") or {}, data["groups"]
-    table = {k: part[k] for k in ("specific", "related") if part.get(k)}
+def profile(data: Data, kinds: Sequence[str] = ("specific", "related")) -> dict[str, Any] | None:
+    """One small figure per group, all over layers, all groups on one scale; beside "specific" one for the agnostic."""
+    part, groups, first = data.get("profile") or {}, data["groups"], kinds[0]
+    table = {k: part[k] for k in kinds if part.get(k)}
     if not table:
         return None
     layers = list(range(len(next(iter(table.values()))[0])))
-    total = part.get("shuffled_specific")
-    chance = [v / len(groups) if finite(v) else None for v in total] if total and "specific" in table else None
+    total = part.get(f"shuffled_{first}")
+    chance = [v / len(groups) if finite(v) else None for v in total] if total and first in table else None
     stacks = [sum(t[k][j] or 0 for t in table.values()) for k in range(len(groups)) for j in layers]
     top = max([*stacks, *(v for v in chance or [] if v), 1])
     panels = []
     for k, group in enumerate(groups):
         series = {name: rows[k] for name, rows in table.items()}
         words = "; ".join(f"{n} per layer: {', '.join(map(number, v))}" for n, v in series.items())
-        base = {"specific": chance} if chance else None
+        base = {first: chance} if chance else None
         style = {"stacked": True, "top": top, "x_label": "layer", "size": (300, 150)}
         panels.append(Panel(group, figures.bars(layers, series, baseline=base, title=group, desc=words, **style)))
-    if part.get("agnostic"):
+    other = {"agnostic": "agnostic"} if first == "specific" and part.get("agnostic") else {}
+    if other:
         row = {"agnostic": part["agnostic"]}
         words = f"agnostic per layer: {', '.join(map(number, part['agnostic']))}"
         name = "agnostic (own scale)"
         panels.append(Panel(name, figures.bars(layers, row, title=name, desc=words, x_label="layer", size=(300, 150))))
-    return {"panels": panels, "table": _profile_table(groups, table, part, layers), "shuffled": chance is not None}
+    return {
+        "panels": panels,
+        "table": _profile_table(groups, table, part, layers, other),
+        "shuffled": chance is not None,
+    }
 
 
-def _profile_table(groups: Sequence[str], table: Data, part: Data, layers: Sequence[int]) -> Table:
+def _profile_table(groups: Sequence[str], table: Data, part: Data, layers: Sequence[int], other: Data) -> Table:
     rows = [[f"{g}, {n}", *map(number, r[k])] for n, r in table.items() for k, g in enumerate(groups)]
-    for key, name in (("agnostic", "agnostic"), ("shuffled_specific", "specific, shuffled, all groups")):
+    for key, name in {**other, **{f"shuffled_{n}": f"{n}, shuffled, all groups" for n in table}}.items():
         if part.get(key):
             rows.append([name, *map(number, part[key])])
     return Table(["Neurons", *(f"layer {i}" for i in layers)], rows)

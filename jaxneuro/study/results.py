@@ -112,6 +112,8 @@ def report_data(
             "related": found["counts"]["related"],
             "agnostic": found["counts"]["agnostic"],
             "shuffled_specific": null_specific.tolist(),
+            "expert": found["counts"]["expert"],
+            "shuffled_expert": np.asarray(found["null"]["expert"]).sum(1).mean(0).tolist(),
         },
         "effect": results["effect"],
         "neurons": neuron_cards(inputs, folder),

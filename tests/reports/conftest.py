@@ -59,7 +59,8 @@ def make_study(n_neurons: int = 40, n_latents: int = 20, n_layers: int = 6, seed
                          "n_shuffles": 10},
         },
         "profile": {"specific": specific, "related": related, "agnostic": agnostic,
-                    "shuffled_specific": rng.uniform(0.5, 2.0, n_layers)},
+                    "shuffled_specific": rng.uniform(0.5, 2.0, n_layers),
+                    "expert": rng.integers(60, 160, (k, n_layers)), "shuffled_expert": rng.uniform(0, 3, n_layers)},
         "effect": {
             "measure": "increase of loss", "unit": "nats per token", "matrix": matrix,
             "random_mean": rng.gamma(2.0, 0.01, (k, k)), "random_std": rng.uniform(0.003, 0.015, (k, k)),
