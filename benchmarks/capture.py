@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from jaxneuro.activations import firing_moments
+from jaxneuro.activations.reducers import _reduced
 from jaxneuro.models import Config, forward, init
 from jaxneuro.taps import capture
 
@@ -29,18 +31,10 @@ SHAPES = {
 }  # fmt: skip
 
 
-def moments(mask, x):
-    """Firing counts, sums, sums of squares and maxima of every neuron over the real tokens: [neuron] each."""
-    real = mask[..., None]
-    x = jnp.where(real, x, 0).astype(jnp.float32)
-    fired = jnp.sum((x > 0) & real, (0, 1), dtype=jnp.int32)
-    return fired, jnp.sum(x, (0, 1)), jnp.sum(x * x, (0, 1)), jnp.max(x, (0, 1))
-
-
-def plain_moments(weights, tokens, mask, cfg):
+def reference_moments(weights, tokens, mask, cfg):
     """The same statistics from captured whole activations, as the reference."""
     _, acts = capture(lambda w, t, m: forward(w, t, cfg=cfg, mask=m), ["blocks.mlp.post"])(weights, tokens, mask)
-    return jax.vmap(lambda x: moments(mask, x))(acts["blocks.mlp.post"])
+    return jax.vmap(lambda x: _reduced(mask, x))(acts["blocks.mlp.post"])
 
 
 def rows(repeats: int) -> list[dict]:
@@ -56,13 +50,13 @@ def rows(repeats: int) -> list[dict]:
             return forward(w, t, cfg=cfg, mask=m)
 
         def statistics(w, t, m, plain=plain):
-            return capture(plain, {"blocks.mlp.post": Partial(moments, m)})(w, t, m)
+            return capture(plain, {"blocks.mlp.post": Partial(firing_moments, m)})(w, t, m)
 
         def one_layer(w, t, m, cfg=cfg, middle=middle):
             part = lambda w, t, m: forward(w, t, cfg=cfg, mask=m, stop_at=middle + 1)  # noqa: E731
             return capture(part, [f"blocks.{middle}.mlp.post"])(w, t, m)[1]
 
-        want = jax.jit(plain_moments, static_argnums=3)(weights, tokens, mask, cfg)
+        want = jax.jit(reference_moments, static_argnums=3)(weights, tokens, mask, cfg)
         logits = jax.jit(plain)(weights, tokens, mask)
 
         def error(result, want=want, logits=logits):

@@ -11,18 +11,18 @@ from jaxneuro.taps import intervene, zero
 from .capture import SHAPES
 from .harness import Program, run, with_ratio
 
-N, LENGTH, CHUNK = 1024, 32, 64
+N, LENGTH, CHUNK = {"bundled": 1024, "GPT-2 124M": 128}, 32, 64
+"""Ablations per shape (GPT-2's loop takes minutes on a CPU), tokens of the prompt, ablations run together."""
 
 
 def rows(repeats: int) -> list[dict]:
-    """1,024 neurons of one layer (the middle one), one prompt of 32 tokens; the result: the last position's logits."""
+    """Neurons of one layer (the middle one), one prompt of 32 tokens; the result: the last position's logits."""
     found = []
     for name, (cfg, _) in SHAPES.items():
         weights = init(cfg, jax.random.key(0))
         tokens = np.random.default_rng(0).integers(0, cfg.d_vocab, (1, LENGTH)).astype(np.int32)
         layer = cfg.n_layers // 2
-        neurons = np.arange(min(N, cfg.d_mlp), dtype=np.int32)
-        neurons = np.resize(neurons, N)
+        neurons = np.resize(np.arange(cfg.d_mlp, dtype=np.int32), N[name])
 
         def whole(w, t, cfg=cfg):
             return forward(w, t, cfg=cfg)[0, -1]
@@ -50,7 +50,7 @@ def rows(repeats: int) -> list[dict]:
         def error(result, want=want):
             return float(jnp.max(jnp.abs(jnp.stack(list(result[:CHUNK])) - want)))
 
-        shape = {"ablations": N, "pos": LENGTH, "chunk": CHUNK, "d_model": cfg.d_model, "n_layers": cfg.n_layers}
+        shape = {"ablations": N[name], "pos": LENGTH, "chunk": CHUNK, "d_model": cfg.d_model, "n_layers": cfg.n_layers}
         arguments = (weights, tokens, neurons)
         programs = [
             Program("loop of jitted calls", loop, arguments, shape, "float32", compiled=loop, reference=error),

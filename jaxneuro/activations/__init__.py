@@ -13,9 +13,10 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 
 | file | what | source |
 |---|---|---|
-| driver.py | `run` | DESIGN.md section 4 |
-| site.py | `at_site`: a method at a site of a model, fused into its forward pass; `reader` | specs/taps.md 4.4 |
+| driver.py | `run` | |
+| site.py | `at_site`: a method at a site of a model, fused into its forward pass; `reader` | |
 | moments.py | `moments`: mean, variance, range | Chan, Golub, LeVeque 1983 |
+| reducers.py | `firing_moments`: what `capture` reduces a site to, where it is | |
 | harvest.py, store.py | `harvest`, `open_activations`: a site's values on disk, as .npy | |
 | source.py | `array_batches`: exact shuffles of an array, as a Grain iterator | Black, Rogaway 2002 |
 | metrics.py | `MetricSink`, `JsonLines`, `TensorBoard`, `WandB` | |
@@ -44,6 +45,8 @@ from .moments import Moments as Moments
 from .moments import moments as moments
 from .progress import Progress as Progress
 from .progress import rich_progress as rich_progress
+from .reducers import FiringMoments as FiringMoments
+from .reducers import firing_moments as firing_moments
 from .site import at_site as at_site
 from .site import reader as reader
 from .source import Shuffle as Shuffle

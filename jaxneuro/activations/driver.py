@@ -81,7 +81,7 @@ def run(
     Raises:
       UserError: empty stream; batches of unequal shape; a step that changes its state's shapes; an info that is not a
         scalar; a checkpoint of another run, with what differs; a folder in use by another run; no room on the disk.
-    Source: DESIGN.md section 4. Donation, asynchronous dispatch and copies as in JAX's own guides.
+    Source: donation, asynchronous dispatch and copies as in JAX's own guides.
     Example:
       >>> import jax, jax.numpy as jnp
       >>> total = Method(

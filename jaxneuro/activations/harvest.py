@@ -108,7 +108,6 @@ def harvest(
     Raises:
       UserError: unknown site, NaN or infinity (names site, window and count), a size that does not fit on the disk,
         something else under that name, another run writing it.
-    Source: specs/taps.md 4.4 for the asynchronous copies.
     Example:
       >>> acts = harvest(model, rows, "blocks.3.mlp.post", "acts", max_tokens=100_000)          # doctest: +SKIP
       >>> for batch in acts.batches(batch_size=4096, seed=0): ...                               # doctest: +SKIP
