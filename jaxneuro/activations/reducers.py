@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reducers for `capture`: what a site's values become where they are, so that nothing of their size is kept."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,12 @@ def _terms(real: Array, x: Array) -> FiringMoments:
 
 
 def _reduced(mask: Array, x: Array) -> FiringMoments:
-    fired, total, squares, highest = _terms(mask[..., None], x)
-    return FiringMoments(*(jnp.sum(t, (0, 1)) for t in (fired, total, squares)), jnp.max(highest, (0, 1)))
+    return _over_rows(_terms(mask[..., None], x), (0, 1))
+
+
+def _over_rows(t: FiringMoments, axes: Any) -> FiringMoments:
+    fired, total, squares = (jnp.sum(a, axes) for a in (t.fired, t.total, t.squares))
+    return FiringMoments(fired, total, squares, jnp.max(t.highest, axes))
 
 
 def _folded(mask: Array, x: Array) -> FiringMoments:
@@ -60,10 +64,10 @@ def _folded(mask: Array, x: Array) -> FiringMoments:
 
     def add(sums: FiringMoments, block: tuple[Array, Array]) -> tuple[FiringMoments, None]:
         new = _terms(*block)
-        added = (a + b for a, b in zip(sums[:3], new[:3], strict=True))
-        return FiringMoments(*added, jnp.maximum(sums.highest, new.highest)), None
+        highest = jnp.maximum(sums.highest, new.highest)
+        return FiringMoments(sums.fired + new.fired, sums.total + new.total, sums.squares + new.squares, highest), None
 
     zero = jnp.zeros((ROWS, width), jnp.float32)
     start = FiringMoments(zero.astype(jnp.int32), zero, zero, jnp.full_like(zero, -jnp.inf))
     sums, _ = jax.lax.scan(add, start, (mask, x))
-    return FiringMoments(*(jnp.sum(t, 0) for t in sums[:3]), jnp.max(sums.highest, 0))
+    return _over_rows(sums, 0)

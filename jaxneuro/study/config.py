@@ -49,8 +49,8 @@ class SelectConfig:
 class EffectConfig:
     """The proof by silencing."""
 
-    windows_per_group: int = 6
-    """Measured windows per group."""
+    tokens_per_group: int = 768
+    """Measured tokens per group, rounded up to whole windows or documents."""
     random_sets: int = 10
     """Random sets per group, matched in size per layer."""
     batch: int = 12
@@ -131,7 +131,7 @@ class StudyConfig:
                 self,
                 preset="default",
                 text=dataclasses.replace(self.text, max_tokens_per_group=4096),
-                effect=dataclasses.replace(self.effect, windows_per_group=2),
+                effect=dataclasses.replace(self.effect, tokens_per_group=256),
                 cards=dataclasses.replace(self.cards, per_group=2, dosed=1, latents=12),
                 dictionary=dataclasses.replace(self.dictionary, expansion=8, steps=100, max_tokens=20_000),
             )
@@ -159,7 +159,7 @@ _RANGES = {
     "select.filter_rate": (0.0, 1.0),
     "select.bar_ratio": (0.0, 1.0),
     "select.shuffles": (2, None),
-    "effect.windows_per_group": (1, None),
+    "effect.tokens_per_group": (1, None),
     "effect.random_sets": (10, None),
     "effect.batch": (1, None),
     "effect.chunk": (1, None),

@@ -123,7 +123,8 @@ def _split(rows: Windows, config: StudyConfig) -> tuple[Subset, Subset]:
         keep = max(1, round(len(mine) * config.text.measured))
         chosen = mine[np.linspace(0, len(mine) - 1, keep).round().astype(int)]
         studied.append(np.setdiff1d(mine, chosen))
-        measured.append(chosen[: config.effect.windows_per_group])
+        enough = np.searchsorted(np.cumsum([len(rows.tokens(i)) for i in chosen]), config.effect.tokens_per_group) + 1
+        measured.append(chosen[:enough])
     return Subset(rows, np.concatenate(studied)), Subset(rows, np.concatenate(measured))
 
 

@@ -2,10 +2,10 @@
 """The command as a person meets it: a process of its own, its exit code, what it says and what it leaves."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -56,13 +56,19 @@ def test_a_full_disk(study, when):
 
 def test_ctrl_c_while_it_runs(study):
     arguments, out = study
-    process = start(arguments)
-    deadline = time.monotonic() + 200
-    while not (out / "run.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=100)[1]
+    with start([*arguments, "--text.max-tokens-per-group", "16384"]) as process:
+        assert process.stderr
+        try:
+            for line in process.stderr:  # until the first step of the statistics is done
+                if re.match(r"1/6 statistics \d", line):
+                    break
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=100)[1]
+        finally:
+            process.kill()
     assert process.returncode == 130, said
+    assert not (out / "statistics.npz").exists()
+    assert list((out / "unfinished" / "statistics").glob("[0-9]*")), "a checkpoint to go on from"
     assert said.splitlines()[-1] == "jaxneuro: interrupted. Run the same command again to go on where it stopped."
     assert "Traceback" not in said
 

@@ -25,7 +25,7 @@ def config(model_folder, groups_file, tmp_path_factory):
         batch=8,
         text=TextConfig(window=16, max_tokens_per_group=320),
         select=SelectConfig(top_rate=0.1, shuffles=2, responses_per_group=8),
-        effect=EffectConfig(windows_per_group=2, batch=4, chunk=8),
+        effect=EffectConfig(tokens_per_group=32, batch=4, chunk=8),
         cards=CardConfig(per_group=2, dosed=1, latents=4, tokens=3, examples=2, context=3, doses=(0.0, 4.0)),
         dictionary=DictionaryConfig(expansion=4, k=4, steps=6, batch=32, max_tokens=200),
     )
