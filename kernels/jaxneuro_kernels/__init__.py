@@ -26,7 +26,7 @@ backward. Two runs of one program are bitwise equal.
 Every op takes `implementation=`: None (the best that can run), a name, or a sequence of names in order of preference.
 There is `xla` for now, which runs everywhere. A new implementation: (1) write `<op>/<name>.py`, same arguments as
 `<op>/xla.py`; (2) add a row to BACKENDS in `<op>/api.py`, with what it refuses and why; (3) the suite in tests/kernels
-runs it against `<op>/reference.py`; (4) measure at `<op>/shapes.py` and put it before `xla` where it wins.
+runs it against `<op>/reference.py`; (4) measure at `shapes.SHAPES` and put it before `xla` where it wins.
 """
 
 from .encode_topk import encode_topk as encode_topk

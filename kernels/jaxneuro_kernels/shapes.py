@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real shapes of sparse_decode, by name: (tokens, d, n_latents, k). Tests take the small ones."""
+"""Real shapes, by name: (tokens, d, n_latents, k), shared by tests, tuning and benchmarks. Tests run the small ones."""
 
 from typing import Final
 
