@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxneuro_kernels import topk
-from jaxneuro_kernels.topk import reference, xla
 from jaxneuro_kernels.shapes import SHAPES
+from jaxneuro_kernels.topk import reference, xla
 
 from .conftest import normal
 
