@@ -57,7 +57,7 @@ def rows(repeats: int) -> list[dict]:
             return capture(part, [f"blocks.{middle}.mlp.post"])(w, t, m)[1]
 
         want = jax.jit(reference_moments, static_argnums=3)(weights, tokens, mask, cfg)
-        logits = jax.jit(plain)(weights, tokens, mask)
+        logits = jax.jit(lambda w, t, m, plain=plain: plain(w, t, m))(weights, tokens, mask)
 
         def error(result, want=want, logits=logits):
             out, acts = result

@@ -37,6 +37,7 @@ signals act at once there: what was saved last counts.
 from .driver import run as run
 from .harvest import fair_shares as fair_shares
 from .harvest import harvest as harvest
+from .identity import fingerprint as fingerprint
 from .metrics import JsonLines as JsonLines
 from .metrics import MetricSink as MetricSink
 from .metrics import TensorBoard as TensorBoard

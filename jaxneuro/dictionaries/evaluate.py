@@ -163,13 +163,17 @@ class Recovered:
 
     @property
     def recovered_zero(self) -> float:
-        """(zero - reconstructed) / (zero - original): 1 perfect, 0 no better than zeros."""
-        return (self.zero - self.reconstructed) / (self.zero - self.original)
+        """(zero - reconstructed) / (zero - original): 1 perfect, 0 no better than zeros, nan without damage."""
+        return self._share(self.zero)
 
     @property
     def recovered_mean(self) -> float:
-        """(mean - reconstructed) / (mean - original): 1 perfect, 0 no better than the mean."""
-        return (self.mean - self.reconstructed) / (self.mean - self.original)
+        """(mean - reconstructed) / (mean - original): 1 perfect, 0 no better than the mean, nan without damage."""
+        return self._share(self.mean)
+
+    def _share(self, worst: float) -> float:
+        damage = worst - self.original
+        return (worst - self.reconstructed) / damage if damage else float("nan")
 
 
 def next_token_loss(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:

@@ -19,7 +19,7 @@ class TextConfig:
     packing: Literal["auto", "windows", "documents"] = "auto"
     """windows: documents of a group one after another. documents: one per row. auto: windows for a decoder."""
     measured: float = 0.25
-    """Share of every group's windows kept from the statistics and used to measure effects."""
+    """At most this share of every group's windows is kept from the statistics, to measure effects on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class EffectConfig:
     """The proof by silencing."""
 
     tokens_per_group: int = 768
-    """Measured tokens per group, rounded up to whole windows or documents."""
+    """Measured tokens per group, about; in windows or documents spread evenly over the group."""
     random_sets: int = 10
     """Random sets per group, matched in size per layer."""
     batch: int = 12
@@ -108,7 +108,7 @@ class StudyConfig:
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     groups: str = "bundled"
     """A folder with one file (txt, jsonl, parquet) or sub-folder per group, or one jsonl/parquet with the fields text
-    and group, or `bundled`."""
+    and group, `hub:NAME` of a dataset with these fields, or `bundled`."""
     out: Path = Path("jaxneuro-study")
     """Folder for the results. An interrupted study goes on in it."""
     seed: int = 0
@@ -151,7 +151,9 @@ class StudyConfig:
 
 
 _RANGES = {
+    "seed": (0, None),
     "batch": (1, None),
+    "text.max_tokens_per_group": (1, None),
     "text.window": (8, None),
     "text.measured": (0.05, 0.9),
     "select.share": (1e-6, 1.0),
@@ -159,15 +161,24 @@ _RANGES = {
     "select.filter_rate": (0.0, 1.0),
     "select.bar_ratio": (0.0, 1.0),
     "select.shuffles": (2, None),
+    "select.responses_per_group": (1, None),
     "effect.tokens_per_group": (1, None),
     "effect.random_sets": (10, None),
     "effect.batch": (1, None),
     "effect.chunk": (1, None),
+    "cards.per_group": (1, None),
+    "cards.tokens": (1, None),
+    "cards.examples": (1, None),
+    "cards.context": (0, None),
+    "cards.dosed": (0, None),
     "cards.dose_windows": (1, None),
+    "cards.latents": (0, None),
     "dictionary.expansion": (1, None),
     "dictionary.k": (1, None),
     "dictionary.steps": (1, None),
     "dictionary.batch": (1, None),
+    "dictionary.max_tokens": (1, None),
+    "dictionary.dead_after_tokens": (1, None),
 }
 
 
@@ -177,3 +188,5 @@ def _check(config: StudyConfig) -> None:
         if flat[key] is not None and (flat[key] < low or (high is not None and flat[key] > high)):
             allowed = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"{key} = {flat[key]} is out of range: it must be {allowed}.")
+    if not any(config.cards.doses):
+        raise UserError(f"cards.doses = {config.cards.doses} holds no dose: give at least one that is not 0.")

@@ -41,20 +41,26 @@ class RunFolder:
         record = self / "run.json"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a folder. Choose another --out.")
-        if record.exists():
-            self._compare(read_json(record).get("identity", {}))
-        elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+        if self.path.exists() and not record.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
             raise UserError(
                 f"{self.path} holds something that is not a study. Choose an empty or a new folder for --out."
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self / ".lock", "w") as lock:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock_file = open(self / ".lock", "w")  # noqa: SIM115
+        except OSError as e:
+            raise UserError(f"{self.path} cannot be used as a folder: {e.strerror}. Choose another --out.") from e
+        with lock_file as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(
                     f"another process is writing {self.path}. Wait for it to finish or choose another --out."
                 ) from None
+            if {p.name for p in self.path.iterdir()} <= {".lock", "run.json"}:
+                record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing
+            else:
+                self._compare(read_json(record).get("identity", {}))
             if not record.exists():
                 write_json(record, {"identity": self.identity, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
             yield self

@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..activations import fingerprint
 from ..data import Subset, Tokenizer, Windows, batches, load_tokenizer, read_groups, require_groups, windows
 from ..errors import UserError
 from ..models import Transformer, load
+from ..taps import capture
 from .config import StudyConfig
 
 
@@ -31,6 +33,8 @@ class Inputs:
     """Windows kept from them, on which effects and reconstructions are measured."""
     site: str
     """Where a neuron is read, all layers: blocks.mlp.gate, say."""
+    dictionary_site: str
+    """Where the dictionary is trained, one layer."""
     output: Callable[..., Any]
     """Pure function (weights, tokens, mask) whose result damage is measured on."""
     measure: str
@@ -56,7 +60,7 @@ class Inputs:
 
     def fingerprint(self) -> dict[str, str]:
         """What text and which model this is, by content."""
-        return {"text": self.windows.fingerprint, "model": _fingerprint(self.model.weights)}
+        return {"text": self.windows.fingerprint, "model": fingerprint(self.model.weights)}
 
 
 def load_inputs(config: StudyConfig) -> Inputs:
@@ -72,6 +76,9 @@ def load_inputs(config: StudyConfig) -> Inputs:
             f"the tokenizer of {config.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: "
             "they do not belong together. Use the tokenizer that the model was trained with."
         )
+    site = _site(config.select.site, model.cfg)
+    dictionary_site = config.dictionary.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
+    _check_sites(model, site, dictionary_site, config)
     groups = read_groups(config.groups)
     require_groups(groups, 2)
     packing = config.text.packing
@@ -93,7 +100,8 @@ def load_inputs(config: StudyConfig) -> Inputs:
         windows=rows,
         studied=studied,
         measured=measured,
-        site=_site(config.select.site, model.cfg),
+        site=site,
+        dictionary_site=dictionary_site,
         output=model.apply if causal else functools.partial(model.apply, stop_at=model.cfg.n_layers),
         measure="loss" if causal else "embedding_shift",
     )
@@ -111,7 +119,10 @@ def _site(asked: str | None, cfg: Any) -> str:
 
 
 def _split(rows: Windows, config: StudyConfig) -> tuple[Subset, Subset]:
-    """Every group's windows into studied and measured ones, the measured spread evenly over the group."""
+    """Every group's windows into studied and measured ones, the measured spread evenly over the group.
+
+    As many are measured as hold about `effect.tokens_per_group` tokens, at most the share `text.measured`.
+    """
     studied, measured = [], []
     for k, name in enumerate(rows.group_names):
         mine = np.flatnonzero(rows.group == k)
@@ -120,20 +131,32 @@ def _split(rows: Windows, config: StudyConfig) -> tuple[Subset, Subset]:
                 f"group {name!r} has one window of {rows.length} tokens; at least 2 are needed, one to study and one "
                 "to measure on. Add text to it or choose a smaller text.window."
             )
-        keep = max(1, round(len(mine) * config.text.measured))
+        tokens = sum(len(rows.tokens(i)) for i in mine)
+        enough = math.ceil(config.effect.tokens_per_group * len(mine) / tokens)
+        keep = min(enough, max(1, round(len(mine) * config.text.measured)), len(mine) - 1)
         chosen = mine[np.linspace(0, len(mine) - 1, keep).round().astype(int)]
         studied.append(np.setdiff1d(mine, chosen))
-        enough = np.searchsorted(np.cumsum([len(rows.tokens(i)) for i in chosen]), config.effect.tokens_per_group) + 1
-        measured.append(chosen[:enough])
+        measured.append(chosen)
     return Subset(rows, np.concatenate(studied)), Subset(rows, np.concatenate(measured))
 
 
-def _fingerprint(weights: Any) -> str:
-    """A hash of every leaf's shape, dtype and two sums: cheap, and different for different weights."""
-    leaves = jax.tree_util.tree_leaves_with_path(weights)
-    sums = jax.jit(lambda ls: [(jnp.sum(x, dtype=jnp.float32), jnp.sum(jnp.abs(x), dtype=jnp.float32)) for x in ls])
-    about = [
-        (jax.tree_util.keystr(p), x.shape, str(x.dtype), float(a), float(b))
-        for (p, x), (a, b) in zip(leaves, sums([x for _, x in leaves]), strict=True)
-    ]
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+def _check_sites(model: Transformer, site: str, dictionary_site: str, config: StudyConfig) -> None:
+    """Both sites exist and fit what is done there: found out now, not after minutes."""
+    tokens, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+    wanted = list(dict.fromkeys((site, dictionary_site)))
+    shapes = {
+        k: v.shape for k, v in jax.eval_shape(capture(model.apply, wanted), model.weights, tokens, mask)[1].items()
+    }
+    if len(shapes[site]) < 4:
+        raise UserError(f"select.site = {site!r} is one layer or has no neurons; a study reads all layers of a site.")
+    if len(shapes[dictionary_site]) != 3:
+        raise UserError(
+            f"dictionary.site = {dictionary_site!r} has the shape {shapes[dictionary_site]}; a dictionary needs one "
+            "layer's [batch, pos, width], such as blocks.3.resid_post."
+        )
+    n_latents = config.dictionary.expansion * shapes[dictionary_site][-1]
+    if config.dictionary.k > n_latents:
+        raise UserError(
+            f"dictionary.k = {config.dictionary.k} is more than the {n_latents} latents (dictionary.expansion = "
+            f"{config.dictionary.expansion} times the width {shapes[dictionary_site][-1]}). Choose a smaller k."
+        )

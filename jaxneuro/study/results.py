@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came out: results.json for machines, the report for people."""
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
@@ -33,8 +34,9 @@ def versions() -> dict[str, str]:
     found |= {name: importlib.metadata.version(name) for name in PACKAGES}
     here = Path(__file__).parents[2]
     if (here / ".git").exists():
-        out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-        found["commit"] = out.stdout.strip()
+        with contextlib.suppress(OSError):  # no git here
+            out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+            found |= {"commit": out.stdout.strip()} if out.stdout.strip() else {}
     return found
 
 

@@ -2,6 +2,7 @@
 """The steps of a study: each reads what the ones before left in the folder and writes its own files."""
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -242,7 +243,7 @@ def _doses(
 def dictionary(inputs: Inputs, folder: RunFolder) -> None:
     """Train a TopK dictionary on one site of the studied windows; judge it on the measured ones."""
     c, model = inputs.config.dictionary, inputs.model
-    site = c.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
+    site = inputs.dictionary_site
     with rich_progress("5/6 activations") as progress:
         train, judged = (
             harvest(
@@ -308,12 +309,17 @@ def _judgement(inputs: Inputs, found: Reconstruction, kept: Recovered) -> dict[s
     ends = {"original": kept.original, "reconstructed": kept.reconstructed, "zero": kept.zero, "mean": kept.mean}
     return {
         **{name: getattr(found, name) for name in numbers},
-        "ce_recovered_zero": kept.recovered_zero,
-        "ce_recovered_mean": kept.recovered_mean,
+        "ce_recovered_zero": _or_none(kept.recovered_zero),
+        "ce_recovered_mean": _or_none(kept.recovered_mean),
         "recovered_measure": inputs.measure,
         "recovered_values": ends,
         "measured_tokens": found.tokens,
     }
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def _curves(metrics: Any) -> dict[str, list[float]]:
@@ -327,12 +333,16 @@ def _with_previous_step(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any]
     return list(zip(rows, [0, *(r["step"] for r in rows[:-1])], strict=True))
 
 
+DICTIONARY_FILES: Final = (
+    *("dictionary.json", "dictionary-metrics.jsonl", "dictionary/cfg.json"),
+    "dictionary/sae_weights.safetensors",
+)
 STEPS: Final = (
     Step("statistics", "statistics of every neuron and group", ("statistics.npz",), statistics),
     Step("select", "group-specific neurons, beside shuffled labels", ("neurons.npz", "neurons.json"), select),
     Step("effect", "silencing, beside random sets", ("effect.npz", "effect.json"), effect),
     Step("cards", "examples, tokens and dose-response", ("cards.json",), cards),
-    Step("dictionary", "a TopK dictionary", ("dictionary.json",), dictionary),
+    Step("dictionary", "a TopK dictionary", DICTIONARY_FILES, dictionary),
     Step("report", "results and report", ("results.json", "report.html"), write_results),
 )
 

@@ -108,7 +108,9 @@ def intervene(fn: Callable[..., Any], edits: Edit | Sequence[Edit]) -> Callable[
 def sweep(fn: Callable[[Any], Any], points: Any, *, batch_size: int = 64) -> Any:
     """fn at every point, `batch_size` points at a time: a scan over vmapped chunks, one compiled program.
 
-    Faster than a loop of calls and far smaller than one vmap over everything: memory is bounded by the chunk.
+    Faster than a loop of calls and far smaller than one vmap over everything: memory is bounded by the chunk. What does
+    not depend on the point is calculated once if fn closes over it: for edits in layer l of a jaxneuro model, let
+    `resid = forward(..., stop_at=l)` outside and `forward(..., start_at=l, resid=resid)` inside of fn.
 
     Args:
       fn: function of one point, such as `lambda p: loss(intervene(f, [zero(site, layer=p[0], neuron=p[1])])(x))`.

@@ -49,8 +49,8 @@ def test_a_step_must_write_what_it_promised(tmp_path):
 
 
 def test_another_run_is_refused_and_named(tmp_path):
-    with RunFolder(tmp_path, {"seed": 0, "model": "a"}).opened():
-        pass
+    with RunFolder(tmp_path, {"seed": 0, "model": "a"}).opened() as folder:
+        folder.step("first", (), lambda: None)
     with (
         pytest.raises(UserError, match=r"belongs to another run: model was 'a', now 'b'"),
         RunFolder(tmp_path, {"seed": 0, "model": "b"}).opened(),
@@ -93,3 +93,17 @@ def test_changed_inputs_are_refused(tmp_path):
         with pytest.raises(UserError, match="the text changed since the run"):
             folder.same_inputs({"text": "9", "model": "2"})
     assert json.loads((tmp_path / "run.json").read_text())["inputs"]["text"] == "1"
+
+
+def test_a_start_that_computed_nothing_claims_nothing(tmp_path):
+    with RunFolder(tmp_path / "run", {"model": "typo"}).opened():
+        pass
+    with RunFolder(tmp_path / "run", {"model": "right"}).opened() as folder:
+        assert folder.identity == {"model": "right"}
+        assert json.loads((folder / "run.json").read_text())["identity"] == {"model": "right"}
+
+
+def test_a_folder_inside_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used as a folder: Not a directory"):
+        RunFolder(tmp_path / "file" / "run", {}).opened().__enter__()

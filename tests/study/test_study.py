@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -136,3 +137,51 @@ def test_unknown_site(config, tmp_path):
     asked = dataclasses.replace(config, out=tmp_path / "run", select=SelectConfig(site="mlp.gates"))
     with pytest.raises(UserError, match=r"mlp\.gate"):
         run_study(asked)
+
+
+def test_ctrl_c_inside_a_step_goes_on_bitwise(done, config, tmp_path, monkeypatch):
+    other = dataclasses.replace(config, out=tmp_path / "other")
+
+    class Pressed(steps.LabelledStream):
+        """Ctrl-C while the second batch is on its way."""
+
+        n = 0
+
+        def __next__(self):
+            self.n += 1
+            if self.n == 2:
+                signal.raise_signal(signal.SIGINT)
+            return super().__next__()
+
+    with monkeypatch.context() as m:
+        m.setattr(steps, "LabelledStream", Pressed)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(other)
+    assert list((other.out / "unfinished" / "statistics").glob("[0-9]*")), "a checkpoint to go on from"
+    assert not (other.out / "statistics.npz").exists()
+    with monkeypatch.context() as m:
+        m.setattr(steps, "STEPS", steps.STEPS[:1])
+        run_study(other)
+    with np.load(done / "statistics.npz") as one, np.load(other.out / "statistics.npz") as two:
+        assert set(one.files) == set(two.files)
+        for name in one.files:
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dictionary": DictionaryConfig(site="blocks.0.resid_pots")}, "resid_post"),
+        ({"dictionary": DictionaryConfig(site="blocks.*.resid_post")}, "needs one layer's"),
+        ({"dictionary": DictionaryConfig(expansion=1, k=17)}, r"dictionary.k = 17 is more than the 16 latents"),
+        ({"select": SelectConfig(site="blocks.0.mlp.post")}, "reads all layers of a site"),
+        ({"select": SelectConfig(shuffles=1)}, "select.shuffles = 1 is out of range"),
+        ({"cards": CardConfig(doses=(0.0,))}, "holds no dose"),
+        ({"groups": "no-such-folder"}, "no-such-folder"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_computed(config, tmp_path, change, said):
+    with pytest.raises(UserError, match=said):
+        run_study(dataclasses.replace(config, out=tmp_path / "run", **change))
+    left = {p.name for p in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
+    assert left <= {".lock", "run.json"}
