@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """README's Python runs as it stands there, and its commands name what exists."""
 
+import json
 import pathlib
 import re
 import tomllib
@@ -34,3 +35,17 @@ def test_rooms_and_extras_exist():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for asked in re.findall(r"extra `(\w+)`", README):
         assert asked in extras, asked
+
+
+def test_measured_ratios_are_those_of_the_committed_tables():
+    results = ROOT / "benchmarks" / "results"
+    found = []
+    for name, key in (("capture", "time / "), ("sweep", "speed-up"), ("topk_step", "speed-up")):
+        (path,) = results.glob(f"{name}-cpu-*.json")
+        rows = json.loads(path.read_text())["rows"]
+        found += [value for row in rows for k, value in row.items() if k.startswith(key)]
+    claimed = re.findall(r"\| (\d\.\d+) x ", README)
+    assert len(claimed) >= 7
+    for said in claimed:
+        digits = len(said.partition(".")[2])
+        assert any(abs(float(said) - value) < 0.6 * 10**-digits for value in found), said

@@ -131,7 +131,7 @@ def _split(rows: Windows, config: StudyConfig) -> tuple[Subset, Subset]:
                 f"group {name!r} has one window of {rows.length} tokens; at least 2 are needed, one to study and one "
                 "to measure on. Add text to it or choose a smaller text.window."
             )
-        tokens = sum(len(rows.tokens(i)) for i in mine)
+        tokens = sum(len(rows.tokens(int(i))) for i in mine)
         enough = math.ceil(config.effect.tokens_per_group * len(mine) / tokens)
         keep = min(enough, max(1, round(len(mine) * config.text.measured)), len(mine) - 1)
         chosen = mine[np.linspace(0, len(mine) - 1, keep).round().astype(int)]
