@@ -6,7 +6,7 @@ same reference; a ratio is of medians. Times are of finished work on the device 
 
 | name | what | against |
 |---|---|---|
-| `capture` | forward; statistics of all `mlp.post`; one layer with `stop_at` | the plain forward |
+| `capture` | `firing_moments`, a study's statistics, one layer with `stop_at` | the plain forward |
 | `sweep` | 1,024 single-neuron ablations of one prompt in chunks, prefix computed once | a loop of jitted calls |
 | `topk_step` | a TopK dictionary's training step | dense JAX: `lax.top_k`, autodiff, Adam |
 """

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 from jaxneuro.activations import firing_moments
 from jaxneuro.activations.reducers import _reduced
 from jaxneuro.models import Config, forward, init
+from jaxneuro.neurons import group_statistics
 from jaxneuro.taps import capture
 
 from .harness import Program, run, with_ratio
@@ -35,6 +36,18 @@ def reference_moments(weights, tokens, mask, cfg):
     """The same statistics from captured whole activations, as the reference."""
     _, acts = capture(lambda w, t, m: forward(w, t, cfg=cfg, mask=m), ["blocks.mlp.post"])(weights, tokens, mask)
     return jax.vmap(lambda x: _reduced(mask, x))(acts["blocks.mlp.post"])
+
+
+def study_statistics(op: str, apply, arguments: tuple, shape: dict, bins: int) -> Program:
+    """What a study keeps per neuron: counts for nine groups and five shuffles, moments, examples, responses."""
+    weights, tokens, mask = arguments
+    rng, rows = np.random.default_rng(0), len(tokens)
+    batch = {
+        "weights": weights, "tokens": tokens, "mask": mask, "counted": mask,
+        "labels": rng.integers(0, 9, (rows, 6)).astype(np.int32), "window": np.arange(rows, dtype=np.int32),
+    }  # fmt: skip
+    method = group_statistics(apply, "blocks.mlp.post", 9, bins=bins, n_examples=5, responses_per_group=64)
+    return Program(op, method.step, (method.init(jax.random.key(0), batch), batch), shape, "float32", carries=True)
 
 
 def rows(repeats: int) -> list[dict]:
@@ -71,5 +84,7 @@ def rows(repeats: int) -> list[dict]:
             Program(f"{name}: forward + mlp.post statistics", statistics, arguments, shape, "float32", reference=error),
             Program(f"{name}: layer {middle} with stop_at", one_layer, arguments, shape, "float32"),
         ]
+        for op, bins in (("study's statistics", 48), ("study's statistics without histograms", 0)):
+            programs.append(study_statistics(f"{name}: forward + {op}", plain, arguments, shape, bins))
         found += with_ratio(list(run(programs, repeats)), f"{name}: forward")
     return [{k.replace(f"{n}: ", ""): v for k, v in r.items()} for r in found for n in [r["op"].split(":")[0]]]
