@@ -20,6 +20,7 @@ import tyro
 import jaxneuro
 from jaxneuro.io import write_json
 from jaxneuro.models import token_loss
+from jaxneuro.study.results import versions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,8 @@ def main(config: Config) -> None:
         result[group] = {"model": ours, f"{config.order}-gram": ngram, "bytes": size}
         print(f"{group:5s} model {ours:.3f}  {config.order}-gram {ngram:.3f} bits per byte ({size} bytes)")
     if config.out:
-        write_json(config.out, {"bits_per_byte": result, "window": config.window, "jax": jax.__version__})
+        where = {"device": jax.devices()[0].device_kind, "versions": versions()}
+        write_json(config.out, {"bits_per_byte": result, "window": config.window, **where})
 
 
 if __name__ == "__main__":
