@@ -42,9 +42,10 @@ def test_sets_equal_a_float64_ranking():
 @pytest.mark.parametrize("tokens", [8, 50])
 def test_blocks_change_nothing(tokens):
     p = problem(tokens=tokens, seed=tokens)
-    run = jax.jit(xla._in_blocks, static_argnames=("k", "n_bytes"))
-    whole = run(p.x, p.w, p.b, k=p.k, n_bytes=1 << 30)
-    parts = run(p.x, p.w, p.b, k=p.k, n_bytes=640 * 4 * 16)  # 16 tokens
+    run = jax.jit(xla._in_blocks, static_argnames=("select", "n_bytes"))
+    select = functools.partial(xla.topk, k=p.k)
+    whole = run(p.x, p.w, p.b, select=select, n_bytes=1 << 30)
+    parts = run(p.x, p.w, p.b, select=select, n_bytes=640 * 4 * 16)  # 16 tokens
     np.testing.assert_array_equal(whole[1], parts[1])
     np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5, atol=1e-6)
 

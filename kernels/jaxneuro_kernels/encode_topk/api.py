@@ -79,7 +79,8 @@ def encode_topk(
       ([[3.0]], [[1]])
     """
     x, w, b = jnp.asarray(x), jnp.asarray(w), jnp.asarray(b)
-    _check(x, w, b, k)
+    check_encoder("encode_topk", x, w, b)
+    check_k("encode_topk", "pre-activations", (*x.shape[:-1], w.shape[0]), k)
     table = WITH_PRE if keep_pre else BACKENDS
     name = choose("encode_topk", table, implementation, x, w, b, k)
     batch = x.shape[:-1]
@@ -92,23 +93,23 @@ def encode_topk(
     return tuple(a.reshape(*batch, a.shape[-1]) for a in out)
 
 
-def _check(x: Array, w: Array, b: Array, k: int) -> None:
+def check_encoder(op: str, x: Array, w: Array, b: Array) -> None:
+    """Raise unless shapes and types of tokens and encoder fit."""
     fits = x.ndim >= 1 and w.ndim == 2 and b.shape == w.shape[:1] and x.shape[-1] == w.shape[1]
     typed = x.dtype == w.dtype and all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, b))
     if not (fits and typed):
         shown = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in (("x", x), ("w", w), ("b", b)))
         raise ValueError(
-            f"encode_topk: {shown} do not fit: x is [..., d], w [n_latents, d] of x's floating dtype, b [n_latents]."
+            f"{op}: {shown} do not fit: x is [..., d], w [n_latents, d] of x's floating dtype, b [n_latents]."
         )
-    check_k("encode_topk", "pre-activations", (*x.shape[:-1], w.shape[0]), k)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "relu", "keep_pre", "name"))
 def _encode(x: Array, w: Array, b: Array, *, k: int, relu: bool, keep_pre: bool, name: str) -> tuple[Array, ...]:
-    """The implementation is not differentiated: `_chosen` and `_dense` give what it returns their derivatives."""
+    """The implementation is not differentiated: `chosen` and `_dense` give what it returns their derivatives."""
     run = (WITH_PRE if keep_pre else BACKENDS)[name].run
     vals, idx, *pre = run(*map(lax.stop_gradient, (x, w, b)), k)
-    vals = _chosen(x, w, b, vals, idx)
+    vals = chosen(x, w, b, vals, idx)
     return jax.nn.relu(vals) if relu else vals, idx, *(_dense(x, w, b, p) for p in pre)
 
 
@@ -131,8 +132,8 @@ def _chosen_jvp(primals, tangents):
     return vals, out
 
 
-_chosen = jax.custom_jvp(_chosen_primal)
-_chosen.defjvp(_chosen_jvp, symbolic_zeros=True)
+chosen = jax.custom_jvp(_chosen_primal)
+chosen.defjvp(_chosen_jvp, symbolic_zeros=True)
 
 
 def _dense_primal(x: Array, w: Array, b: Array, pre: Array) -> Array:

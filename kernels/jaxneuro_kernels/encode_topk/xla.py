@@ -6,6 +6,7 @@ of the time (2,048 x 256 x 8,192: 130 ms whole, 100 ms in blocks, of which the m
 """
 
 import functools
+from collections.abc import Callable
 from typing import Final
 
 import jax.numpy as jnp
@@ -19,7 +20,12 @@ BLOCK_BYTES: Final = {"cpu": 1 << 23, "default": 1 << 30}
 
 def encode_topk(x: Array, w: Array, b: Array, k: int) -> tuple[Array, Array]:
     """Values before ReLU (float32) and indices, descending. Two-dimensional x."""
-    by_platform = {name: functools.partial(_in_blocks, k=k, n_bytes=n) for name, n in BLOCK_BYTES.items()}
+    return encode(x, w, b, functools.partial(topk, k=k))
+
+
+def encode(x: Array, w: Array, b: Array, select: Callable[[Array], tuple[Array, Array]]) -> tuple[Array, Array]:
+    """select(x w^T + b), one block of tokens at a time. select: float32 [rows, n_latents] -> two of [rows, k]."""
+    by_platform = {name: functools.partial(_in_blocks, select=select, n_bytes=n) for name, n in BLOCK_BYTES.items()}
     return lax.platform_dependent(x, w, b, **by_platform)
 
 
@@ -46,12 +52,14 @@ def block_rows(tokens: int, n_latents: int, n_bytes: int) -> int:
     return rows if rows == tokens else -(-rows // 8) * 8
 
 
-def _in_blocks(x: Array, w: Array, b: Array, *, k: int, n_bytes: int) -> tuple[Array, Array]:
+def _in_blocks(
+    x: Array, w: Array, b: Array, *, select: Callable[[Array], tuple[Array, Array]], n_bytes: int
+) -> tuple[Array, Array]:
     tokens, d = x.shape
     rows = block_rows(tokens, w.shape[0], n_bytes)
     if rows >= tokens:
-        return topk(_pre(x, w, b), k)
+        return select(_pre(x, w, b))
     blocks = -(-tokens // rows)
     padded = jnp.pad(x, ((0, blocks * rows - tokens), (0, 0))).reshape(blocks, rows, d)
-    vals, idx = lax.map(lambda part: topk(_pre(part, w, b), k), padded)
-    return vals.reshape(-1, k)[:tokens], idx.reshape(-1, k)[:tokens]
+    vals, idx = lax.map(lambda part: select(_pre(part, w, b)), padded)
+    return tuple(a.reshape(-1, a.shape[-1])[:tokens] for a in (vals, idx))

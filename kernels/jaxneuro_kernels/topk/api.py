@@ -55,7 +55,7 @@ def check_k(op: str, name: str, shape: tuple[int, ...], k: int) -> None:
 @functools.partial(jax.jit, static_argnames=("k", "name"))
 def _topk(x: Array, *, k: int, name: str) -> tuple[Array, Array]:
     vals, idx = BACKENDS[name].run(lax.stop_gradient(x), k)
-    return _chosen(x, vals, idx), idx
+    return chosen(x, vals, idx), idx
 
 
 # The selection is not differentiated, only the values chosen: integer outputs of a custom_jvp do not pass shard_map.
@@ -70,5 +70,5 @@ def _chosen_jvp(primals, tangents):
     return vals, jnp.take_along_axis(tangents[0], idx, axis=-1, mode="clip")
 
 
-_chosen = jax.custom_jvp(_chosen_primal)
-_chosen.defjvp(_chosen_jvp)
+chosen = jax.custom_jvp(_chosen_primal)
+chosen.defjvp(_chosen_jvp)
