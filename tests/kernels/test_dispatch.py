@@ -22,7 +22,7 @@ CALLS = {
 def test_every_op_takes_an_implementation(op):
     CALLS[op](implementation="xla")
     CALLS[op](implementation=("xla",))
-    with pytest.raises(ValueError, match=rf"{op} has no implementation 'xal'. Did you mean 'xla'\? There are: xla"):
+    with pytest.raises(ValueError, match=rf"{op} has no implementation 'xal'. Did you mean 'xla'\? There are: .*xla"):
         CALLS[op](implementation="xal")
     with pytest.raises(ValueError, match="empty sequence"):
         CALLS[op](implementation=())
@@ -34,8 +34,8 @@ def test_the_first_that_can_runs_and_reasons_are_kept():
         "wide": Backend(len, refuses=lambda x: "needs a TPU"),
         "xla": Backend(len),
     }
-    assert choose("op", backends, None, 2) == "fast"
-    assert choose("op", backends, None, 3) == "xla"
+    assert choose("op", backends, ("fast", "xla"), 2).name == "fast"
+    assert choose("op", backends, ("fast", "xla"), 3).name == "xla"
     with pytest.raises(ExceptionGroup, match="no implementation of fast, wide can take this call") as caught:
         choose("op", backends, ("fast", "wide"), 3)
     reasons = [str(e) for e in caught.value.exceptions]

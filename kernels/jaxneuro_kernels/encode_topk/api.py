@@ -2,19 +2,24 @@
 """The public op, its checks and its derivative."""
 
 import functools
+import math
 from typing import Any, Final, Literal, overload
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
 
-from ..dispatch import Backend, Implementation, choose
+from ..dispatch import HOPPER, Backend, Choice, Implementation, choose, kernel, run
 from ..sparse_decode import gather_dot
 from ..topk.api import check_k
 from . import xla
 
-BACKENDS: Final = {"xla": Backend(xla.encode_topk)}
+BACKENDS: Final = {
+    "mosaic_gpu": kernel(__name__, "mosaic_gpu", "encode_topk", HOPPER),
+    "xla": Backend(xla.encode_topk),
+}
 WITH_PRE: Final = {"xla": Backend(xla.encode_topk_and_pre)}
 
 
@@ -27,6 +32,7 @@ def encode_topk(
     *,
     relu: bool = True,
     keep_pre: Literal[False] = False,
+    pre_dtype: DTypeLike = jnp.float32,
     implementation: Implementation = None,
 ) -> tuple[Array, Array]: ...
 @overload
@@ -38,6 +44,7 @@ def encode_topk(
     *,
     relu: bool = True,
     keep_pre: Literal[True],
+    pre_dtype: DTypeLike = jnp.float32,
     implementation: Implementation = None,
 ) -> tuple[Array, Array, Array]: ...
 def encode_topk(
@@ -48,6 +55,7 @@ def encode_topk(
     *,
     relu: bool = True,
     keep_pre: bool = False,
+    pre_dtype: DTypeLike = jnp.float32,
     implementation: Implementation = None,
 ) -> Any:
     """The k strongest latents of every token.
@@ -55,8 +63,11 @@ def encode_topk(
         pre = x w^T + b;   (vals, idx) = the k largest of each row, descending;   vals = max(vals, 0) if relu
 
     ReLU after the selection: the same values, and the indices name latents even where the value is 0 (count a latent
-    as active only if its value is positive). Selected from float32 pre-activations; ties by lowest index, NaN as in
-    `topk`.
+    as active only if its value is positive). Ties by lowest index, NaN as in `topk`.
+
+    Sums are float32 whatever the operands are, and selected from as such by default. pre_dtype=bfloat16 rounds them
+    first: half the memory traffic where they must pass through memory, and what autocast peers do, but of 131,072
+    latents the 32nd and 33rd are then equal in 60 % of all tokens, and the index decides.
 
     The derivative reaches x, w and b through the chosen k alone: no gradient of size [tokens, n_latents] exists, and
     what is not differentiated is not computed. (With keep_pre, a derivative asked of `pre` is dense, as it must be.)
@@ -67,7 +78,8 @@ def encode_topk(
       b: [n_latents], floating; added in float32.
       k: 0 <= k <= n_latents.
       relu: clip the k values at zero.
-      keep_pre: also return pre, [..., n_latents] in float32: all of it in memory.
+      keep_pre: also return pre, [..., n_latents] in pre_dtype: all of it in memory.
+      pre_dtype: what pre is rounded to before the selection.
       implementation: see `jaxneuro_kernels`.
     Returns:
       (vals float32 [..., k], idx int32 [..., k]) and, with keep_pre, pre.
@@ -82,15 +94,27 @@ def encode_topk(
     check_encoder("encode_topk", x, w, b)
     check_k("encode_topk", "pre-activations", (*x.shape[:-1], w.shape[0]), k)
     table = WITH_PRE if keep_pre else BACKENDS
-    name = choose("encode_topk", table, implementation, x, w, b, k)
+    pre_dtype = jnp.dtype(pre_dtype)
+    if not jnp.issubdtype(pre_dtype, jnp.floating):
+        raise ValueError(f"encode_topk: pre_dtype = {pre_dtype}; give a floating type.")
+    size = size_of(x, w, k, pre_dtype)
+    choice = choose("encode_topk", table, implementation, x, w, b, k, pre_dtype, size=size)
     batch = x.shape[:-1]
     if 0 in (*batch, k):
         shape = (*batch, k)
         empty = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
         dense = jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b.astype(jnp.float32) if keep_pre else None
-        return (*empty, dense) if keep_pre else empty
-    out = _encode(x.reshape(-1, x.shape[-1]), w, b, k=int(k), relu=relu, keep_pre=keep_pre, name=name)
+        return empty if dense is None else (*empty, dense.astype(pre_dtype))
+    static = {"k": int(k), "relu": relu, "keep_pre": keep_pre, "pre_dtype": pre_dtype, "choice": choice}
+    out = _encode(x.reshape(-1, x.shape[-1]), w, b, **static)
     return tuple(a.reshape(*batch, a.shape[-1]) for a in out)
+
+
+def size_of(x: Array, w: Array, k: int, pre_dtype: jnp.dtype) -> dict[str, Any]:
+    """Entry of the table of measurements."""
+    n, d = w.shape
+    tokens = math.prod(x.shape[:-1])
+    return {"dtype": f"{x.dtype.name}/{pre_dtype.name}", "tokens": tokens, "d": d, "n": n, "k": k}
 
 
 def check_encoder(op: str, x: Array, w: Array, b: Array) -> None:
@@ -104,11 +128,14 @@ def check_encoder(op: str, x: Array, w: Array, b: Array) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("k", "relu", "keep_pre", "name"))
-def _encode(x: Array, w: Array, b: Array, *, k: int, relu: bool, keep_pre: bool, name: str) -> tuple[Array, ...]:
+@functools.partial(jax.jit, static_argnames=("k", "relu", "keep_pre", "pre_dtype", "choice"))
+def _encode(
+    x: Array, w: Array, b: Array, *, k: int, relu: bool, keep_pre: bool, pre_dtype: jnp.dtype, choice: Choice
+) -> tuple[Array, ...]:
     """The implementation is not differentiated: `chosen` and `_dense` give what it returns their derivatives."""
-    run = (WITH_PRE if keep_pre else BACKENDS)[name].run
-    vals, idx, *pre = run(*map(lax.stop_gradient, (x, w, b)), k)
+    backends, operands = WITH_PRE if keep_pre else BACKENDS, map(lax.stop_gradient, (x, w, b))
+    size = size_of(x, w, k, pre_dtype)
+    vals, idx, *pre = run("encode_topk", backends, choice, *operands, size=size, k=k, pre_dtype=pre_dtype)
     vals = chosen(x, w, b, vals, idx)
     return jax.nn.relu(vals) if relu else vals, idx, *(_dense(x, w, b, p) for p in pre)
 
@@ -149,7 +176,7 @@ def _dense_jvp(primals, tangents):
     def product(a, c):
         return jnp.dot(a, c.T, preferred_element_type=jnp.float32)
 
-    return pre, product(dx, w) + product(x, dw) + db.astype(jnp.float32)
+    return pre, (product(dx, w) + product(x, dw) + db.astype(jnp.float32)).astype(pre.dtype)
 
 
 _dense = jax.custom_jvp(_dense_primal)

@@ -11,6 +11,7 @@ from typing import Final
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from ..topk.xla import topk
 
@@ -18,9 +19,14 @@ BLOCK_BYTES: Final = {"cpu": 1 << 23, "default": 1 << 30}
 """Pre-activations of one block, per platform: about an outer cache; enough rows to fill an accelerator's matmul."""
 
 
-def encode_topk(x: Array, w: Array, b: Array, k: int) -> tuple[Array, Array]:
+def encode_topk(x: Array, w: Array, b: Array, k: int, pre_dtype: DTypeLike = jnp.float32) -> tuple[Array, Array]:
     """Values before ReLU (float32) and indices, descending. Two-dimensional x."""
-    return encode(x, w, b, functools.partial(topk, k=k))
+
+    def select(pre):
+        vals, idx = topk(pre.astype(pre_dtype), k)
+        return vals.astype(jnp.float32), idx
+
+    return encode(x, w, b, select)
 
 
 def encode(x: Array, w: Array, b: Array, select: Callable[[Array], tuple[Array, Array]]) -> tuple[Array, Array]:
@@ -29,10 +35,13 @@ def encode(x: Array, w: Array, b: Array, select: Callable[[Array], tuple[Array, 
     return lax.platform_dependent(x, w, b, **by_platform)
 
 
-def encode_topk_and_pre(x: Array, w: Array, b: Array, k: int) -> tuple[Array, Array, Array]:
-    """The same and all pre-activations, float32 [tokens, n_latents]."""
-    pre = _pre(x, w, b)
-    return *topk(pre, k), pre
+def encode_topk_and_pre(
+    x: Array, w: Array, b: Array, k: int, pre_dtype: DTypeLike = jnp.float32
+) -> tuple[Array, Array, Array]:
+    """The same and all pre-activations, [tokens, n_latents] of pre_dtype."""
+    pre = _pre(x, w, b).astype(pre_dtype)
+    vals, idx = topk(pre, k)
+    return vals.astype(jnp.float32), idx, pre
 
 
 def _pre(x: Array, w: Array, b: Array) -> Array:

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public op and its checks."""
 
+import math
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ..dispatch import Backend, Implementation, choose
+from ..dispatch import HOPPER, Backend, Choice, Implementation, choose, kernel, run
 from . import xla
 
-BACKENDS: Final = {"xla": Backend(xla.sae_backward)}
+BACKENDS: Final = {
+    "mosaic_gpu": kernel(__name__, "mosaic_gpu", "sae_backward", HOPPER),
+    "xla": Backend(xla.sae_backward),
+}
 
 
 class SaeGradients(NamedTuple):
@@ -69,14 +73,22 @@ def sae_backward(
     vals, idx, g, x, w_dec = map(jnp.asarray, (vals, idx, g, x, w_dec))
     extra = jnp.zeros(vals.shape, jnp.float32) if dvals is None else jnp.asarray(dvals)
     _check(vals, idx, g, x, w_dec, extra)
-    name = choose("sae_backward", BACKENDS, implementation, vals, idx, g, x, w_dec, extra)
+    choice = choose(
+        "sae_backward", BACKENDS, implementation, vals, idx, g, x, w_dec, extra, size=size_of(idx, g, w_dec)
+    )
     n, k = w_dec.shape[0], idx.shape[-1]
     if 0 in idx.shape:
         shapes = idx.shape, w_dec.shape, (n, x.shape[-1]), (n,)
         return SaeGradients(*(jnp.zeros(s, jnp.float32) for s in shapes))
     flat = [a.reshape(-1, a.shape[-1]) for a in (vals, idx, g, x)]
-    out = SaeGradients(*_backward(*flat, w_dec, extra.reshape(-1, k), relu, name))
+    out = SaeGradients(*_backward(*flat, w_dec, extra.reshape(-1, k), relu, choice))
     return out._replace(dvals=out.dvals.reshape(idx.shape))
+
+
+def size_of(idx: Array, g: Array, w_dec: Array) -> dict[str, Any]:
+    """Entry of the table of measurements."""
+    n, d = w_dec.shape
+    return {"dtype": g.dtype.name, "tokens": math.prod(idx.shape[:-1]), "d": d, "n": n, "k": idx.shape[-1]}
 
 
 def _check(vals: Array, idx: Array, g: Array, x: Array, w_dec: Array, extra: Array) -> None:
@@ -92,9 +104,10 @@ def _check(vals: Array, idx: Array, g: Array, x: Array, w_dec: Array, extra: Arr
 
 
 def _primal(
-    vals: Array, idx: Array, g: Array, x: Array, w_dec: Array, extra: Array, relu: bool, name: str
+    vals: Array, idx: Array, g: Array, x: Array, w_dec: Array, extra: Array, relu: bool, choice: Choice
 ) -> tuple[Array, ...]:
-    return BACKENDS[name].run(vals, idx, g, x, w_dec, extra, relu)
+    operands = (vals, idx, g, x, w_dec, extra)
+    return run("sae_backward", BACKENDS, choice, *operands, size=size_of(idx, g, w_dec), relu=relu)
 
 
 _custom = jax.custom_jvp(_primal, nondiff_argnums=(6, 7))
@@ -102,7 +115,7 @@ _backward = jax.jit(_custom, static_argnums=(6, 7))
 
 
 @_custom.defjvp
-def _no_derivative(relu: bool, name: str, primals: Any, tangents: Any) -> Any:
+def _no_derivative(relu: bool, choice: Choice, primals: Any, tangents: Any) -> Any:
     raise NotImplementedError(
         "sae_backward is a gradient and has no derivative itself; differentiate encode_topk and sparse_decode instead."
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from ..dispatch import Implementation, choose
-from .products import BACKENDS, bind, decode_p, gather_dot_p, row_sum_p
+from .products import BACKENDS, bind, decode_p, gather_dot_p, row_sum_p, size_of
 
 
 def sparse_decode(vals: Array, idx: Array, w: Array, *, implementation: Implementation = None) -> Array:
@@ -29,11 +29,11 @@ def sparse_decode(vals: Array, idx: Array, w: Array, *, implementation: Implemen
     """
     vals, idx, w = jnp.asarray(vals), jnp.asarray(idx), jnp.asarray(w)
     _check("sparse_decode", vals.shape == idx.shape, ("vals", vals), ("idx", idx), ("w", w))
-    name = choose("sparse_decode", BACKENDS["sparse_decode"], implementation, vals, idx, w)
+    choice = choose("sparse_decode", BACKENDS["sparse_decode"], implementation, vals, idx, w, size=size_of(idx, w))
     if 0 in idx.shape:
         return jnp.zeros((*idx.shape[:-1], w.shape[1]), jnp.float32)
     k = idx.shape[-1]
-    out = bind(decode_p, vals.reshape(-1, k), idx.reshape(-1, k), w, implementation=name)
+    out = bind(decode_p, vals.reshape(-1, k), idx.reshape(-1, k), w, choice=choice)
     return out.reshape(*idx.shape[:-1], w.shape[1])
 
 
@@ -56,11 +56,11 @@ def gather_dot(x: Array, idx: Array, w: Array, *, implementation: Implementation
     x, idx, w = jnp.asarray(x), jnp.asarray(idx), jnp.asarray(w)
     fits = x.shape[:-1] == idx.shape[:-1] and x.shape[-1:] == w.shape[1:]
     _check("gather_dot", fits, ("x", x), ("idx", idx), ("w", w))
-    name = choose("gather_dot", BACKENDS["gather_dot"], implementation, x, idx, w)
+    choice = choose("gather_dot", BACKENDS["gather_dot"], implementation, x, idx, w, size=size_of(idx, w))
     if 0 in idx.shape:
         return jnp.zeros(idx.shape, jnp.float32)
     d, k = x.shape[-1], idx.shape[-1]
-    out = bind(gather_dot_p, x.reshape(-1, d), idx.reshape(-1, k), w, implementation=name)
+    out = bind(gather_dot_p, x.reshape(-1, d), idx.reshape(-1, k), w, choice=choice)
     return out.reshape(idx.shape)
 
 
@@ -86,12 +86,13 @@ def row_sum(vals: Array, idx: Array, x: Array, n_latents: int, *, implementation
     vals, idx, x = jnp.asarray(vals), jnp.asarray(idx), jnp.asarray(x)
     fits = vals.shape == idx.shape and x.shape[:-1] == idx.shape[:-1] and n_latents > 0
     _check("row_sum", fits, ("vals", vals), ("idx", idx), ("x", x))
-    name = choose("row_sum", BACKENDS["row_sum"], implementation, vals, idx, x, n_latents)
+    size = size_of(idx, x, n_latents)
+    choice = choose("row_sum", BACKENDS["row_sum"], implementation, vals, idx, x, size=size)
     if 0 in idx.shape:
         return jnp.zeros((n_latents, x.shape[-1]), jnp.float32)
     d, k = x.shape[-1], idx.shape[-1]
     return bind(
-        row_sum_p, vals.reshape(-1, k), idx.reshape(-1, k), x.reshape(-1, d), n_latents=n_latents, implementation=name
+        row_sum_p, vals.reshape(-1, k), idx.reshape(-1, k), x.reshape(-1, d), n_latents=n_latents, choice=choice
     )
 
 

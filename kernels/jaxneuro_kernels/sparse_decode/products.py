@@ -10,6 +10,7 @@ Operands have any number of equal leading axes, put there by vmap; implementatio
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -19,14 +20,16 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ..dispatch import Backend
+from ..dispatch import HOPPER, Backend, Choice, choose, kernel, run
 from ..vary import vary, varying
 from . import xla
 
 BACKENDS: Final[dict[str, dict[str, Backend]]] = {
-    "sparse_decode": {"xla": Backend(xla.sparse_decode)},
-    "gather_dot": {"xla": Backend(xla.gather_dot)},
-    "row_sum": {"xla": Backend(xla.row_sum)},
+    op: {
+        "mosaic_gpu": kernel(__name__, "mosaic_gpu", op, HOPPER),
+        "xla": Backend(getattr(xla, op)),
+    }
+    for op in ("sparse_decode", "gather_dot", "row_sum")
 }
 
 decode_p = Primitive("sparse_decode")
@@ -40,11 +43,30 @@ def bind(primitive: Primitive, a: Array, idx: Array, b: Array, **params: Any) ->
     return primitive.bind(vary(a, axes), vary(idx, axes), vary(b, axes), **params)
 
 
-def _run(primitive: Primitive, *operands: Array, implementation: str, **params: Any) -> Array:
-    core = functools.partial(BACKENDS[primitive.name][implementation].run, **params)
+def size_of(idx: Array, b: Array, n_latents: int | None = None) -> dict[str, Any]:
+    """Entry of the table of measurements. b: w, or the x of row_sum."""
+    *_, rows, d = b.shape
+    n = rows if n_latents is None else n_latents
+    return {"dtype": b.dtype.name, "tokens": math.prod(idx.shape[:-1]), "d": d, "n": n, "k": idx.shape[-1]}
+
+
+def _run(primitive: Primitive, *operands: Array, choice: Choice, **params: Any) -> Array:
+    op = primitive.name
+
+    def core(a, idx, b):
+        return run(op, BACKENDS[op], choice, a, idx, b, size=size_of(idx, b, **params), **params)
+
     for _ in range(operands[1].ndim - 2):
         core = jax.vmap(core)
     return core(*operands)
+
+
+def _derived(primitive: Primitive, choice: Choice, a: Array, idx: Array, b: Array, **params: Any) -> Array:
+    """A product in the derivative of another: of the implementation asked for, or the fastest for this one."""
+    if not choice.forced:
+        op = primitive.name
+        choice = choose(op, BACKENDS[op], None, a, idx, b, size=size_of(idx, b, **params))
+    return bind(primitive, a, idx, b, choice=choice, **params)
 
 
 # Shapes of the results, as the simplest program that has them: it also carries shardings and mesh axes along.
@@ -73,30 +95,29 @@ def _jvp(primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> tu
     return out, sum(parts[1:], parts[0])  # one at least: without any JAX does not ask
 
 
-type _Transpose = Callable[[Array, Array, Array, int, dict[str, Any]], Array]
+type _Transpose = Callable[[Array, Array, Array, int, Choice], Array]
 
 # (cotangent, idx, the other operand, n_latents if the linear operand has that axis) -> cotangent of one operand
 _TO_FIRST: Final[dict[str, _Transpose]] = {
-    "sparse_decode": lambda ct, idx, w, n, kw: bind(gather_dot_p, ct, idx, w, **kw),
-    "gather_dot": lambda ct, idx, w, n, kw: bind(decode_p, ct, idx, w, **kw),
-    "row_sum": lambda ct, idx, x, n, kw: bind(gather_dot_p, x, idx, ct, **kw),
+    "sparse_decode": lambda ct, idx, w, n, choice: _derived(gather_dot_p, choice, ct, idx, w),
+    "gather_dot": lambda ct, idx, w, n, choice: _derived(decode_p, choice, ct, idx, w),
+    "row_sum": lambda ct, idx, x, n, choice: _derived(gather_dot_p, choice, x, idx, ct),
 }
 _TO_SECOND: Final[dict[str, _Transpose]] = {
-    "sparse_decode": lambda ct, idx, vals, n, kw: bind(row_sum_p, vals, idx, ct, n_latents=n, **kw),
-    "gather_dot": lambda ct, idx, x, n, kw: bind(row_sum_p, ct, idx, x, n_latents=n, **kw),
-    "row_sum": lambda ct, idx, vals, n, kw: bind(decode_p, vals, idx, ct, **kw),
+    "sparse_decode": lambda ct, idx, vals, n, choice: _derived(row_sum_p, choice, vals, idx, ct, n_latents=n),
+    "gather_dot": lambda ct, idx, x, n, choice: _derived(row_sum_p, choice, ct, idx, x, n_latents=n),
+    "row_sum": lambda ct, idx, vals, n, choice: _derived(decode_p, choice, vals, idx, ct),
 }
 
 
 def _transpose(primitive: Primitive, ct: Any, a: Any, idx: Any, b: Any, **params: Any) -> list[Any]:
-    kw = {"implementation": params["implementation"]}
     first = ad.is_undefined_primal(a)
     linear, other = (a, b) if first else (b, a)
     if type(ct) is ad.Zero:
         back = ad.Zero(linear.aval)
     else:
         rule = (_TO_FIRST if first else _TO_SECOND)[primitive.name]
-        back = rule(ct, idx, other, linear.aval.shape[-2], kw).astype(linear.aval.dtype)
+        back = rule(ct, idx, other, linear.aval.shape[-2], params["choice"]).astype(linear.aval.dtype)
     return [back, None, None] if first else [None, None, back]
 
 
@@ -123,7 +144,7 @@ def _define(primitive: Primitive, shape: Callable[..., Array]) -> None:
         (out,) = jax.make_jaxpr(functools.partial(shape, **params))(*avals).out_avals
         return out.strip_weak_type()
 
-    primitive.def_impl(jax.jit(run, static_argnames=("implementation", "n_latents")))
+    primitive.def_impl(jax.jit(run, static_argnames=("choice", "n_latents")))
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=False))
     ad.primitive_jvps[primitive] = functools.partial(_jvp, primitive)

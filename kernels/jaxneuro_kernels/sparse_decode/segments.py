@@ -6,12 +6,38 @@ summed, then chunks of one latent are added pairwise, nearest first, in ceil(log
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 CHUNK = 8
 """Entries per chunk. There are at most entries / CHUNK + latents chunks; idle slots of a chunk are wasted reads."""
+
+
+class Order(NamedTuple):
+    """Entries (token, j) in the order of their latents, those of one latent in the order of their tokens."""
+
+    entry: Array
+    """[tokens * k] int32: token * k + j."""
+    start: Array
+    """[n_latents] int32: where a latent's entries start."""
+    stop: Array
+
+
+def by_latent(idx: Array, n_latents: int) -> Order:
+    """The order of idx [tokens, k]. Entries of no latent (outside 0 ... n_latents) are nobody's.
+
+    Example:
+      >>> order = by_latent(jnp.array([[2, 0], [2, 1]]), 3)
+      >>> order.entry.tolist(), order.start.tolist(), order.stop.tolist()
+      ([1, 3, 0, 2], [0, 1, 2], [1, 2, 4])
+    """
+    entry = jnp.arange(idx.size, dtype=jnp.int32)
+    latent, entry = lax.sort((idx.reshape(-1), entry), num_keys=1, is_stable=True)  # one key: a radix sort on a GPU
+    latents = jnp.arange(n_latents, dtype=jnp.int32)
+    start, stop = (jnp.searchsorted(latent, latents, side=s).astype(jnp.int32) for s in ("left", "right"))
+    return Order(entry, start, stop)
 
 
 def sums_of_rows(idx: Array, n_latents: int, products: Sequence[tuple[Array, Array]]) -> list[Array]:
@@ -21,10 +47,7 @@ def sums_of_rows(idx: Array, n_latents: int, products: Sequence[tuple[Array, Arr
     """
     tokens, k = idx.shape
     entries = tokens * k
-    latent, order = lax.sort((idx.reshape(-1), jnp.arange(entries, dtype=jnp.int32)), num_keys=2)
-    latents = jnp.arange(n_latents, dtype=jnp.int32)
-    start = jnp.searchsorted(latent, latents, side="left").astype(jnp.int32)
-    stop = jnp.searchsorted(latent, latents, side="right").astype(jnp.int32)
+    order, start, stop = by_latent(idx, n_latents)
 
     chunks = -(-(stop - start) // CHUNK)
     after = jnp.cumsum(chunks, dtype=jnp.int32)

@@ -2,17 +2,21 @@
 """The public op, its checks and its derivative."""
 
 import functools
-from typing import Final
+import math
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..dispatch import Backend, Implementation, choose
+from ..dispatch import HOPPER, Backend, Choice, Implementation, choose, kernel, run
 from . import xla
 
-BACKENDS: Final = {"xla": Backend(xla.topk)}
+BACKENDS: Final = {
+    "mosaic_gpu": kernel(__name__, "mosaic_gpu", "topk", HOPPER),
+    "xla": Backend(xla.topk),
+}
 
 
 def topk(x: Array, k: int, *, implementation: Implementation = None) -> tuple[Array, Array]:
@@ -39,11 +43,16 @@ def topk(x: Array, k: int, *, implementation: Implementation = None) -> tuple[Ar
     if not x.ndim or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"topk: x is {x.dtype}{list(x.shape)}; give a floating array with at least one axis.")
     check_k("topk", "x", x.shape, k)
-    name = choose("topk", BACKENDS, implementation, x, k)
+    choice = choose("topk", BACKENDS, implementation, x, k, size=size_of(x, k))
     if 0 in (*x.shape, k):
         shape = (*x.shape[:-1], k)
         return jnp.zeros(shape, x.dtype), jnp.zeros(shape, jnp.int32)
-    return _topk(x, k=int(k), name=name)
+    return _topk(x, k=int(k), choice=choice)
+
+
+def size_of(x: Array, k: int) -> dict[str, Any]:
+    """Entry of the table of measurements."""
+    return {"dtype": x.dtype.name, "tokens": math.prod(x.shape[:-1]), "n": x.shape[-1], "k": k}
 
 
 def check_k(op: str, name: str, shape: tuple[int, ...], k: int) -> None:
@@ -52,9 +61,9 @@ def check_k(op: str, name: str, shape: tuple[int, ...], k: int) -> None:
         raise ValueError(f"{op}: k = {k} of {name} {list(shape)}: k is an int from 0 to {shape[-1]}.")
 
 
-@functools.partial(jax.jit, static_argnames=("k", "name"))
-def _topk(x: Array, *, k: int, name: str) -> tuple[Array, Array]:
-    vals, idx = BACKENDS[name].run(lax.stop_gradient(x), k)
+@functools.partial(jax.jit, static_argnames=("k", "choice"))
+def _topk(x: Array, *, k: int, choice: Choice) -> tuple[Array, Array]:
+    vals, idx = run("topk", BACKENDS, choice, lax.stop_gradient(x), size=size_of(x, k), k=k)
     return chosen(x, vals, idx), idx
 
 
