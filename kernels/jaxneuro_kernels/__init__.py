@@ -12,7 +12,10 @@
 | op | what | derivative |
 |---|---|---|
 | `topk` | the k largest of the last axis, ties by lowest index | k numbers per row |
+| `topk_mask` | the k largest in their places, zero elsewhere; for k of 5-50 % | straight through where kept |
+| `batch_topk` | the tokens * k largest of a whole batch or mesh axis | k numbers per row on average |
 | `encode_topk` | `relu(topk(x w^T + b, k))`, one block of tokens at a time | `gather_dot`, `row_sum` |
+| `encode_batch_topk` | `batch_topk` of `x w^T + b`, one block of tokens at a time | `gather_dot`, `row_sum` |
 | `sparse_decode` | `sum_j vals_j w[idx_j]` | `gather_dot`, `row_sum` |
 | `gather_dot` | `<x, w[idx_j]>` | `sparse_decode`, `row_sum` |
 | `row_sum` | per latent, `sum vals x` over the tokens where it is active | `sparse_decode`, `gather_dot` |
@@ -29,6 +32,9 @@ There is `xla` for now, which runs everywhere. A new implementation: (1) write `
 runs it against `<op>/reference.py`; (4) measure at `shapes.SHAPES` and put it before `xla` where it wins.
 """
 
+from .batch_topk import BatchTopK as BatchTopK
+from .batch_topk import batch_topk as batch_topk
+from .batch_topk import encode_batch_topk as encode_batch_topk
 from .encode_topk import encode_topk as encode_topk
 from .sae_backward import SaeGradients as SaeGradients
 from .sae_backward import sae_backward as sae_backward
@@ -36,3 +42,4 @@ from .sparse_decode import gather_dot as gather_dot
 from .sparse_decode import row_sum as row_sum
 from .sparse_decode import sparse_decode as sparse_decode
 from .topk import topk as topk
+from .topk_mask import topk_mask as topk_mask

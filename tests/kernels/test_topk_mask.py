@@ -32,7 +32,7 @@ def compiled(k):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from([0, 1, 7, 24, 47, 48]),
+    st.sampled_from([1, 24, 47]),
     st.sampled_from(["float32", "bfloat16", "float16"]),
     st.lists(st.one_of(st.sampled_from([*SPECIAL, NEGATIVE_NAN]), st.floats(-4, 4, width=16)), min_size=1, max_size=60),
     st.integers(0, 2**31),
@@ -118,7 +118,7 @@ def test_derivative_passes_straight_through():
     np.testing.assert_array_equal(gradient, jnp.where(kept, weight, 0.0))
     _, out = jax.jvp(lambda h: topk_mask(h, 40), (h,), (tangent,))
     np.testing.assert_array_equal(out, jnp.where(kept, tangent, 0.0))
-    apart = jnp.asarray(np.random.default_rng(0).permutation(N).astype(np.float32))
+    apart = jnp.asarray(np.random.default_rng(0).permutation(N).astype(np.float32) / 8)
     check_grads(jax.jit(lambda h: jnp.sin(topk_mask(h, 9))), (apart,), 1, atol=1e-2, rtol=1e-2)
 
 
