@@ -14,12 +14,15 @@
 | `topk` | the k largest of the last axis, ties by lowest index | k numbers per row |
 | `topk_mask` | the k largest in their places, zero elsewhere; for k of 5-50 % | straight through where kept |
 | `batch_topk` | the tokens * k largest of a whole batch or mesh axis | k numbers per row on average |
+| `group_max` | the largest of each of k slices of the last axis | k numbers per row |
 | `encode_topk` | `relu(topk(x w^T + b, k))`, one block of tokens at a time | `gather_dot`, `row_sum` |
 | `encode_batch_topk` | `batch_topk` of `x w^T + b`, one block of tokens at a time | `gather_dot`, `row_sum` |
+| `encode_group_max` | `group_max` of `x w^T + b`, one block of tokens at a time | `gather_dot`, `row_sum` |
 | `sparse_decode` | `sum_j vals_j w[idx_j]` | `gather_dot`, `row_sum` |
 | `gather_dot` | `<x, w[idx_j]>` | `sparse_decode`, `row_sum` |
 | `row_sum` | per latent, `sum vals x` over the tokens where it is active | `sparse_decode`, `gather_dot` |
 | `sae_backward` | the four gradients of a sparse autoencoder in one pass over the active entries | none: it is one |
+| `jumprelu`, `step` | `z [z > theta]`, `[z > theta]` | pseudo-derivatives that train theta |
 
 Weights are stored `[n_latents, d]`, one latent per contiguous row. Products are accumulated in float32 and returned as
 float32, indices are int32, leading axes are of any rank. jit, vmap, grad, jvp, remat and shard_map work on every op but
@@ -36,6 +39,10 @@ from .batch_topk import BatchTopK as BatchTopK
 from .batch_topk import batch_topk as batch_topk
 from .batch_topk import encode_batch_topk as encode_batch_topk
 from .encode_topk import encode_topk as encode_topk
+from .group_max import encode_group_max as encode_group_max
+from .group_max import group_max as group_max
+from .jumprelu import jumprelu as jumprelu
+from .jumprelu import step as step
 from .sae_backward import SaeGradients as SaeGradients
 from .sae_backward import sae_backward as sae_backward
 from .sparse_decode import gather_dot as gather_dot

@@ -17,7 +17,9 @@ CALLS = {
     "sae_backward": lambda **kw: kernels.sae_backward(X[:, :1], IDX, X, X, X, **kw),
     "topk_mask": lambda **kw: kernels.topk_mask(X, 2, **kw),
     "batch_topk": lambda **kw: kernels.batch_topk(X, 2, **kw),
-    "encode_batch_topk": lambda **kw: kernels.encode_batch_topk(X, X[:, :8], X[:, 0], 1, **kw),
+    "encode_batch_topk": lambda **kw: kernels.encode_batch_topk(X, X, X[:, 0], 1, **kw),
+    "group_max": lambda **kw: kernels.group_max(X, 2, **kw),
+    "encode_group_max": lambda **kw: kernels.encode_group_max(X, X, X[:, 0], 1, **kw),
 }
 CHOOSES = {"batch_topk": "topk", "encode_batch_topk": "encode_topk"}
 """Ops that leave the choice to another."""
