@@ -11,13 +11,14 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
-from ..dispatch import HOPPER, Backend, Choice, Implementation, choose, kernel, run
+from ..dispatch import HOPPER, TPU, Backend, Choice, Implementation, choose, kernel, run
 from ..sparse_decode import gather_dot
 from ..topk.api import check_k
 from . import xla
 
 BACKENDS: Final = {
     "mosaic_gpu": kernel(__name__, "mosaic_gpu", "encode_topk", HOPPER),
+    "mosaic_tpu": kernel(__name__, "mosaic_tpu", "encode_topk", TPU),
     "xla": Backend(xla.encode_topk),
 }
 WITH_PRE: Final = {"xla": Backend(xla.encode_topk_and_pre)}

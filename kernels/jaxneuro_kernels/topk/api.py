@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ..dispatch import HOPPER, Backend, Choice, Implementation, choose, kernel, run
+from ..dispatch import HOPPER, TPU, Backend, Choice, Implementation, choose, kernel, run
 from . import xla
 
 BACKENDS: Final = {
     "mosaic_gpu": kernel(__name__, "mosaic_gpu", "topk", HOPPER),
+    "mosaic_tpu": kernel(__name__, "mosaic_tpu", "topk", TPU),
     "xla": Backend(xla.topk),
 }
 

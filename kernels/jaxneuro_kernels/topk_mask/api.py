@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..dispatch import Backend, Choice, Implementation, choose, run
+from ..dispatch import TPU, Backend, Choice, Implementation, choose, kernel, run
 from ..topk.api import check_k
 from . import xla
 
-BACKENDS: Final = {"xla": Backend(xla.topk_mask)}
+BACKENDS: Final = {
+    "mosaic_tpu": kernel(__name__, "mosaic_tpu", "topk_mask", TPU),
+    "xla": Backend(xla.topk_mask),
+}
 
 
 def topk_mask(h: Array, k: int, *, implementation: Implementation = None) -> Array:
