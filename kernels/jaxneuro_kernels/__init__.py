@@ -23,6 +23,7 @@
 | `row_sum` | per latent, `sum vals x` over the tokens where it is active | `sparse_decode`, `gather_dot` |
 | `sae_backward` | the four gradients of a sparse autoencoder in one pass over the active entries | none: it is one |
 | `jumprelu`, `step` | `z [z > theta]`, `[z > theta]` | pseudo-derivatives that train theta |
+| `sharded_*` | `topk`, `encode_topk`, `sparse_decode`, `sae_backward` of latents split over a mesh axis | as theirs |
 
 Weights are stored `[n_latents, d]`, one latent per contiguous row. Products are accumulated in float32 and returned as
 float32, indices are int32, leading axes are of any rank. jit, vmap, grad, jvp, remat and shard_map work on every op but
@@ -43,8 +44,15 @@ from .group_max import encode_group_max as encode_group_max
 from .group_max import group_max as group_max
 from .jumprelu import jumprelu as jumprelu
 from .jumprelu import step as step
+from .sae_backward import Rows as Rows
 from .sae_backward import SaeGradients as SaeGradients
+from .sae_backward import SaeStep as SaeStep
+from .sae_backward import sae_adam as sae_adam
 from .sae_backward import sae_backward as sae_backward
+from .sharded import sharded_encode_topk as sharded_encode_topk
+from .sharded import sharded_sae_backward as sharded_sae_backward
+from .sharded import sharded_sparse_decode as sharded_sparse_decode
+from .sharded import sharded_topk as sharded_topk
 from .sparse_decode import gather_dot as gather_dot
 from .sparse_decode import row_sum as row_sum
 from .sparse_decode import sparse_decode as sparse_decode
