@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import jax
 from jax import Array, lax
+from jax.core import Tracer
 
 from . import tuned
 from .vary import vary, varying
@@ -187,7 +188,7 @@ def _partitioned(args: Sequence[Any], *, forced: bool) -> str | None:
     for a in args:
         if not isinstance(a, jax.Array) or manual:
             continue
-        if isinstance(a, jax.core.Tracer):
+        if isinstance(a, Tracer):
             spec = jax.typeof(a).sharding.spec
             if any(axis is not None for axis in spec):
                 return f"an operand is sharded as {spec}; {remedy}"

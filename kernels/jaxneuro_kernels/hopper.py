@@ -51,3 +51,10 @@ def refuses_width(**widths: int) -> str | None:
         if d % LANES:
             return f"{name} = {d} is no multiple of {LANES}"
     return None
+
+
+def multiprocessors() -> int:
+    """Of the device that is traced for; 132, as an H100 has, if it does not say."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    count = None if device is None else device.num_cores
+    return count or getattr(jax.devices()[0], "core_count", None) or 132

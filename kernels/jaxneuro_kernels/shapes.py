@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real shapes, by name: (tokens, d, n_latents, k), shared by tests, tuning and benchmarks. Tests run the small ones."""
+"""Real sizes, by name, and every op's operands at them: what tests lower and compile, tuning and benchmarks time."""
 
-from typing import Final
+import functools
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .encode_topk import encode_topk
+from .sae_backward import Rows, sae_adam, sae_backward
+from .sparse_decode import gather_dot, row_sum, sparse_decode
+from .topk import topk
+from .topk_mask import topk_mask
 
 SHAPES: Final[dict[str, tuple[int, int, int, int]]] = {
     "study": (1024, 192, 3072, 16),
@@ -13,3 +25,76 @@ SHAPES: Final[dict[str, tuple[int, int, int, int]]] = {
     "gemma2-131k-128": (8192, 2304, 131072, 128),
     "llama3-131k": (8192, 4096, 131072, 64),
 }
+"""(tokens, d, n_latents, k). Tests run the small ones."""
+
+
+class Case(NamedTuple):
+    """One op at one size."""
+
+    call: Callable[..., Any]
+    """Takes the operands, and `implementation=`."""
+    operands: tuple[Any, ...]
+    """Shapes and types, a tree."""
+
+
+def _inputs(tokens: int, d: int, n: int, k: int, dtype: str) -> dict[str, Any]:
+    def of(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    rows = Rows(*(of(*s, dtype="float32") for s in ((n, d), (n,), (n, d))))
+    return {
+        **{"x": of(tokens, d), "g": of(tokens, d), "w": of(n, d), "b": of(n, dtype="float32")},
+        **{"vals": of(tokens, k, dtype="float32"), "idx": of(tokens, k, dtype="int32")},
+        **{"pre": of(tokens, n), "h": of(tokens, 4 * d), "parameters": rows, "first": rows, "second": rows},
+    }
+
+
+# op -> (names of its operands, the call given n_latents and k)
+_CALLS: Final[dict[str, tuple[tuple[str, ...], Callable[..., Callable]]]] = {
+    "topk": (("pre",), lambda n, k: lambda x, **kw: topk(x, k, **kw)),
+    "topk_mask": (("h",), lambda n, k: lambda h, **kw: topk_mask(h, h.shape[-1] // 10, **kw)),
+    "encode_topk": (("x", "w", "b"), lambda n, k: lambda x, w, b, **kw: encode_topk(x, w, b, k, **kw)),
+    "sparse_decode": (("vals", "idx", "w"), lambda n, k: sparse_decode),
+    "gather_dot": (("x", "idx", "w"), lambda n, k: gather_dot),
+    "row_sum": (("vals", "idx", "x"), lambda n, k: functools.partial(row_sum, n_latents=n)),
+    "sae_backward": (("vals", "idx", "g", "x", "w"), lambda n, k: sae_backward),
+    "sae_adam": (
+        ("vals", "idx", "g", "x", "parameters", "first", "second"),
+        lambda n, k: functools.partial(sae_adam, step=1, learning_rate=1e-3, unit_norm=True),
+    ),
+}
+OPS: Final = tuple(_CALLS)
+
+
+def case(op: str, shape: tuple[int, int, int, int], dtype: str = "bfloat16") -> Case:
+    """An op at (tokens, d, n_latents, k).
+
+    Args:
+      op: one of OPS. topk_mask keeps a tenth of rows of 4 d.
+      shape: one of SHAPES' values, or any other.
+      dtype: of the matmul's and the gathers' operands.
+    Example:
+      >>> case("topk", SHAPES["cpu-128"], "float32").operands
+      (ShapeDtypeStruct(shape=(2048, 4096), dtype=float32),)
+    """
+    names, call = _CALLS[op]
+    inputs = _inputs(*shape, dtype)
+    return Case(call(shape[2], shape[3]), tuple(inputs[name] for name in names))
+
+
+def fill(operands: Any, n_latents: int, seed: int = 0) -> Any:
+    """Arrays for a case, made on the device from this seed: normal numbers without their signs where they are values or
+    moments (rank 2 or less, float32), and indices used as unevenly as in a trained dictionary (the cube of a uniform).
+    """
+    leaves, tree = jax.tree.flatten(operands)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def one(key: Array, like: Any) -> Array:
+        if like.dtype == jnp.int32:
+            skewed = jax.random.uniform(key, like.shape) ** 3
+            return jnp.minimum((n_latents * skewed).astype(jnp.int32), n_latents - 1)
+        drawn = jax.random.normal(key, like.shape, jnp.float32)
+        return (jnp.abs(drawn) if like.dtype == jnp.float32 else drawn).astype(like.dtype)
+
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(tree, [one(key, like) for key, like in zip(keys, leaves, strict=True)])

@@ -8,7 +8,8 @@ from ..topk.reference import topk
 
 
 def encode_topk(x: Array, w: Array, b: Array, k: int, pre_dtype=jnp.float32) -> tuple[Array, Array, Array]:
-    """(values before ReLU, indices, pre-activations), all float32 or int32. x: [tokens, d], w: [n_latents, d]."""
+    """(float32 values before ReLU, int32 indices, pre-activations). x: [tokens, d], w: [n_latents, d]."""
     pre = jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b.astype(jnp.float32)
     pre = pre.astype(pre_dtype)
-    return *topk(pre, k), pre
+    vals, idx = topk(pre, k)
+    return vals.astype(jnp.float32), idx, pre

@@ -64,11 +64,14 @@ def block_rows(tokens: int, n_latents: int, n_bytes: int) -> int:
 def _in_blocks(
     x: Array, w: Array, b: Array, *, select: Callable[[Array], tuple[Array, Array]], n_bytes: int
 ) -> tuple[Array, Array]:
+    rows = min(block_rows(x.shape[0], w.shape[0], n_bytes), x.shape[0])
+    return map_blocks(lambda part: select(_pre(part, w, b)), x, rows)
+
+
+def map_blocks(f: Callable[[Array], tuple[Array, Array]], x: Array, rows: int) -> tuple[Array, Array]:
+    """f of `rows` rows of x at a time; the last block is filled up with zeros. f: [rows, d] -> two of [rows, k]."""
     tokens, d = x.shape
-    rows = block_rows(tokens, w.shape[0], n_bytes)
-    if rows >= tokens:
-        return select(_pre(x, w, b))
     blocks = -(-tokens // rows)
     padded = jnp.pad(x, ((0, blocks * rows - tokens), (0, 0))).reshape(blocks, rows, d)
-    vals, idx = lax.map(lambda part: select(_pre(part, w, b)), padded)
-    return tuple(a.reshape(-1, a.shape[-1])[:tokens] for a in (vals, idx))
+    vals, idx = f(padded[0]) if blocks == 1 else lax.map(f, padded)
+    return vals.reshape(-1, vals.shape[-1])[:tokens], idx.reshape(-1, idx.shape[-1])[:tokens]

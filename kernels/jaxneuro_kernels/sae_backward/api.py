@@ -2,18 +2,25 @@
 """The public op and its checks."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from ..dispatch import HOPPER, Backend, Choice, Implementation, choose, kernel, run
 from . import xla
+from .adam import Rows, rates
 
 BACKENDS: Final = {
     "mosaic_gpu": kernel(__name__, "mosaic_gpu", "sae_backward", HOPPER),
     "xla": Backend(xla.sae_backward),
+}
+ADAM: Final = {
+    "mosaic_gpu": kernel(__name__, "mosaic_gpu", "sae_adam", HOPPER),
+    "xla": Backend(xla.sae_adam),
 }
 
 
@@ -72,7 +79,7 @@ def sae_backward(
     """
     vals, idx, g, x, w_dec = map(jnp.asarray, (vals, idx, g, x, w_dec))
     extra = jnp.zeros(vals.shape, jnp.float32) if dvals is None else jnp.asarray(dvals)
-    _check(vals, idx, g, x, w_dec, extra)
+    _check("sae_backward", vals, idx, g, x, w_dec, extra)
     choice = choose(
         "sae_backward", BACKENDS, implementation, vals, idx, g, x, w_dec, extra, size=size_of(idx, g, w_dec)
     )
@@ -85,13 +92,102 @@ def sae_backward(
     return out._replace(dvals=out.dvals.reshape(idx.shape))
 
 
+class SaeStep(NamedTuple):
+    """What `sae_adam` returns, all float32."""
+
+    parameters: Rows
+    first: Rows
+    second: Rows
+    dvals: Array
+    """[..., k], as `SaeGradients.dvals`."""
+
+
+def sae_adam(
+    vals: Array,
+    idx: Array,
+    g: Array,
+    x: Array,
+    parameters: Rows,
+    first: Rows,
+    second: Rows,
+    step: ArrayLike,
+    *,
+    learning_rate: ArrayLike,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    unit_norm: bool = False,
+    w_dec: Array | None = None,
+    dvals: Array | None = None,
+    relu: bool = True,
+    implementation: Implementation = None,
+) -> SaeStep:
+    """`sae_backward` and a step of Adam in one pass over the latents: their gradients need not reach memory.
+
+        m' = b1 m + (1 - b1) grad,   v' = b2 v + (1 - b2) grad^2
+        p' = p - learning_rate (m' / (1 - b1^step)) / (sqrt(v' / (1 - b2^step)) + eps)            (as `optax.adam`)
+
+    With unit_norm, each row of w_dec first loses the part of its gradient along itself, and is divided by its norm
+    afterwards. Every latent steps, active or not: its moments decay.
+
+    Args:
+      vals, idx, g, x, dvals, relu, implementation: as for `sae_backward`.
+      parameters: `Rows`: w_enc [n_latents, d_in], b_enc [n_latents], w_dec [n_latents, d_out], float32.
+      first, second: Adam's moments, `Rows` of the same shapes.
+      step: of this step, counted from 1.
+      learning_rate: may be traced.
+      b1, b2, eps: of Adam.
+      unit_norm: keep the rows of w_dec at norm 1.
+      w_dec: what x was decoded with, where that is a rounded copy. None: parameters.w_dec.
+    Returns:
+      `SaeStep`: new arrays; donate the old ones.
+    Raises:
+      ValueError: shapes or types that do not fit, with the shapes.
+      NotImplementedError: it is differentiated.
+    Example:
+      >>> p = Rows(jnp.eye(2), jnp.zeros(2), jnp.eye(2))
+      >>> zero = jax.tree.map(jnp.zeros_like, p)
+      >>> ones, idx = jnp.ones((2, 1)), jnp.array([[0], [1]])
+      >>> out = sae_adam(ones, idx, jnp.eye(2), jnp.eye(2), p, zero, zero, 1, learning_rate=0.5)
+      >>> out.parameters.w_dec.tolist()
+      [[0.5, 0.0], [0.0, 0.5]]
+    """
+    vals, idx, g, x = map(jnp.asarray, (vals, idx, g, x))
+    decoder = parameters.w_dec if w_dec is None else jnp.asarray(w_dec)
+    extra = jnp.zeros(vals.shape, jnp.float32) if dvals is None else jnp.asarray(dvals)
+    _check("sae_adam", vals, idx, g, x, decoder, extra)
+    _check_rows(parameters, first, second, decoder, x)
+    choice = choose("sae_adam", ADAM, implementation, vals, idx, g, x, decoder, extra, size=size_of(idx, g, decoder))
+    shape, flat = idx.shape, [a.reshape(-1, a.shape[-1]) for a in (vals, idx, g, x)]
+    flat.append(extra.reshape(-1, extra.shape[-1]))
+    if 0 in shape:  # nothing is active, and the moments decay all the same: one entry of value 0
+        choice = Choice("xla", forced=False)
+        flat = [jnp.zeros((1, max(1, a.shape[-1])), a.dtype) for a in flat]
+    *operands, extra = flat
+    r = rates(jnp.asarray(step), learning_rate, b1, b2, eps)
+    p, m, v, back = _adam(*operands, decoder, extra, parameters, first, second, r, relu, unit_norm, choice)
+    return SaeStep(p, m, v, jnp.zeros(shape, jnp.float32) if 0 in shape else back.reshape(shape))
+
+
+def _check_rows(parameters: Rows, first: Rows, second: Rows, w_dec: Array, x: Array) -> None:
+    n = w_dec.shape[0]
+    wanted = Rows((n, x.shape[-1]), (n,), w_dec.shape)
+    for name, rows in (("parameters", parameters), ("first", first), ("second", second)):
+        for field, a, shape in zip(Rows._fields, rows, wanted, strict=True):
+            if a.shape != shape or a.dtype != jnp.float32:
+                raise ValueError(
+                    f"sae_adam: {name}.{field} is {a.dtype}{list(a.shape)}; wanted float32{list(shape)}, from x "
+                    f"{list(x.shape)} and w_dec {list(w_dec.shape)}."
+                )
+
+
 def size_of(idx: Array, g: Array, w_dec: Array) -> dict[str, Any]:
     """Entry of the table of measurements."""
     n, d = w_dec.shape
     return {"dtype": g.dtype.name, "tokens": math.prod(idx.shape[:-1]), "d": d, "n": n, "k": idx.shape[-1]}
 
 
-def _check(vals: Array, idx: Array, g: Array, x: Array, w_dec: Array, extra: Array) -> None:
+def _check(op: str, vals: Array, idx: Array, g: Array, x: Array, w_dec: Array, extra: Array) -> None:
     named = {"vals": vals, "idx": idx, "g": g, "x": x, "w_dec": w_dec, "dvals": extra}
     fits = vals.shape == idx.shape == extra.shape and w_dec.ndim == 2 and idx.ndim >= 1 and g.ndim >= 1
     fits = fits and idx.shape[:-1] == g.shape[:-1] == x.shape[:-1] and g.shape[-1] == w_dec.shape[-1]
@@ -99,7 +195,7 @@ def _check(vals: Array, idx: Array, g: Array, x: Array, w_dec: Array, extra: Arr
     if not (fits and idx.dtype == jnp.int32):
         shown = ", ".join(f"{n} {a.dtype}{list(a.shape)}" for n, a in named.items())
         raise ValueError(
-            f"sae_backward: {shown} do not fit: leading axes are equal, idx is int32, g's last axis is that of w_dec."
+            f"{op}: {shown} do not fit: leading axes are equal, idx is int32, g's last axis is that of w_dec."
         )
 
 
@@ -110,12 +206,24 @@ def _primal(
     return run("sae_backward", BACKENDS, choice, *operands, size=size_of(idx, g, w_dec), relu=relu)
 
 
-_custom = jax.custom_jvp(_primal, nondiff_argnums=(6, 7))
-_backward = jax.jit(_custom, static_argnums=(6, 7))
+def _adam_primal(*operands: Any) -> tuple[Rows, Rows, Rows, Array]:
+    *operands, relu, unit_norm, choice = operands
+    size = size_of(operands[1], operands[2], operands[4])
+    return run("sae_adam", ADAM, choice, *operands, size=size, relu=relu, unit_norm=unit_norm)
 
 
-@_custom.defjvp
-def _no_derivative(relu: bool, choice: Choice, primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError(
-        "sae_backward is a gradient and has no derivative itself; differentiate encode_topk and sparse_decode instead."
-    )
+def _without_derivative(f: Callable, static: tuple[int, ...]) -> Callable:
+    custom = jax.custom_jvp(f, nondiff_argnums=static)
+
+    @custom.defjvp
+    def _(*_: Any) -> Any:
+        raise NotImplementedError(
+            "sae_backward and sae_adam are gradients and have no derivative themselves; differentiate encode_topk and "
+            "sparse_decode instead."
+        )
+
+    return jax.jit(custom, static_argnums=static)
+
+
+_backward = _without_derivative(_primal, (6, 7))
+_adam = _without_derivative(_adam_primal, (10, 11, 12))

@@ -5,11 +5,13 @@ On a CPU: for j = 0 ... k-1, a row of w_dec per token is read once for dval_j, a
 in place, token after token. Elsewhere: entries sorted by latent once, for all three sums.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from ..sparse_decode.segments import sums_of_rows
 from ..sparse_decode.xla import gather_dot, rows, zeros
+from .adam import Rates, Rows, along_sphere, updated
 
 
 def sae_backward(
@@ -42,3 +44,30 @@ def sae_backward(
         return dvals, dec, enc, bias[:, 0]
 
     return lax.platform_dependent(vals, idx, g, x, w_dec, extra, cpu=in_place, default=in_order)
+
+
+def sae_adam(
+    vals: Array,
+    idx: Array,
+    g: Array,
+    x: Array,
+    w_dec: Array,
+    extra: Array,
+    parameters: Rows,
+    first: Rows,
+    second: Rows,
+    r: Rates,
+    relu: bool = True,
+    unit_norm: bool = False,
+) -> tuple[Rows, Rows, Rows, Array]:
+    """See reference.py. The backward pass, then Adam: two passes over the gradients."""
+    dvals, dec, enc, bias = sae_backward(vals, idx, g, x, w_dec, extra, relu)
+    w = parameters.w_dec
+    if unit_norm:
+        dec = along_sphere(dec, w, jnp.sum(dec * w, -1, keepdims=True), jnp.sum(w * w, -1, keepdims=True))
+    moved = jax.tree.map(lambda *a: updated(*a, r), parameters, first, second, Rows(enc, bias, dec))
+    p, m, v = (Rows(*(leaf[i] for leaf in moved)) for i in range(3))
+    if unit_norm:
+        squared = jnp.sum(p.w_dec * p.w_dec, -1, keepdims=True)
+        p = p._replace(w_dec=p.w_dec * lax.rsqrt(jnp.maximum(squared, jnp.float32(1e-30))))
+    return p, m, v, dvals

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..dispatch import TPU, Backend, Choice, Implementation, choose, kernel, run
-from ..topk.api import check_k
+from ..dispatch import HOPPER, TPU, Backend, Choice, Implementation, choose, kernel, run
+from ..topk.api import check_k, size_of
 from . import xla
 
 BACKENDS: Final = {
+    "mosaic_gpu": kernel(__name__, "mosaic_gpu", "topk_mask", HOPPER),
     "mosaic_tpu": kernel(__name__, "mosaic_tpu", "topk_mask", TPU),
     "xla": Backend(xla.topk_mask),
 }
@@ -42,7 +43,7 @@ def topk_mask(h: Array, k: int, *, implementation: Implementation = None) -> Arr
     if not h.ndim or not jnp.issubdtype(h.dtype, jnp.floating):
         raise ValueError(f"topk_mask: h is {h.dtype}{list(h.shape)}; give a floating array with at least one axis.")
     check_k("topk_mask", "h", h.shape, k)
-    choice = choose("topk_mask", BACKENDS, implementation, h, k)
+    choice = choose("topk_mask", BACKENDS, implementation, h, k, size=size_of(h, k))
     if k == h.shape[-1]:
         return h
     if 0 in (*h.shape, k):
@@ -53,5 +54,5 @@ def topk_mask(h: Array, k: int, *, implementation: Implementation = None) -> Arr
 @functools.partial(jax.jit, static_argnames=("k", "choice"))
 def _topk_mask(h: Array, *, k: int, choice: Choice) -> Array:
     """Which are kept is not differentiated: the derivative is that of a choice between h and 0."""
-    kept = run("topk_mask", BACKENDS, choice, lax.stop_gradient(h), k=k)
+    kept = run("topk_mask", BACKENDS, choice, lax.stop_gradient(h), size=size_of(h, k), k=k)
     return jnp.where(kept, h, jnp.zeros((), h.dtype))

@@ -2,8 +2,8 @@
 """What was measured, per device kind: which implementation of an op is the fastest at a size, and its configuration.
 
 One JSON file per device kind lies in this folder, written by `python -m jaxneuro_kernels.tune` on such a device.
-Nothing is ever measured implicitly. Where a size was not measured, the nearest one counts if every number of it is within a
-factor of two; else `xla` runs, and a kernel asked for by name takes its own default configuration.
+Nothing is ever measured implicitly. Where a size was not measured, the nearest one counts if every number of it is
+within a factor of two; else `xla` runs, and a kernel asked for by name takes its own default configuration.
 """
 
 import functools

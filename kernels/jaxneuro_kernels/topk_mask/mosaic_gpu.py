@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mask's two bisections on a Hopper GPU: one row per warpgroup, read once and counted in registers.
+
+The kernel returns two numbers per row, the k-th largest and the index before which its equals are kept; the mask made
+from them is elementwise, and XLA fuses it with what uses it. XLA's own bisection reads the row for every bit.
+"""
+
+from typing import Final
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from ..hopper import refuses_width, result, strided
+from ..topk.bisect import image, last
+from ..topk.order import to_key
+
+WIDEST: Final = 16384
+"""Elements of a row that a warpgroup's registers hold."""
+
+
+def refuses(h: Array, k: int) -> str | None:
+    """Why this call cannot be taken, or None."""
+    del k
+    if h.dtype not in (jnp.float32, jnp.bfloat16):
+        return f"h is {h.dtype}; it takes float32 and bfloat16"
+    if h.shape[-1] > WIDEST:
+        return f"rows of {h.shape[-1]} do not fit the registers; at most {WIDEST} do"
+    return refuses_width(n=h.shape[-1])
+
+
+def topk_mask(h: Array, k: int) -> Array:
+    """bool: the k largest of each row."""
+    *batch, n = h.shape
+    threshold, end = (a.reshape(*batch, 1) for a in bounds(h.reshape(-1, n), k))
+    key = image(h).astype(jnp.int32)
+    index = lax.broadcasted_iota(jnp.int32, h.shape, h.ndim - 1)
+    return (key > threshold) | ((key == threshold) & (index < end))
+
+
+def bounds(h: Array, k: int) -> tuple[Array, Array]:
+    """int32 per row of h [rows, n]: the image of the k-th largest, and the index before which its equals are kept."""
+    rows, n = h.shape
+    bits = jnp.finfo(h.dtype).bits
+
+    def kernel(h_ref, threshold_ref, end_ref):
+        r = lax.axis_index("row")
+        keys = to_key(plgpu.load(h_ref.at[r], layout=strided(n)))
+        if bits < 32:  # the image of the narrower float
+            keys = lax.shift_right_arithmetic(keys, jnp.full_like(keys, 32 - bits))
+        index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=strided(n))
+
+        def count(these):
+            return jnp.sum(these.astype(jnp.int32))
+
+        threshold = last(lambda t: count(keys >= t) >= k, jnp.int32(-(2 ** (bits - 1))), bits)
+        spare = jnp.int32(k) - count(keys > threshold)
+        threshold_ref[r] = threshold
+        tie = keys == threshold
+        end_ref[r] = last(lambda m: count(tie & (index < m)) <= spare, jnp.int32(0), n.bit_length())
+
+    return plgpu.kernel(
+        kernel,
+        out_type=[result((rows,), jnp.int32)] * 2,
+        grid=(rows,),
+        grid_names=("row",),
+    )(h)
