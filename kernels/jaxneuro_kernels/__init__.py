@@ -23,6 +23,7 @@
 | `row_sum` | per latent, `sum vals x` over the tokens where it is active | `sparse_decode`, `gather_dot` |
 | `sae_backward` | the four gradients of a sparse autoencoder in one pass over the active entries | none: it is one |
 | `jumprelu`, `step` | `z [z > theta]`, `[z > theta]` | pseudo-derivatives that train theta |
+| `gather_mlp` | an MLP of a chosen few neurons: `compact_mlp` once per subset, `apply_mlp` per token | autodiff |
 | `sharded_*` | `topk`, `encode_topk`, `sparse_decode`, `sae_backward` of latents split over a mesh axis | as theirs |
 
 Weights are stored `[n_latents, d]`, one latent per contiguous row. Products are accumulated in float32 and returned as
@@ -40,6 +41,10 @@ from .batch_topk import BatchTopK as BatchTopK
 from .batch_topk import batch_topk as batch_topk
 from .batch_topk import encode_batch_topk as encode_batch_topk
 from .encode_topk import encode_topk as encode_topk
+from .gather_mlp import Mlp as Mlp
+from .gather_mlp import apply_mlp as apply_mlp
+from .gather_mlp import compact_mlp as compact_mlp
+from .gather_mlp import gather_mlp as gather_mlp
 from .group_max import encode_group_max as encode_group_max
 from .group_max import group_max as group_max
 from .jumprelu import jumprelu as jumprelu
