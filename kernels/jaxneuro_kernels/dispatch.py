@@ -146,7 +146,7 @@ def run(
     op: str,
     backends: Mapping[str, Backend],
     choice: Choice,
-    *operands: Array,
+    *operands: Any,
     size: Mapping[str, Any] | None = None,
     **static: Any,
 ) -> Any:
@@ -161,7 +161,7 @@ def run(
 
     def launch(*operands):
         out = chosen.run(*operands, **static, **config)
-        axes = varying(*operands)  # a kernel's outputs do not know the mesh axes of their operands
+        axes = varying(*jax.tree.leaves(operands))  # a kernel's outputs do not know the mesh axes of their operands
         return jax.tree.map(lambda a: vary(a, axes), out)
 
     if choice.forced:

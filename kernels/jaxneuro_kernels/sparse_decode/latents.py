@@ -112,9 +112,9 @@ def latent_pass(
             def _(s=s):
                 fetch(lo + s, s)
 
-        def step(e, so_far):
+        def step(i, so_far):
             sums, bias = so_far
-            slot = lax.rem(e - lo, jnp.int32(depth))
+            e, slot = lo + i, lax.rem(i, jnp.int32(depth))
             plgpu.barrier_wait(arrived.at[slot])
             row = [b[slot].astype(jnp.float32) for b in held]
             weights = [val_ref[e]]
@@ -134,7 +134,7 @@ def latent_pass(
             return [total + c * r for total, c, r in zip(sums, weights, row, strict=True)], bias
 
         start = [jnp.zeros(width, jnp.float32) for width in widths], jnp.float32(0)
-        return lax.fori_loop(lo, hi, step, start)
+        return lax.fori_loop(jnp.int32(0), hi - lo, step, start)
 
     def w_row_of(f, back_refs):
         return None if backward is None else back_refs[2][f].astype(jnp.float32)
@@ -175,11 +175,12 @@ def latent_pass(
         own_stop = jnp.where(first < after, start, stop)  # in parts: nothing is left to do here
         so_far = sum_entries(start, own_stop, w_row, entry_refs, back_refs, dvals_refs, buffers)
 
-        def add(c, so_far):
+        def add(i, so_far):
             sums, bias = so_far
-            return [total + ref[c] for total, ref in zip(sums, part_refs, strict=False)], bias + part_refs[-1][c]
+            *rows_of, bias_of = (ref[first + i] for ref in part_refs)
+            return [total + row for total, row in zip(sums, rows_of, strict=True)], bias + bias_of
 
-        sums, bias = lax.fori_loop(first, after, add, so_far)
+        sums, bias = lax.fori_loop(jnp.int32(0), after - first, add, so_far)
         bias_ref[f] = bias
         finish.body(f, sums, w_row, inputs, outputs)
 
