@@ -65,6 +65,32 @@ _two_level = jax.jit(xla.two_level, static_argnums=(1, 2))
 _sorted = jax.jit(reference.topk, static_argnums=1)
 
 
+_certified = jax.jit(xla.certified, static_argnums=(1, 2))
+_unstable = jax.jit(xla._unstable, static_argnums=(1, 2))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=12), st.integers(0, 2**31), st.booleans())
+def test_what_runs_on_a_gpu_equals_a_stable_sort(values, seed, ties):
+    rng = np.random.default_rng(seed)
+    pool = np.append(np.asarray(values, np.float32), NEGATIVE_NAN)
+    x = rng.choice(pool, (4, N)) if ties else rng.normal(size=(4, N)).astype(np.float32)
+    same(_certified(jnp.asarray(x), 7, 8), _sorted(jnp.asarray(x), 7))
+
+
+def test_ties_that_a_selection_may_cut_are_noticed():
+    x = normal(4, N, seed=2)
+    assert bool(_unstable(x, 7, 8)[2])
+    tied, order = np.array(x), np.argsort(-np.asarray(x[2]))
+    tied[2, order[7]] = tied[2, order[6]]
+    assert not bool(_unstable(jnp.asarray(tied), 7, 8)[2])
+    assert not bool(_unstable(x.at[0, 3].set(jnp.nan), 7, 8)[2])
+    above = x.at[1, 100].set(x[1].max())  # a tie among the best cuts nothing
+    vals, idx, exact = _unstable(above, 7, 8)
+    assert bool(exact)
+    same((vals, idx), lax.top_k(above, 7))
+
+
 def test_a_tie_between_a_better_group_and_an_earlier_one():
     x = np.zeros((2, N), np.float32)
     x[0, [8, 9, 10, 0]] = 2, 1, 1, 1  # the second group is chosen first, its ones must not come first

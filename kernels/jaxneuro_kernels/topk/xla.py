@@ -6,8 +6,13 @@ chosen one, and the k chosen groups hold at least k elements >= tau: the values 
 index first and their elements kept in index order, so ties come out as in `lax.top_k`: elements equal to tau in groups
 left out all have higher indices. What is below tau is lowered before the last selection: XLA's CPU heap pays per
 candidate that beats its minimum, and then hardly any does (half the time of that selection).
+
+On an NVIDIA GPU a stable `lax.top_k` is a full sort (k > 16), an unstable one a selection. So the selection runs there,
+for k + 1: if the last of these is strictly below the k-th in every row, no tie was cut and the k are the right ones,
+and only they are sorted. Otherwise (float32 pre-activations: hardly ever) the stable one runs.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -42,7 +47,11 @@ def topk(x: Array, k: int) -> tuple[Array, Array]:
         return _one_level(x, k)
     group = group_size(x.shape[-1], k)
     wide = x.astype(jnp.float32)  # exact; and XLA sorts short bfloat16 rows instead of selecting
-    vals, idx = _one_level(wide, k) if group is None else two_level(wide, k, group)
+    if group is None:
+        vals, idx = _one_level(wide, k)
+    else:
+        stable = functools.partial(two_level, k=k, group=group)
+        vals, idx = lax.platform_dependent(wide, cuda=functools.partial(certified, k=k, group=group), default=stable)
     return vals.astype(x.dtype), idx
 
 
@@ -64,3 +73,27 @@ def two_level(x: Array, k: int, group: int) -> tuple[Array, Array]:
     at = at.astype(jnp.int32)
     start = jnp.take_along_axis(chosen, at // jnp.int32(group), axis=-1, mode="clip") * jnp.int32(group)
     return vals, start + at % jnp.int32(group)
+
+
+def certified(x: Array, k: int, group: int) -> tuple[Array, Array]:
+    """`two_level` by unstable selections where these cannot differ from it, which is checked. Same arguments."""
+    vals, idx, exact = _unstable(x, k, group)
+    return lax.cond(exact, lambda: (vals, idx), lambda: two_level(x, k, group))
+
+
+def _unstable(x: Array, k: int, group: int) -> tuple[Array, Array, Array]:
+    """(values, indices) in order, and whether they are the right ones in every row."""
+    *batch, n = x.shape
+    grouped = x.reshape(*batch, n // group, group)
+    best, chosen = lax.top_k(from_key(to_key(grouped).max(-1)), k + 1, is_stable=False)
+    near = jnp.take_along_axis(grouped, chosen[..., None].astype(jnp.int32), axis=-2, mode="clip")
+    near = near.reshape(*batch, (k + 1) * group)
+    key = to_key(near)
+    near = jnp.where(key >= to_key(best[..., -1:]), near, jnp.float32(-jnp.inf))  # NaN of negative sign too
+    vals, at = lax.top_k(near, k + 1, is_stable=False)
+    exact = jnp.all(vals[..., k] < vals[..., k - 1]) & ~jnp.any(jnp.isnan(best))
+    vals, at = vals[..., :k], at[..., :k].astype(jnp.int32)
+    start = jnp.take_along_axis(chosen.astype(jnp.int32), at // jnp.int32(group), axis=-1, mode="clip")
+    idx = start * jnp.int32(group) + at % jnp.int32(group)
+    order, idx = lax.sort((~to_key(vals), idx), num_keys=2)
+    return from_key(~order), idx, exact
