@@ -24,7 +24,7 @@ In earnest the loop is `jaxneuro.activations.run(method, stream, key=...)`: prog
 | `dictionary.py` | `TopKDictionary`: four arrays, k, and how to use them | |
 | `evaluate.py` | FVU, explained variances, L0, dead, density; loss recovered (zero, mean ablation) | its docstrings |
 | `formats.py` | SAELens' folders, v6, strict both ways | SAELens 6.18 |
-| `parts/` | what methods are products of: inputs, start, autoencode, auxk, decoder, silence, optimise | |
+| `parts/` | what methods are products of: inputs, start, autoencode, decoder, silence, optimise | |
 
 **A new method.** (1) One file with a function that returns a `Method`, its formula and source in the docstring, made
 of `parts/`. (2) What it learns: `TopKDictionary`, or a frozen pytree dataclass with the protocol's two functions. (3) A

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jaxneuro_kernels import Rows, add_auxk
 from jaxneuro_kernels.dispatch import Implementation
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -16,7 +17,6 @@ from ..protocols import Method
 from .dictionary import TopKDictionary
 from .parts import start
 from .parts.autoencode import Code, Kernel, autoencode
-from .parts.auxk import Rows, add_auxk
 from .parts.decoder import along_the_sphere, unit_rows
 from .parts.inputs import read
 from .parts.optimise import Optimiser, Schedule, adam, scaled_rate, settled, warm_then_decay
@@ -204,10 +204,10 @@ def topk(
         loss = mean_n |e_n|^2 / V + aux_weight * AuxK
 
     V is the mean squared deviation of the *first batch*, fixed: the loss is then a mean over tokens (batches can be
-    split, sharded or accumulated), and near FVU. `info["fvu"]` uses the batch's own variance. AuxK: `parts/auxk.py`.
-    A transcoder does not subtract b_dec. "mask" (bool [n]) in the batch says which tokens count; tokens with NaN or
-    infinity are left out and counted in `info["nonfinite_tokens"]`; a batch with nothing left, or with a loss that is
-    not finite, changes nothing but `info["skipped_batches"]`.
+    split, sharded or accumulated), and near FVU. `info["fvu"]` uses the batch's own variance. AuxK:
+    `jaxneuro_kernels.add_auxk`. A transcoder does not subtract b_dec. "mask" (bool [n]) in the batch says which tokens
+    count; tokens with NaN or infinity are left out and counted in `info["nonfinite_tokens"]`; a batch with nothing
+    left, or with a loss that is not finite, changes nothing but `info["skipped_batches"]`.
 
     Decoder rows stay at norm 1 (projected gradient, then normalised). Start: random directions, W_enc = W_dec^T, b_dec
     the geometric median of the first batch. A latent is dead when it has not fired (value > 0) for `dead_after_tokens`

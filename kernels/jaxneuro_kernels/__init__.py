@@ -23,6 +23,7 @@
 | `row_sum` | per latent, `sum vals x` over the tokens where it is active | `sparse_decode`, `gather_dot` |
 | `sae_backward` | the four gradients of a sparse autoencoder in one pass over the active entries | none: it is one |
 | `jumprelu`, `step` | `z [z > theta]`, `[z > theta]` | pseudo-derivatives that train theta |
+| `add_auxk` | gradients with those of AuxK added at dead latents, dense on these alone | none: it is one |
 | `gather_mlp` | an MLP of a chosen few neurons: `compact_mlp` once per subset, `apply_mlp` per token | autodiff |
 | `sharded_*` | `topk`, `encode_topk`, `sparse_decode`, `sae_backward` of latents split over a mesh axis | as theirs |
 
@@ -37,6 +38,7 @@ There is `xla` for now, which runs everywhere. A new implementation: (1) write `
 runs it against `<op>/reference.py`; (4) measure at `shapes.SHAPES` and put it before `xla` where it wins.
 """
 
+from .auxk import add_auxk as add_auxk
 from .batch_topk import BatchTopK as BatchTopK
 from .batch_topk import batch_topk as batch_topk
 from .batch_topk import encode_batch_topk as encode_batch_topk

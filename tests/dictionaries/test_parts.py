@@ -4,101 +4,18 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from jaxneuro.dictionaries.parts import auxk, start
+from jaxneuro.dictionaries.parts import start
 from jaxneuro.dictionaries.parts.autoencode import Kernel, autoencode
 from jaxneuro.dictionaries.parts.decoder import along_the_sphere, unit_rows
 
 from .conftest import rows
 
-T, D, N, K_AUX = 40, 6, 512, 7
+T, D, N = 40, 6, 512
 
 
 def random(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
-
-
-@pytest.fixture(scope="module")
-def case():
-    parameters = auxk.Rows(random(N, D, seed=1), random(N, seed=2), random(N, D, seed=3))
-    gradients = auxk.Rows(random(N, D, seed=4), random(N, seed=5), random(N, D, seed=6))
-    valid = jnp.asarray(np.arange(T) % 5 != 0)
-    return parameters, gradients, random(T, D, seed=7), random(T, D, seed=8) + 0.5, valid
-
-
-@jax.jit
-def dense_auxk(parameters, dead, x, e, valid):
-    """By definition: top-k over all latents with the living at minus infinity, plain autodiff."""
-
-    def loss(p):
-        pre = jnp.where(dead, x @ p.w_enc.T + p.b_enc, -jnp.inf)
-        vals, idx = jax.lax.top_k(pre, K_AUX)
-        vals = jnp.where(vals > 0, vals, 0.0)
-        at = jnp.arange(T, dtype=jnp.int32)[:, None]
-        a = jnp.zeros((T, N), jnp.float32).at[at, idx].set(vals)
-        left = jnp.sum(jnp.square(e - a @ p.w_dec), 1)
-        mean = jnp.mean(e, 0, where=valid[:, None])
-        spread = jnp.sum(jnp.where(valid, jnp.sum(jnp.square(e - mean), 1), 0.0))
-        return jnp.sum(jnp.where(valid, left, 0.0)) / spread
-
-    return jax.value_and_grad(loss)(parameters)
-
-
-run = jax.jit(auxk.add_auxk, static_argnames=("k_aux", "cap", "weight"))
-CHOICES = {"k_aux": K_AUX, "cap": N, "weight": 0.5}
-
-
-def test_auxk_equals_its_definition_for_every_number_of_dead_without_recompiling(case):
-    parameters, gradients, x, e, valid = case
-    before = run._cache_size()
-    for n_dead in (1, 5, 16, 17, 64, 100, 300, N):  # every compacted size and its borders
-        dead = jnp.asarray(np.random.default_rng(n_dead).permutation(N) < n_dead)
-        got, aux = run(gradients, parameters, dead, x, e, valid, turn=jnp.int32(3), **CHOICES)
-        want, grad = dense_auxk(parameters, dead, x, e, valid)
-        assert float(aux) == pytest.approx(float(want), rel=1e-5), n_dead
-        for name, a, g, b in zip(got._fields, got, gradients, grad, strict=True):
-            np.testing.assert_allclose(a, g + 0.5 * b, rtol=1e-4, atol=1e-4, err_msg=f"{name} {n_dead}")
-    assert run._cache_size() - before == 1
-    assert auxk.sizes(N, K_AUX) == (64, 512)
-
-
-def test_auxk_of_no_dead_latent_is_nothing(case):
-    parameters, gradients, x, e, valid = case
-    got, aux = run(gradients, parameters, jnp.zeros(N, bool), x, e, valid, turn=jnp.int32(0), **CHOICES)
-    assert float(aux) == 0
-    for a, b in zip(got, gradients, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_auxk_above_its_cap_takes_turns(case):
-    parameters, gradients, x, e, valid = case
-    dead, touched = jnp.ones(N, bool), np.zeros(N, int)
-    for turn in range(8):
-        got, _ = run(gradients, parameters, dead, x, e, valid, k_aux=64, cap=64, weight=1.0, turn=jnp.int32(turn))
-        changed = (np.asarray(got.w_dec) != np.asarray(gradients.w_dec)).any(1)
-        assert changed.sum() <= 64
-        touched += changed
-    assert (touched <= 1).all()
-    assert touched.mean() > 0.9
-
-
-def test_auxk_in_blocks_of_tokens(case):
-    parameters, _, x, e, valid = case
-    there = jnp.ones(N, bool)
-    whole, parts = (
-        jax.jit(jax.value_and_grad(lambda p, n=n: auxk._in_blocks(p, (x, e, valid), there, K_AUX, n)))(parameters)
-        for n in (1 << 30, N * 4 * 9)
-    )
-    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
-
-
-def test_a_residual_without_spread_gives_no_auxk(case):
-    parameters, gradients, x, e, valid = case
-    got, aux = run(gradients, parameters, jnp.ones(N, bool), x, e * 0, valid, turn=jnp.int32(0), **CHOICES)
-    assert float(aux) == 0
-    assert np.isfinite(np.asarray(got.w_enc)).all()
 
 
 def test_autoencode_and_its_gradient_equal_dense_autodiff():

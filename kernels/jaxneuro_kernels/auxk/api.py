@@ -3,28 +3,126 @@
 
 Dead latents are gathered into one of a few static sizes and treated densely there: a matmul per pass, where a gather of
 k_aux rows per token would cost an order more. Sizes are chosen at run time by `lax.switch`, so nothing recompiles as
-latents die and revive, and while none is dead nothing is computed.
+latents die and revive, and while none is dead nothing is computed. XLA everywhere: these are matmuls.
 """
 
 import functools
-from typing import Final, NamedTuple
+from typing import Final
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxneuro_kernels.topk.order import LOWEST, to_key
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jax import Array, lax
+
+from ..sae_backward.adam import Rows
+from ..topk.bisect import kth_largest
+from ..topk.order import LOWEST, to_key
+from ..vary import vary, varying
 
 BLOCK_BYTES: Final = {"cpu": 1 << 21, "default": 1 << 28}
 """Pre-activations of the dead held at once, per platform."""
 
 
-class Rows(NamedTuple):
-    """Parameters (or their gradients) with one latent per row."""
+def add_auxk(
+    gradients: Rows,
+    parameters: Rows,
+    dead: Array,
+    x: Array,
+    residual: Array,
+    valid: Array,
+    *,
+    k_aux: int,
+    cap: int,
+    weight: float,
+    turn: Array | int,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> tuple[Rows, Array]:
+    """Gradients of all latents with those of weight * AuxK added at the dead ones, and AuxK itself.
 
-    w_enc: Float[Array, "rows d_in"]
-    b_enc: Float[Array, "rows"]
-    w_dec: Float[Array, "rows d_out"]
+        a_n = relu of the k_aux largest of x_n W_enc^T + b_enc among the dead
+        AuxK = sum_n |e_n - a_n W_dec|^2 / sum_n |e_n - mean(e)|^2        0 while nothing is dead
+
+    Values equal to the k_aux-th are all kept. No decoder bias: it belongs to the living (with it, the dead would learn
+    to undo it). The gradient reaches the encoder through the kept values. Only rows of dead latents change.
+
+    Args:
+      gradients: of the main loss, `Rows`: w_enc [n_latents, d_in], b_enc [n_latents], w_dec [n_latents, d_out].
+      parameters: `Rows` of the same shapes, floating.
+      dead: bool [n_latents].
+      x: [..., d_in], floating: what was encoded (centred); constant here, so b_dec gets nothing from AuxK.
+      residual: [..., d_out], floating: e = y - y_hat; constant.
+      valid: bool [...]: tokens that count.
+      k_aux: latents per token.
+      cap: most latents treated in one step; of more dead ones, the window starts at another latent every `turn`.
+      weight: of AuxK in the loss.
+      turn: int32 scalar, one more every step.
+      axis_name: inside shard_map, the axis or axes of the mesh over which tokens are split: the denominator is then
+        that of all tokens, gradients and AuxK are this shard's parts of a sum, as those of the main loss must be.
+    Returns:
+      (gradients, AuxK as a float32 scalar; both without the part of tokens that do not count).
+    Raises:
+      ValueError: shapes or types that do not fit; k_aux or cap is below 1.
+    Source: arXiv:2406.04093, appendix A.2.
+    Example:
+      >>> rows = Rows(jnp.eye(2), jnp.zeros(2), jnp.eye(2))
+      >>> e = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+      >>> choices = {"k_aux": 1, "cap": 2, "weight": 1.0, "turn": 0}
+      >>> zeros, dead = jax.tree.map(jnp.zeros_like, rows), jnp.array([True, False])
+      >>> _, auxk = add_auxk(zeros, rows, dead, e, e, jnp.ones(2, bool), **choices)
+      >>> float(auxk)  # latent 0 explains the first of two equal residuals
+      0.5
+    """
+    dead, x, residual, valid = map(jnp.asarray, (dead, x, residual, valid))
+    _check(gradients, parameters, dead, x, residual, valid, k_aux, cap)
+    x, residual = (a.reshape(-1, a.shape[-1]).astype(jnp.float32) for a in (x, residual))
+    valid = valid.reshape(-1)
+    axes = varying(*gradients, *parameters, dead, x, residual, valid)
+    gradients, parameters = (Rows(*(vary(a, axes) for a in rows)) for rows in (gradients, parameters))
+    n_dead = jnp.sum(dead, dtype=jnp.int32)
+    residual = jnp.where(valid[:, None], residual, jnp.float32(0))
+    scale = _one_over_spread(residual, valid, axis_name)
+    first = (jnp.asarray(turn, jnp.int32) * jnp.int32(cap)) % jnp.int32(dead.shape[0])
+    order = jnp.roll(dead, -first)
+
+    by_platform = {
+        name: jax.value_and_grad(functools.partial(_in_blocks, k_aux=k_aux, n_bytes=n))
+        for name, n in BLOCK_BYTES.items()
+    }
+
+    def nothing(gradients):
+        return gradients, vary(jnp.float32(0), axes)
+
+    def on(size):
+        def branch(gradients):
+            at = jnp.nonzero(order, size=size, fill_value=0)[0].astype(jnp.int32)
+            ids = (at + first) % jnp.int32(dead.shape[0])
+            there = jnp.arange(size, dtype=jnp.int32) < n_dead
+            mine = Rows(*(jnp.take(p, ids, axis=0, mode="clip").astype(jnp.float32) for p in parameters))
+            aux, more = lax.platform_dependent(mine, (x, residual, valid), there, **by_platform)
+            share = jnp.float32(weight) * scale
+            added = (
+                g.at[ids].add(share * m, mode="drop") for g, m in zip(gradients, more, strict=True)
+            )  # 0 if not there
+            return Rows(*added), aux * scale
+
+        return branch
+
+    steps = sizes(min(cap, dead.shape[0]), k_aux)
+    bounds = jnp.array((0, *steps[:-1]), jnp.int32)
+    choice = jnp.sum(n_dead > bounds, dtype=jnp.int32)
+    return lax.switch(choice, [nothing, *map(on, steps)], gradients)
+
+
+def _one_over_spread(residual: Array, valid: Array, axis_name: str | tuple[str, ...] | None) -> Array:
+    """1 / sum_n |e_n - mean(e)|^2, or 0 where that is 0. residual: 0 where not valid."""
+
+    def over_all(a: Array) -> Array:
+        return a if axis_name is None else lax.psum(a, axis_name)
+
+    n = jnp.maximum(over_all(jnp.sum(valid, dtype=jnp.int32)), 1).astype(jnp.float32)
+    total = over_all(jnp.sum(residual, axis=0))
+    spread = over_all(jnp.sum(jnp.square(residual))) - jnp.sum(jnp.square(total)) / n
+    return jnp.where(spread > 0, 1 / spread, jnp.float32(0))
 
 
 def sizes(cap: int, k_aux: int) -> tuple[int, ...]:
@@ -40,24 +138,13 @@ def sizes(cap: int, k_aux: int) -> tuple[int, ...]:
     return tuple(reversed(out))
 
 
-def auxk_loss(
-    rows: Rows,
-    x: Float[Array, "n d_in"],
-    residual: Float[Array, "n d_out"],
-    valid: Bool[Array, "n"],
-    there: Bool[Array, "rows"],
-    k_aux: int,
-) -> Float[Array, ""]:
-    """sum_n |e_n - a_n W_dec|^2, with a = relu of the k_aux largest of x W_enc^T + b_enc among the rows `there`.
-
-    Values equal to the k_aux-th are all kept. No decoder bias: it belongs to the living (with it, the dead would learn
-    to undo it). The gradient reaches the encoder through the kept values.
-    """
+def auxk_loss(rows: Rows, x: Array, residual: Array, valid: Array, there: Array, k_aux: int) -> Array:
+    """sum_n |e_n - a_n W_dec|^2 over the valid n, with the rows `there` for the dead latents."""
     pre = jnp.dot(x, rows.w_enc.T, preferred_element_type=jnp.float32) + rows.b_enc
     keep = jnp.broadcast_to(there, pre.shape)
     if k_aux < pre.shape[-1]:
         key = jnp.where(there, to_key(lax.stop_gradient(pre)), jnp.int32(LOWEST))
-        keep &= key >= _kth_largest(key, k_aux)[:, None]
+        keep &= key >= kth_largest(key, k_aux)[:, None]
     a = jnp.where(keep, jax.nn.relu(pre), jnp.float32(0))
     left = residual - jnp.dot(a, rows.w_dec, preferred_element_type=jnp.float32)
     return jnp.sum(jnp.where(valid[:, None], jnp.square(left), jnp.float32(0)))
@@ -81,75 +168,27 @@ def _in_blocks(rows: Rows, tokens: tuple[Array, Array, Array], there: Array, k_a
     return jnp.sum(lax.map(jax.checkpoint(one), tuple(map(split, tokens))))
 
 
-def _kth_largest(key: Int[Array, "n m"], k: int) -> Int[Array, "n"]:
-    """The k-th largest of each row of int32 keys, bit by bit from the top: 32 counts, no sort (k is hundreds here)."""
-
-    def fix_bit(i, lower):
-        candidate = lower + (jnp.int32(1) << (jnp.int32(31) - i))
-        enough = jnp.sum(key >= candidate[:, None], axis=-1, dtype=jnp.int32) >= k
-        return jnp.where(enough, candidate, lower)
-
-    return lax.fori_loop(0, 32, fix_bit, jnp.full(key.shape[:-1], LOWEST, jnp.int32))
-
-
-def add_auxk(
-    gradients: Rows,
-    parameters: Rows,
-    dead: Bool[Array, "n_latents"],
-    x: Float[Array, "n d_in"],
-    residual: Float[Array, "n d_out"],
-    valid: Bool[Array, "n"],
-    *,
-    k_aux: int,
-    cap: int,
-    weight: float,
-    turn: Int[Array, ""],
-) -> tuple[Rows, Float[Array, ""]]:
-    """Gradients of all latents with those of weight * AuxK added at the dead ones, and AuxK itself.
-
-        AuxK = sum_n |e_n - a_n W_dec|^2 / sum_n |e_n - mean(e)|^2        0 while nothing is dead
-
-    Args:
-      gradients: of the main loss; only rows of dead latents change.
-      x: what was encoded (centred); constant here, so b_dec gets nothing from AuxK.
-      residual: e = y - y_hat; constant.
-      valid: tokens that count.
-      cap: most latents treated in one step; of more dead ones, the window starts at another latent every `turn`.
-    Source: arXiv:2406.04093, appendix A.2.
-    """
-    n_dead = jnp.sum(dead, dtype=jnp.int32)
-    x = x.astype(jnp.float32)
-    residual = jnp.where(valid[:, None], residual, jnp.float32(0))
-    n = jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1).astype(jnp.float32)
-    spread = jnp.sum(jnp.square(residual)) - jnp.sum(jnp.square(jnp.sum(residual, axis=0))) / n
-    scale = jnp.where(spread > 0, 1 / spread, jnp.float32(0))
-    first = (turn * jnp.int32(cap)) % jnp.int32(dead.shape[0])
-    order = jnp.roll(dead, -first)
-
-    by_platform = {
-        name: jax.value_and_grad(functools.partial(_in_blocks, k_aux=k_aux, n_bytes=n))
-        for name, n in BLOCK_BYTES.items()
-    }
-
-    def nothing(gradients):
-        return gradients, jnp.float32(0)
-
-    def on(size):
-        def branch(gradients):
-            at = jnp.nonzero(order, size=size, fill_value=0)[0].astype(jnp.int32)
-            ids = (at + first) % jnp.int32(dead.shape[0])
-            there = jnp.arange(size, dtype=jnp.int32) < n_dead
-            mine = Rows(*(jnp.take(p, ids, axis=0, mode="clip").astype(jnp.float32) for p in parameters))
-            aux, more = lax.platform_dependent(mine, (x, residual, valid), there, **by_platform)
-            share = jnp.float32(weight) * scale
-            added = (
-                g.at[ids].add(share * m, mode="drop") for g, m in zip(gradients, more, strict=True)
-            )  # 0 if not there
-            return Rows(*added), aux * scale
-
-        return branch
-
-    steps = sizes(min(cap, dead.shape[0]), k_aux)
-    bounds = jnp.array((0, *steps[:-1]), jnp.int32)
-    choice = jnp.sum(n_dead > bounds, dtype=jnp.int32)
-    return lax.switch(choice, [nothing, *map(on, steps)], gradients)
+def _check(
+    gradients: Rows, parameters: Rows, dead: Array, x: Array, residual: Array, valid: Array, k_aux: int, cap: int
+) -> None:
+    n, tokens = dead.shape, x.shape[:-1]
+    rows = (*n, *x.shape[-1:]), n, (*n, *residual.shape[-1:])
+    fits = len(n) == 1 and all(tuple(a.shape for a in given) == rows for given in (gradients, parameters))
+    fits = fits and x.ndim >= 1 and residual.ndim >= 1 and residual.shape[:-1] == tokens == valid.shape
+    floats = (*gradients, *parameters, x, residual)
+    typed = dead.dtype == valid.dtype == bool and all(jnp.issubdtype(a.dtype, jnp.floating) for a in floats)
+    if not (fits and typed):
+        named = {"dead": dead, "x": x, "residual": residual, "valid": valid}
+        named |= {
+            f"{of}.{name}": a
+            for of, r in (("gradients", gradients), ("parameters", parameters))
+            for name, a in r._asdict().items()
+        }
+        shown = ", ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in named.items())
+        raise ValueError(
+            f"add_auxk: {shown} do not fit: dead is bool [n_latents], rows of gradients and parameters are [n_latents,"
+            " width of x or residual], x and residual share leading axes with bool valid."
+        )
+    for name, value in (("k_aux", k_aux), ("cap", cap)):
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"add_auxk: {name} = {value}: it is an int of at least 1.")
