@@ -122,10 +122,15 @@ def compile_gpu(f: Callable, *args: Any) -> tuple[jax.stages.Compiled, GpuReport
       f: what to compile; jitted here.
       *args: arrays or ShapeDtypeStructs.
     """
+    return reported(lambda: _compile("cuda", "", f, args))
+
+
+def reported(compile_it: Callable[[], jax.stages.Compiled]) -> tuple[jax.stages.Compiled, GpuReport]:
+    """Call a function that compiles for a GPU, here or not, and collect what is said about the Mosaic kernels."""
     os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
     try:
         with _standard_streams() as said:
-            compiled = _compile("cuda", "", f, args)
+            compiled = compile_it()
     finally:
         del os.environ["MOSAIC_GPU_DUMP_PTXAS"]
     log, text, memory = said(), compiled.as_text() or "", compiled.memory_analysis()

@@ -2,17 +2,22 @@
 """Real sizes, by name, and every op's operands at them: what tests lower and compile, tuning and benchmarks time."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from .dispatch import Backend
+from .encode_topk import api as encoder
 from .encode_topk import encode_topk
 from .sae_backward import Rows, sae_adam, sae_backward
-from .sparse_decode import gather_dot, row_sum, sparse_decode
+from .sae_backward import api as backward
+from .sparse_decode import gather_dot, products, row_sum, sparse_decode
+from .topk import api as selection
 from .topk import topk
+from .topk_mask import api as mask
 from .topk_mask import topk_mask
 
 SHAPES: Final[dict[str, tuple[int, int, int, int]]] = {
@@ -35,35 +40,81 @@ class Case(NamedTuple):
     """Takes the operands, and `implementation=`."""
     operands: tuple[Any, ...]
     """Shapes and types, a tree."""
+    size: dict[str, Any]
+    """As the table of measurements has it."""
 
 
-def _inputs(tokens: int, d: int, n: int, k: int, dtype: str) -> dict[str, Any]:
-    def of(*shape, dtype=dtype):
-        return jax.ShapeDtypeStruct(shape, dtype)
+class Op(NamedTuple):
+    """How a case is made."""
 
-    rows = Rows(*(of(*s, dtype="float32") for s in ((n, d), (n,), (n, d))))
-    return {
-        **{"x": of(tokens, d), "g": of(tokens, d), "w": of(n, d), "b": of(n, dtype="float32")},
-        **{"vals": of(tokens, k, dtype="float32"), "idx": of(tokens, k, dtype="int32")},
-        **{"pre": of(tokens, n), "h": of(tokens, 4 * d), "parameters": rows, "first": rows, "second": rows},
-    }
+    name: str
+    """The public op's."""
+    operands: tuple[str, ...]
+    """Names, see `_inputs`."""
+    call: Callable[[int, int], Callable[..., Any]]
+    """(n_latents, k) -> a function of the operands and `implementation=`."""
+    backends: Mapping[str, Backend]
+    size: Callable[..., dict[str, Any]]
+    """(operands, n_latents, k) -> its size."""
 
 
-# op -> (names of its operands, the call given n_latents and k)
-_CALLS: Final[dict[str, tuple[tuple[str, ...], Callable[..., Callable]]]] = {
-    "topk": (("pre",), lambda n, k: lambda x, **kw: topk(x, k, **kw)),
-    "topk_mask": (("h",), lambda n, k: lambda h, **kw: topk_mask(h, h.shape[-1] // 10, **kw)),
-    "encode_topk": (("x", "w", "b"), lambda n, k: lambda x, w, b, **kw: encode_topk(x, w, b, k, **kw)),
-    "sparse_decode": (("vals", "idx", "w"), lambda n, k: sparse_decode),
-    "gather_dot": (("x", "idx", "w"), lambda n, k: gather_dot),
-    "row_sum": (("vals", "idx", "x"), lambda n, k: functools.partial(row_sum, n_latents=n)),
-    "sae_backward": (("vals", "idx", "g", "x", "w"), lambda n, k: sae_backward),
-    "sae_adam": (
+def _encoder(pre_dtype: str) -> Op:
+    return Op(
+        "encode_topk",
+        ("x", "w", "b"),
+        lambda n, k: lambda x, w, b, **kw: encode_topk(x, w, b, k, pre_dtype=pre_dtype, **kw),
+        encoder.BACKENDS,
+        lambda a, n, k: encoder.size_of(a[0], a[1], k, jnp.dtype(pre_dtype)),
+    )
+
+
+def _product(op: Callable[..., Any], *names: str) -> Op:
+    backends = products.BACKENDS[op.__name__]
+    return Op(op.__name__, names, lambda n, k: op, backends, lambda a, n, k: products.size_of(a[1], a[2]))
+
+
+OPS: Final[dict[str, Op]] = {
+    "topk": Op(
+        "topk",
+        ("pre",),
+        lambda n, k: lambda x, **kw: topk(x, k, **kw),
+        selection.BACKENDS,
+        lambda a, n, k: selection.size_of(a[0], k),
+    ),
+    "topk_mask": Op(
+        "topk_mask",
+        ("h",),
+        lambda n, k: lambda h, **kw: topk_mask(h, h.shape[-1] // 10, **kw),
+        mask.BACKENDS,
+        lambda a, n, k: selection.size_of(a[0], a[0].shape[-1] // 10),
+    ),
+    "encode_topk": _encoder("float32"),
+    "encode_topk, rounded": _encoder("bfloat16"),
+    "sparse_decode": _product(sparse_decode, "vals", "idx", "w"),
+    "gather_dot": _product(gather_dot, "x", "idx", "w"),
+    "row_sum": Op(
+        "row_sum",
+        ("vals", "idx", "x"),
+        lambda n, k: functools.partial(row_sum, n_latents=n),
+        products.BACKENDS["row_sum"],
+        lambda a, n, k: products.size_of(a[1], a[2], n),
+    ),
+    "sae_backward": Op(
+        "sae_backward",
+        ("vals", "idx", "g", "x", "w"),
+        lambda n, k: sae_backward,
+        backward.BACKENDS,
+        lambda a, n, k: backward.size_of(a[1], a[2], a[4]),
+    ),
+    "sae_adam": Op(
+        "sae_adam",
         ("vals", "idx", "g", "x", "parameters", "first", "second"),
         lambda n, k: functools.partial(sae_adam, step=1, learning_rate=1e-3, unit_norm=True),
+        backward.ADAM,
+        lambda a, n, k: backward.size_of(a[1], a[2], a[4].w_dec),
     ),
 }
-OPS: Final = tuple(_CALLS)
+"""Everything that has more than one implementation."""
 
 
 def case(op: str, shape: tuple[int, int, int, int], dtype: str = "bfloat16") -> Case:
@@ -74,12 +125,33 @@ def case(op: str, shape: tuple[int, int, int, int], dtype: str = "bfloat16") -> 
       shape: one of SHAPES' values, or any other.
       dtype: of the matmul's and the gathers' operands.
     Example:
-      >>> case("topk", SHAPES["cpu-128"], "float32").operands
-      (ShapeDtypeStruct(shape=(2048, 4096), dtype=float32),)
+      >>> made = case("topk", SHAPES["cpu-128"], "float32")
+      >>> made.operands, made.size
+      ((ShapeDtypeStruct(shape=(2048, 4096), dtype=float32),), {'dtype': 'float32', 'tokens': 2048, 'n': 4096, 'k': 32})
     """
-    names, call = _CALLS[op]
-    inputs = _inputs(*shape, dtype)
-    return Case(call(shape[2], shape[3]), tuple(inputs[name] for name in names))
+    made, inputs = OPS[op], _inputs(*shape, dtype)
+    operands = tuple(inputs[name] for name in made.operands)
+    return Case(made.call(*shape[2:]), operands, made.size(operands, *shape[2:]))
+
+
+def _inputs(tokens: int, d: int, n: int, k: int, dtype: str) -> dict[str, Any]:
+    def of(*shape: int, dtype: str = dtype) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+
+    rows = Rows(*(of(*s, dtype="float32") for s in ((n, d), (n,), (n, d))))
+    return {
+        "x": of(tokens, d),
+        "g": of(tokens, d),
+        "w": of(n, d),
+        "b": of(n, dtype="float32"),
+        "vals": of(tokens, k, dtype="float32"),
+        "idx": of(tokens, k, dtype="int32"),
+        "pre": of(tokens, n),
+        "h": of(tokens, 4 * d),
+        "parameters": rows,
+        "first": rows,
+        "second": rows,
+    }
 
 
 def fill(operands: Any, n_latents: int, seed: int = 0) -> Any:

@@ -30,13 +30,13 @@ def compiled(f, *operands):
 @pytest.mark.parametrize("shape", LARGE)
 @pytest.mark.parametrize("op", OPS)
 def test_no_spills_at_real_sizes(op, shape):
-    call, operands = case(op, SHAPES[shape])
+    call, operands, _ = case(op, SHAPES[shape])
     compiled(functools.partial(call, implementation="mosaic_gpu"), *operands)
 
 
 @pytest.mark.parametrize("op", ["sparse_decode", "sae_backward", "sae_adam", "topk"])
 def test_float32_operands_too(op):
-    call, operands = case(op, SHAPES["gemma2-131k"], "float32")
+    call, operands, _ = case(op, SHAPES["gemma2-131k"], "float32")
     compiled(functools.partial(call, implementation="mosaic_gpu"), *operands)
 
 
@@ -52,7 +52,7 @@ def test_encoder_memory_is_one_block(pre_dtype):
 def test_row_pass_memory_is_the_partial_sums():
     """No [tokens, n_latents] and no [tokens * k, d]: what sorting takes, and the parts of long latents."""
     tokens, d, _, k = shape = SHAPES["gemma2-131k"]
-    call, operands = case("sae_adam", shape)
+    call, operands, _ = case("sae_adam", shape)
     report = compiled(functools.partial(call, implementation="mosaic_gpu"), *operands)
     assert report.temp_bytes < tokens * k * d * 2 / 8
 
@@ -84,7 +84,7 @@ def test_a_whole_training_step():
 
 def test_xla_selects_without_a_sort():
     """What runs where no kernel does: groups, and RAFT's selection. (The k chosen are sorted, and a fallback would.)"""
-    call, operands = case("topk", SHAPES["gpt2-32k"])
+    call, operands, _ = case("topk", SHAPES["gpt2-32k"])
     report = aot.compile_gpu(functools.partial(call, implementation="xla"), *operands)[1]
     assert "__gpu$TopK" in report.targets
     tokens, _, n, _ = SHAPES["gpt2-32k"]

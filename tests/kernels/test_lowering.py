@@ -19,7 +19,7 @@ LARGE = [name for name, shape in SHAPES.items() if shape[0] == 8192]
 @pytest.mark.parametrize("shape", LARGE)
 @pytest.mark.parametrize("op", OPS)
 def test_hopper_kernels_lower(op, shape):
-    call, operands = case(op, SHAPES[shape])
+    call, operands, _ = case(op, SHAPES[shape])
     text = aot.lower(functools.partial(call, implementation="mosaic_gpu"), *operands, platform="cuda")
     assert KERNEL["cuda"] in text
 
@@ -27,7 +27,7 @@ def test_hopper_kernels_lower(op, shape):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("op", OPS)
 def test_xla_lowers_everywhere(op, platform):
-    call, operands = case(op, SHAPES["gpt2-32k"])
+    call, operands, _ = case(op, SHAPES["gpt2-32k"])
     text = aot.lower(functools.partial(call, implementation="xla"), *operands, platform=platform)
     assert KERNEL[platform] not in text
 
@@ -52,7 +52,7 @@ def row(implementation, ms, config=None, **size):
 
 
 def lowered(shape="gpt2-32k", platform="cuda", **kw):
-    call, operands = case("sparse_decode", SHAPES[shape])
+    call, operands, _ = case("sparse_decode", SHAPES[shape])
     return aot.lower(functools.partial(call, **kw), *operands, platform=platform)
 
 
@@ -83,7 +83,7 @@ def test_what_was_measured_to_lose_is_not(measured):
 def test_another_platform_gets_xla_from_the_same_trace(measured):
     """Traced for a GPU, lowered for a CPU: a jit whose arguments lie on the host."""
     measured(row("mosaic_gpu", 1.0), row("xla", 2.0))
-    call, operands = case("sparse_decode", SHAPES["gpt2-32k"])
+    call, operands, _ = case("sparse_decode", SHAPES["gpt2-32k"])
     with aot.pretend():
         assert target().kind == H100
         traced = jax.jit(call).trace(*operands)
@@ -104,7 +104,7 @@ def test_a_whole_step_lowers():
 
 
 def test_the_same_operands_every_time():
-    call, operands = case("sae_backward", (64, 16, 640, 4), "float32")
+    call, operands, _ = case("sae_backward", (64, 16, 640, 4), "float32")
     first, again = (shapes.fill(operands, 640, seed=1) for _ in range(2))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, again))
     assert call(*first).dw_dec.shape == (640, 16)

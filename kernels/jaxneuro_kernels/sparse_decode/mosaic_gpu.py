@@ -105,7 +105,9 @@ def _over_rows(
     )(idx, fold(w), *operands)
 
 
-def row_sum(vals: Array, idx: Array, x: Array, n_latents: int, *, slots: int | None = None) -> Array:
+def row_sum(
+    vals: Array, idx: Array, x: Array, n_latents: int, *, slots: int | None = None, split: int | None = None
+) -> Array:
     """See reference.py."""
-    (total,) = latent_pass(by_latent(idx, n_latents), idx, vals, (x,), slots=slots).outputs
+    (total,) = latent_pass(by_latent(idx, n_latents), idx, vals, (x,), slots=slots, split=split).outputs
     return total.reshape(n_latents, x.shape[1])

@@ -63,7 +63,7 @@ def refuses(x: Array, k: int) -> str | None:
 def topk(x: Array, k: int, *, group: int | None = None) -> tuple[Array, Array]:
     """The k largest of the last axis, descending, ties by lowest index. The group maxima are XLA's: one pass over x."""
     *batch, n = x.shape
-    group = group or group_size(n, k)
+    group = group if group and _takes(n, k, group) else group_size(n, k)
     assert group is not None, (n, k)
     flat = x.reshape(-1, n)
     maxima = from_key(to_key(flat.reshape(-1, n // group, group)).max(-1))

@@ -6,11 +6,13 @@ Nothing is ever measured implicitly. Where a size was not measured, the nearest 
 within a factor of two; else `xla` runs, and a kernel asked for by name takes its own default configuration.
 """
 
+import contextlib
+import contextvars
 import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,8 +65,29 @@ def fastest(op: str, kind: str, **size: Any) -> str | None:
     return found[0]["implementation"] if found else None
 
 
+_forced: contextvars.ContextVar[Mapping[str, int] | None] = contextvars.ContextVar("configuration", default=None)
+
+
+@contextlib.contextmanager
+def using(config: Mapping[str, int]) -> Iterator[None]:
+    """Ops traced here take this configuration, whatever was measured. Jitted ops keep the one they were traced with.
+
+    Example:
+      >>> with using({"slots": 3}):
+      ...     configuration("sparse_decode", "mosaic_gpu", "any", dtype="bfloat16")
+      {'slots': 3}
+    """
+    token = _forced.set(config)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
 def configuration(op: str, implementation: str, kind: str, **size: Any) -> Mapping[str, int]:
     """The fastest measured configuration of one implementation at this size; empty: take the default."""
+    if (forced := _forced.get()) is not None:
+        return forced
     for row in find(op, kind, **size):
         if row["implementation"] == implementation:
             return row["config"]
