@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import jax
-from jax import Array, lax
+from jax import lax
 from jax.core import Tracer
 
 from . import tuned

@@ -10,7 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 LANES: Final = 128
 """Threads of a warpgroup: rows are spread over them."""
-SHARED_BYTES: Final = 220 * 1024
+SHARED_BYTES: Final = 225 * 1024
 """Shared memory one kernel may take on an H100 (227 KB, less what Mosaic keeps)."""
 
 
@@ -40,16 +40,25 @@ def whole(n: int, value: int) -> Array:
     return plgpu.layout_cast(jnp.full((n,), value, jnp.int32), strided(n))
 
 
+def swizzled(columns: int, n_bytes: int) -> tuple[Any, Any]:
+    """Layout in shared memory that the matrix units and the bulk copies share: tiles of 8 rows of n_bytes."""
+    transforms: Any = plgpu  # their base class looks abstract to type checkers
+    return transforms.TilingTransform((8, columns)), transforms.SwizzleTransform(n_bytes)
+
+
 def result(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtypeStruct:
     """Shape and type of a kernel's output."""
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def refuses_width(**widths: int) -> str | None:
-    """Why rows of these widths cannot be spread over a warpgroup, or None."""
+def refuses_width(most: int, **widths: int) -> str | None:
+    """Why rows of these widths cannot be spread over a warpgroup whose registers hold `most` numbers, or None."""
     for name, d in widths.items():
         if d % LANES:
             return f"{name} = {d} is no multiple of {LANES}"
+    if sum(widths.values()) > most:
+        sizes = " + ".join(f"{name} = {d}" for name, d in widths.items())
+        return f"{sizes} is more than the {most} that fit the registers"
     return None
 
 

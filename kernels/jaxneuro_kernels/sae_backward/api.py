@@ -158,12 +158,11 @@ def sae_adam(
     _check("sae_adam", vals, idx, g, x, decoder, extra)
     _check_rows(parameters, first, second, decoder, x)
     choice = choose("sae_adam", ADAM, implementation, vals, idx, g, x, decoder, extra, size=size_of(idx, g, decoder))
-    shape, flat = idx.shape, [a.reshape(-1, a.shape[-1]) for a in (vals, idx, g, x)]
-    flat.append(extra.reshape(-1, extra.shape[-1]))
+    shape, flat = idx.shape, (vals, idx, g, x, extra)
     if 0 in shape:  # nothing is active, and the moments decay all the same: one entry of value 0
         choice = Choice("xla", forced=False)
         flat = [jnp.zeros((1, max(1, a.shape[-1])), a.dtype) for a in flat]
-    *operands, extra = flat
+    *operands, extra = (a.reshape(-1, a.shape[-1]) for a in flat)
     r = rates(jnp.asarray(step), learning_rate, b1, b2, eps)
     p, m, v, back = _adam(*operands, decoder, extra, parameters, first, second, r, relu, unit_norm, choice)
     return SaeStep(p, m, v, jnp.zeros(shape, jnp.float32) if 0 in shape else back.reshape(shape))
@@ -171,7 +170,7 @@ def sae_adam(
 
 def _check_rows(parameters: Rows, first: Rows, second: Rows, w_dec: Array, x: Array) -> None:
     n = w_dec.shape[0]
-    wanted = Rows((n, x.shape[-1]), (n,), w_dec.shape)
+    wanted = (n, x.shape[-1]), (n,), w_dec.shape
     for name, rows in (("parameters", parameters), ("first", first), ("second", second)):
         for field, a, shape in zip(Rows._fields, rows, wanted, strict=True):
             if a.shape != shape or a.dtype != jnp.float32:
@@ -207,9 +206,9 @@ def _primal(
 
 
 def _adam_primal(*operands: Any) -> tuple[Rows, Rows, Rows, Array]:
-    *operands, relu, unit_norm, choice = operands
-    size = size_of(operands[1], operands[2], operands[4])
-    return run("sae_adam", ADAM, choice, *operands, size=size, relu=relu, unit_norm=unit_norm)
+    *arrays, relu, unit_norm, choice = operands
+    size = size_of(arrays[1], arrays[2], arrays[4])
+    return run("sae_adam", ADAM, choice, *arrays, size=size, relu=relu, unit_norm=unit_norm)
 
 
 def _without_derivative(f: Callable, static: tuple[int, ...]) -> Callable:

@@ -65,7 +65,8 @@ def sae_adam(
     w = parameters.w_dec
     if unit_norm:
         dec = along_sphere(dec, w, jnp.sum(dec * w, -1, keepdims=True), jnp.sum(w * w, -1, keepdims=True))
-    moved = jax.tree.map(lambda *a: updated(*a, r), parameters, first, second, Rows(enc, bias, dec))
+    gradients = Rows(enc, bias, dec)
+    moved = jax.tree.map(lambda p, m, v, g: updated(p, m, v, g, r), parameters, first, second, gradients)
     p, m, v = (Rows(*(leaf[i] for leaf in moved)) for i in range(3))
     if unit_norm:
         squared = jnp.sum(p.w_dec * p.w_dec, -1, keepdims=True)

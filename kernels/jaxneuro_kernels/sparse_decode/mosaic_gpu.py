@@ -14,6 +14,8 @@ from ..hopper import SHARED_BYTES, fold, folded, refuses_width, result
 from .latents import latent_pass
 from .segments import by_latent
 
+WIDEST = 12288
+"""Of a row; wider ones spill registers."""
 SLOTS = 8
 """Rows in flight per token, unless measured otherwise."""
 
@@ -23,7 +25,7 @@ def refuses(a: Array, idx: Array, w: Array, *_: int) -> str | None:
     del idx
     if any(x.dtype not in (jnp.float32, jnp.bfloat16) for x in (a, w)):
         return f"operands are {a.dtype} and {w.dtype}; it takes float32 and bfloat16"
-    return refuses_width(d=w.shape[-1])
+    return refuses_width(WIDEST, d=w.shape[-1])
 
 
 def ring(k: int, row_bytes: int, slots: int | None = None) -> int:

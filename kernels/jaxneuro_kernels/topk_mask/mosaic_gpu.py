@@ -24,9 +24,7 @@ def refuses(h: Array, k: int) -> str | None:
     del k
     if h.dtype not in (jnp.float32, jnp.bfloat16):
         return f"h is {h.dtype}; it takes float32 and bfloat16"
-    if h.shape[-1] > WIDEST:
-        return f"rows of {h.shape[-1]} do not fit the registers; at most {WIDEST} do"
-    return refuses_width(n=h.shape[-1])
+    return refuses_width(WIDEST, n=h.shape[-1])
 
 
 def topk_mask(h: Array, k: int) -> Array:

@@ -47,6 +47,8 @@ def find(op: str, kind: str, *, dtype: str, **sizes: int) -> tuple[Mapping[str, 
       dtype: of the main operand.
       **sizes: positive ints by name: those the op's measurements have (tokens, d, n, k).
     """
+    if 0 in sizes.values():
+        return ()
     by_size: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in rows(kind):
         if row["op"] == op and row["dtype"] == dtype and all(name in row for name in sizes):
