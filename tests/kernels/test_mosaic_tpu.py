@@ -150,6 +150,14 @@ def test_mask_of_distinct_values():
     np.testing.assert_array_equal(interpreted(mask_tpu.topk_mask, 100)(h), mask_reference.topk_mask(h, 100))
 
 
+def test_inside_shard_map(mesh):
+    one = jax.sharding.Mesh(mesh.devices[:1], ("data",))
+    spec = jax.sharding.PartitionSpec("data")
+    f = jax.shard_map(lambda x: mosaic_tpu.topk(x, 3), mesh=one, in_specs=spec, out_specs=spec)
+    x = ties(16, 256, seed=0)
+    same(interpreted(f)(x), reference.topk(x, 3))
+
+
 def test_levels_are_enough():
     rng = np.random.default_rng(0)
     for k, n_bins in ((8, 256), (32, 256), (64, 512)):

@@ -3,7 +3,7 @@
 
 Matmul and inserts are one straight-line block, scheduled together: as compiled for v5e, 256 rows x 1,024 latents take
 9,200 instruction bundles at d = 2,304 and 4,100 at 768, where the matmul alone takes 9,216 and 3,072 cycles (v6e: 3,900
-and 2,300, and 2,304 and 768). w is read once per 1,024 rows. Finding the k best takes 9,000 bundles of 64 rows, k = 32.
+and 2,300, and 2,304 and 768). w is read once per 1,024 rows. Finding the k best takes 9,000 bundles per 64 rows at k = 32.
 """
 
 import math
@@ -58,11 +58,11 @@ def _plan(n: int, k: int, tokens: int) -> Plan | None:
 
 
 def blocks_for(tokens: int, d: int, n: int, k: int, itemsize: int, shape: Plan) -> Blocks | None:
-    """The largest blocks that fit VMEM: many rows (w is read once per block of them), all of d, two tiles.
+    """The first that fit VMEM of: 512 rows or more, since w is read once per block of them; few parts; two tiles.
 
     Example:
       >>> blocks_for(8192, 2304, 131072, 32, 2, Plan(512, 4)), blocks_for(8192, 32768, 131072, 32, 2, Plan(512, 4))
-      (Blocks(rows=1024, together=2, parts=1), Blocks(rows=1024, together=2, parts=8))
+      (Blocks(rows=1024, together=2, parts=1), Blocks(rows=512, together=1, parts=4))
     """
     for most in ((1024, 512), (256, 128, 64, 16)):
         for parts in (p for p in range(1, d // LANES + 1) if d % (p * LANES) == 0):
