@@ -3,7 +3,7 @@
 
 Matmul and inserts are one straight-line block, scheduled together: as compiled for v5e, 256 rows x 1,024 latents take
 9,200 instruction bundles at d = 2,304 and 4,100 at 768, where the matmul alone takes 9,216 and 3,072 cycles (v6e: 3,900
-and 2,300, and 2,304 and 768). w is read once per 1,024 rows. Finding the k best takes 9,000 bundles per 64 rows at k = 32.
+and 2,300, and 2,304 and 768). w is read once per 1,024 rows. The k best of 64 rows take 9,000 bundles at k = 32.
 """
 
 import math

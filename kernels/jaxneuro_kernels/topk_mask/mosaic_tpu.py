@@ -2,9 +2,9 @@
 """The mask's two bisections on a TPU: a block of rows is read into VMEM once and counted there, all its rows at a time.
 
 The kernel returns two numbers per row, a bound on the key and, for those equal to it, on the index; the mask made from
-them is elementwise, and XLA fuses it with what uses it. It stops as soon as every row of the block has
-exactly k above its bound, after 25 to 30 of 32 counts for normal float32 rows of 14,336, and looks at ties only if some
-row does not get there.
+them is elementwise, and XLA fuses it with what uses it. It stops as soon as every row of the block has exactly k
+above its bound, after 25 to 30 of 32 counts for normal float32 rows of 14,336, and looks at ties only if some row does
+not get there.
 """
 
 from typing import Final
