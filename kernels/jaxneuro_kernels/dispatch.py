@@ -3,7 +3,7 @@
 
 import dataclasses
 import difflib
-import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -62,6 +62,7 @@ class Devices(NamedTuple):
 
 
 HOPPER: Final = Devices("cuda", "Hopper", r"\bG?H(20|100|200|800)\b")
+NVIDIA: Final = Devices("cuda", "NVIDIA", "")
 TPU: Final = Devices("tpu", "TPU", "TPU")
 
 
@@ -70,13 +71,15 @@ def kernel(beside: str, module: str, function: str, devices: Devices) -> Backend
 
     Args:
       beside: `__name__` of a module in the same package.
-      module: name of the module, with functions `function` and `refuses`.
+      module: name of the module, "..name" if it lies a package higher, with functions `function` and `refuses`.
       function: the op there.
       devices: what it is for.
     """
 
+    package = beside.rpartition(".")[0]
+
     def call(name: str) -> Callable[..., Any]:
-        full = f"{beside.rpartition('.')[0]}.{module}"
+        full = importlib.util.resolve_name(module if module.startswith(".") else f".{module}", package)
         return lambda *a, **kw: getattr(importlib.import_module(full), name)(*a, **kw)
 
     return Backend(call(function), call("refuses"), devices)

@@ -33,9 +33,8 @@ from jaxneuro_kernels.encode_topk import mosaic_gpu as encode_gpu
 from jaxneuro_kernels.encode_topk import reference as encode_reference
 from jaxneuro_kernels.sae_backward import mosaic_gpu as backward_gpu
 from jaxneuro_kernels.sae_backward import reference as backward_reference
-from jaxneuro_kernels.sparse_decode import latents, reference
 from jaxneuro_kernels.sparse_decode import mosaic_gpu as products_gpu
-from jaxneuro_kernels.sparse_decode.segments import by_latent
+from jaxneuro_kernels.sparse_decode import reference
 from jaxneuro_kernels.topk import mosaic_gpu as topk_gpu
 from jaxneuro_kernels.topk_mask import mosaic_gpu as mask_gpu
 from jaxneuro_kernels.topk_mask import reference as mask_reference
@@ -308,15 +307,6 @@ def test_two_runs_are_bitwise_equal(no_race):
     )
     for a, b in zip(first, second, strict=True):  # nor does the number of buffers matter
         np.testing.assert_array_equal(a, b)
-
-
-def test_long_latents_are_cut_into_parts():
-    idx = jnp.asarray(np.array([[0, 1], [0, 2], [0, 4], [0, 2], [0, 2]], np.int32))
-    parts = latents._parts(by_latent(idx, 5), idx.size, 2)
-    used = np.asarray(parts.begin) < np.asarray(parts.end)
-    np.testing.assert_array_equal(np.asarray(parts.owner)[used], [0, 0, 0, 2, 2])
-    np.testing.assert_array_equal((parts.end - parts.begin)[used], [2, 2, 1, 2, 1])
-    np.testing.assert_array_equal(parts.after - parts.first, [3, 0, 2, 0, 0])
 
 
 # The race detector has teeth

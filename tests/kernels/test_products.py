@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 from jaxneuro_kernels import gather_dot, row_sum, sparse_decode
 from jaxneuro_kernels.sparse_decode import reference
-from jaxneuro_kernels.sparse_decode.segments import CHUNK, sums_of_rows
+from jaxneuro_kernels.sparse_decode.segments import CHUNK, by_latent, cut, sums_of_rows
 
 from .conftest import normal, problem
 
@@ -192,3 +192,12 @@ def test_bitwise_repeatable(small):
         first = run(*operands(small))
         for _ in range(5):
             np.testing.assert_array_equal(first, run(*operands(small)), err_msg=op)
+
+
+def test_long_latents_are_cut_into_parts():
+    idx = jnp.asarray(np.array([[0, 1], [0, 2], [0, 4], [0, 2], [0, 2]], np.int32))
+    parts = cut(by_latent(idx, 5), 2)
+    used = np.asarray(parts.begin) < np.asarray(parts.end)
+    np.testing.assert_array_equal(np.asarray(parts.owner)[used], [0, 0, 0, 2, 2])
+    np.testing.assert_array_equal((parts.end - parts.begin)[used], [2, 2, 1, 2, 1])
+    np.testing.assert_array_equal(parts.after - parts.first, [3, 0, 2, 0, 0])

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from ..dispatch import HOPPER, Backend, Choice, Implementation, choose, kernel, run
+from ..dispatch import HOPPER, NVIDIA, Backend, Choice, Implementation, choose, kernel, run
 from . import xla
 from .adam import Rows, rates
 
 BACKENDS: Final = {
     "mosaic_gpu": kernel(__name__, "mosaic_gpu", "sae_backward", HOPPER),
+    "triton": kernel(__name__, "..triton", "sae_backward", NVIDIA),
     "xla": Backend(xla.sae_backward),
 }
 ADAM: Final = {

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..hopper import SHARED_BYTES, fold, result
-from .segments import Order
+from .segments import Order, cut
 
 SPLIT = 256
 """Entries of one latent that one warpgroup sums."""
@@ -154,7 +154,7 @@ def latent_pass(
                 ref[c] = total
             bias_ref[c] = bias
 
-    parts = _parts(order, tokens * k, split)
+    parts = cut(order, split)
     n_parts = parts.begin.shape[0]
     part_out = plgpu.kernel(
         sum_part,
@@ -198,32 +198,6 @@ def latent_pass(
     own, in_parts = (a.reshape(idx.shape) for a in (*dvals, *part_dvals))
     there = (idx >= 0) & (idx < n)
     return Pass(outputs, bias, jnp.where(there, jnp.where(long, in_parts, own), jnp.float32(0)))
-
-
-class _Parts(NamedTuple):
-    begin: Array
-    """[parts] int32: first entry of a part; begin = end beyond the last part."""
-    end: Array
-    owner: Array
-    """[parts]: its latent."""
-    first: Array
-    """[n_latents]: its first part; first = after for latents that are not in parts."""
-    after: Array
-
-
-def _parts(order: Order, n_entries: int, split: int) -> _Parts:
-    """Latents with more than `split` entries, cut into parts. There are at most 2 n_entries / split."""
-    n_parts = max(1, 2 * n_entries // split)
-    count = order.stop - order.start
-    pieces = jnp.where(count > split, -(-count // jnp.int32(split)), 0)
-    after = jnp.cumsum(pieces, dtype=jnp.int32)
-    first = after - pieces
-    part = jnp.arange(n_parts, dtype=jnp.int32)
-    owner = jnp.minimum(jnp.searchsorted(after, part, side="right"), count.shape[0] - 1).astype(jnp.int32)
-    begin = order.start[owner] + (part - first[owner]) * jnp.int32(split)
-    end = jnp.minimum(begin + jnp.int32(split), order.stop[owner])
-    there = part < after[-1]
-    return _Parts(jnp.where(there, begin, 0), jnp.where(there, end, 0), owner, first, after)
 
 
 def _write(n: int, sources: Sequence[Array]) -> Finish:

@@ -20,13 +20,14 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ..dispatch import HOPPER, Backend, Choice, choose, kernel, run
+from ..dispatch import HOPPER, NVIDIA, Backend, Choice, choose, kernel, run
 from ..vary import vary, varying
 from . import xla
 
 BACKENDS: Final[dict[str, dict[str, Backend]]] = {
     op: {
         "mosaic_gpu": kernel(__name__, "mosaic_gpu", op, HOPPER),
+        "triton": kernel(__name__, "..triton", op, NVIDIA),
         "xla": Backend(getattr(xla, op)),
     }
     for op in ("sparse_decode", "gather_dot", "row_sum")

@@ -40,6 +40,40 @@ def by_latent(idx: Array, n_latents: int) -> Order:
     return Order(entry, start, stop)
 
 
+class Parts(NamedTuple):
+    """Long latents cut into parts of their entries."""
+
+    begin: Array
+    """[parts] int32: first entry of a part; begin = end beyond the last part."""
+    end: Array
+    owner: Array
+    """[parts]: its latent."""
+    first: Array
+    """[n_latents]: its first part; first = after for latents that are not in parts."""
+    after: Array
+
+
+def cut(order: Order, size: int) -> Parts:
+    """Latents with more than `size` entries in parts of that size, others in none. 2 entries / size parts suffice.
+
+    Example:
+      >>> parts = cut(by_latent(jnp.array([[0], [0], [0], [1]]), 2), 2)
+      >>> parts.begin.tolist(), parts.end.tolist(), parts.first.tolist(), parts.after.tolist()
+      ([0, 2, 0, 0], [2, 3, 0, 0], [0, 2], [2, 2])
+    """
+    n_parts = max(1, 2 * order.entry.size // size)
+    count = order.stop - order.start
+    pieces = jnp.where(count > size, -(-count // jnp.int32(size)), 0)
+    after = jnp.cumsum(pieces, dtype=jnp.int32)
+    first = after - pieces
+    part = jnp.arange(n_parts, dtype=jnp.int32)
+    owner = jnp.minimum(jnp.searchsorted(after, part, side="right"), count.shape[0] - 1).astype(jnp.int32)
+    begin = order.start[owner] + (part - first[owner]) * jnp.int32(size)
+    end = jnp.minimum(begin + jnp.int32(size), order.stop[owner])
+    there = part < after[-1]
+    return Parts(jnp.where(there, begin, 0), jnp.where(there, end, 0), owner, first, after)
+
+
 def sums_of_rows(idx: Array, n_latents: int, products: Sequence[tuple[Array, Array]]) -> list[Array]:
     """For every (vals [tokens, k], x [tokens, d]): float32 [n_latents, d], the sum of vals[t, j] x[t] per latent.
 
