@@ -22,6 +22,7 @@
 | `gather_dot` | `<x, w[idx_j]>` | `sparse_decode`, `row_sum` |
 | `row_sum` | per latent, `sum vals x` over the tokens where it is active | `sparse_decode`, `gather_dot` |
 | `sae_backward` | the four gradients of a sparse autoencoder in one pass over the active entries | none: it is one |
+| `sae_adam` | the same and Adam, with unit decoder rows: gradients need not reach memory | none |
 | `jumprelu`, `step` | `z [z > theta]`, `[z > theta]` | pseudo-derivatives that train theta |
 | `add_auxk` | gradients with those of AuxK added at dead latents, dense on these alone | none: it is one |
 | `gather_mlp` | an MLP of a chosen few neurons: `compact_mlp` once per subset, `apply_mlp` per token | autodiff |
@@ -32,10 +33,23 @@ float32, indices are int32, leading axes are of any rank. jit, vmap, grad, jvp, 
 `sae_backward` (no derivative). Nothing of size `[tokens, n_latents]` beyond one block of tokens exists, forward or
 backward. Two runs of one program are bitwise equal.
 
-Every op takes `implementation=`: None (the best that can run), a name, or a sequence of names in order of preference.
-There is `xla` for now, which runs everywhere. A new implementation: (1) write `<op>/<name>.py`, same arguments as
-`<op>/xla.py`; (2) add a row to BACKENDS in `<op>/api.py`, with what it refuses and why; (3) the suite in tests/kernels
-runs it against `<op>/reference.py`; (4) measure at `shapes.SHAPES` and put it before `xla` where it wins.
+Every op that computes takes `implementation=`: None, a name, or a sequence of names in order of preference.
+
+| name | for | ops |
+|---|---|---|
+| `xla` | everything | all |
+| `mosaic_gpu` | Hopper GPUs | `topk`, `topk_mask`, `encode_topk`, the products, `sae_backward`, `sae_adam` |
+| `mosaic_tpu` | TPUs | `topk`, `topk_mask`, `encode_topk` |
+| `triton` | NVIDIA GPUs before Hopper, while JAX keeps its Triton lowering | the products, `sae_backward` |
+
+None runs a kernel only where it was measured to be the fastest on this kind of device (`tuned`, written by `python -m
+jaxneuro_kernels.tune`), else `xla`. A name runs that kernel or raises an ExceptionGroup with every reason against it.
+Kernels work on one device's part of an array: on several devices call the ops inside `jax.shard_map`; with the latents
+split over devices, use `sharded`.
+
+A new implementation: (1) write `<op>/<name>.py`, same arguments as `<op>/xla.py`, with `refuses`; (2) add a row to the
+table of backends in `<op>/api.py`; (3) test it against `<op>/reference.py`, and lower it at `shapes.SHAPES`; (4) give
+`tune.SPACE` what may be configured, tune and measure.
 """
 
 from .auxk import add_auxk as add_auxk

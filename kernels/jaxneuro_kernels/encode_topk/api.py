@@ -66,9 +66,10 @@ def encode_topk(
     ReLU after the selection: the same values, and the indices name latents even where the value is 0 (count a latent
     as active only if its value is positive). Ties by lowest index, NaN as in `topk`.
 
-    Sums are float32 whatever the operands are, and selected from as such by default. pre_dtype=bfloat16 rounds them
-    first: half the memory traffic where they must pass through memory, and what autocast peers do, but of 131,072
-    latents the 32nd and 33rd are then equal in 60 % of all tokens, and the index decides.
+    Sums are float32 whatever the operands are, and selected from as such by default. float32 operands are multiplied
+    in full precision, slow on accelerators, unless `jax.default_matmul_precision` says otherwise. pre_dtype=bfloat16
+    rounds pre first: half the memory traffic where it must pass through memory, and what autocast peers do, but of
+    32,768 normal numbers the 32nd and 33rd are then equal in half of all rows, and the index decides.
 
     The derivative reaches x, w and b through the chosen k alone: no gradient of size [tokens, n_latents] exists, and
     what is not differentiated is not computed. (With keep_pre, a derivative asked of `pre` is dense, as it must be.)

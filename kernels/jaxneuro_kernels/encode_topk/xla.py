@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Final
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
@@ -45,7 +46,10 @@ def encode_topk_and_pre(
 
 
 def _pre(x: Array, w: Array, b: Array) -> Array:
-    pre = lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    # An accelerator's default for float32 operands is a few bits (TF32, one bfloat16 pass): another ranking.
+    exact = x.dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None
+    precision = lax.Precision.HIGHEST if exact else None
+    pre = lax.dot_general(x, w, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
     return pre + b.astype(jnp.float32)
 
 
