@@ -92,15 +92,17 @@ def special_rows(n):
     return jnp.asarray(x)
 
 
-@pytest.mark.parametrize(("k", "dtype"), [(1, "float32"), (7, "bfloat16"), (33, "float32"), (100, "bfloat16")])
-def test_topk(no_race, k, dtype):
-    x = special_rows(2048).astype(dtype)
+@pytest.mark.parametrize(
+    ("k", "dtype", "rows"), [(1, "float32", 6), (7, "bfloat16", 6), (33, "float32", 6), (100, "bfloat16", 2)]
+)
+def test_topk(no_race, k, dtype, rows):
+    x = special_rows(2048)[:rows].astype(dtype)
     assert topk_gpu.refuses(x, k) is None
     same(topk_gpu.topk(x, k), lax.top_k(x, k))
 
 
-@settings(max_examples=5, deadline=None)
-@given(st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=9), st.integers(0, 2**31), st.sampled_from([3, 40]))
+@settings(max_examples=4, deadline=None)
+@given(st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=9), st.integers(0, 2**31), st.sampled_from([3, 20]))
 def test_topk_of_anything(values, seed, k):
     rng = np.random.default_rng(seed)
     x = jnp.asarray(rng.choice(np.append(np.asarray(values, np.float32), NEGATIVE_NAN), (2, 2048)))
@@ -152,7 +154,14 @@ def test_encoder_matmul_and_its_maxima(no_race, pre_dtype):
 
 def test_encode_topk(no_race, monkeypatch):
     monkeypatch.setattr(encode_gpu, "multiprocessors", lambda: 2)
-    x, w, b = normal(20, 64, seed=1, dtype=jnp.bfloat16), normal(2048, 64, seed=2, dtype=jnp.bfloat16), normal(2048)
+    tokens, select = 6, topk_gpu.select
+
+    def of_real_tokens(pre, maxima, k, group):  # interpreting all 128 of the padded block takes long
+        vals, idx = select(pre[:tokens], maxima[:tokens], k, group)
+        return tuple(jnp.pad(a, ((0, pre.shape[0] - tokens), (0, 0))) for a in (vals, idx))
+
+    monkeypatch.setattr(topk_gpu, "select", of_real_tokens)
+    x, w, b = normal(tokens, 64, seed=1, dtype=jnp.bfloat16), normal(2048, 64, seed=2, dtype=jnp.bfloat16), normal(2048)
     assert encode_gpu.refuses(x, w, b, 5, jnp.float32) is None
     vals, idx = encode_gpu.encode_topk(x, w, b, 5)
     want_vals, want_idx, _ = encode_reference.encode_topk(x, w, b, 5)
