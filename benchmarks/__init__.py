@@ -9,4 +9,7 @@ same reference; a ratio is of medians. Times are of finished work on the device 
 | `capture` | `firing_moments`, a study's statistics, one layer with `stop_at` | the plain forward |
 | `sweep` | 1,024 single-neuron ablations of one prompt in chunks, prefix computed once | a loop of jitted calls |
 | `topk_step` | a TopK dictionary's training step | dense JAX: `lax.top_k`, autodiff, Adam |
+| `kernels` | every op's implementations, whole training steps | the device's limits; `lax.top_k`, dense JAX, PyTorch |
+
+`python -m benchmarks.correctness` checks the kernels on this device first; `gpu.sh` does everything on an accelerator.
 """

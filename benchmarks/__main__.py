@@ -1,34 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """python -m benchmarks NAME [NAME ...] [--repeats N]"""
 
+import argparse
 import importlib
-import pathlib
-import sys
-
-import tyro
 
 from . import harness
 
-NAMES = ("capture", "sweep", "topk_step")
+NAMES = ("capture", "sweep", "topk_step", "kernels")
 
 
-def main(names: tyro.conf.Positional[tuple[str, ...]], repeats: int = 15) -> None:
-    """Run the named benchmarks (all: every one), print their tables, keep the results.
-
-    Args:
-        names: which to run.
-        repeats: timed calls per program.
-    """
-    chosen = NAMES if names in ((), ("all",)) else names
-    if bad := [n for n in chosen if n not in NAMES]:
-        sys.exit(f"no benchmark {bad[0]!r}. Known: {', '.join(NAMES)}.")
-    for name in chosen:
-        rows = importlib.import_module(f"benchmarks.{name}").rows(repeats)
+def main() -> None:
+    """Run the named benchmarks, print their tables, keep the results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure, print tables, keep the results."
+    )
+    parser.add_argument("names", nargs="*", choices=(*NAMES, "all"), default="all", help="which; all by default")
+    parser.add_argument("--repeats", type=int, default=15, help="timed samples per program")
+    asked = parser.parse_args()
+    for name in NAMES if "all" in asked.names else asked.names:
+        rows = importlib.import_module(f"benchmarks.{name}").rows(asked.repeats)
         harness.show(name, rows)
         print(f"written: {harness.save(name, rows)}")
 
 
 if __name__ == "__main__":
-    root = pathlib.Path(__file__).parents[1]
-    sys.path.insert(0, str(root))
-    tyro.cli(main)
+    main()

@@ -47,7 +47,8 @@ def study_statistics(op: str, apply, arguments: tuple, shape: dict, bins: int) -
         "labels": rng.integers(0, 9, (rows, 6)).astype(np.int32), "window": np.arange(rows, dtype=np.int32),
     }  # fmt: skip
     method = group_statistics(apply, "blocks.mlp.post", 9, bins=bins, n_examples=5, responses_per_group=64)
-    return Program(op, method.step, (method.init(jax.random.key(0), batch), batch), shape, "float32", carries=True)
+    start = lambda: method.init(jax.random.key(0), batch)  # noqa: E731
+    return Program(op, method.step, (batch,), shape, "float32", start=start)
 
 
 def rows(repeats: int) -> list[dict]:

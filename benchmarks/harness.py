@@ -3,21 +3,27 @@
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
+import itertools
 import json
+import os
 import platform
 import re
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+QUEUED_S = 0.1
+"""Seconds of work that hide any launch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,88 +33,179 @@ class Program:
     op: str
     function: Callable
     arguments: tuple
-    shape: dict[str, int]
+    shape: dict[str, Any]
     dtype: str
     compiled: Callable | None = None
-    """What to call when it is not the compiled function itself (a Python loop around one, say)."""
-    carries: bool = False
-    """A training step: the first argument is donated and replaced by the first result, as a training loop does."""
+    """What to call when it is not the compiled function itself (a Python loop around one, another library)."""
+    others: tuple[tuple, ...] = ()
+    """Further arguments of the same types: calls take them in turn, so that no cache keeps the only ones."""
+    start: Callable[[], Any] | None = None
+    """For a training step: makes its state, fresh arrays. The state is donated, comes before the arguments and is
+    replaced by the first result, as a training loop does. What is in `compiled` changes its state itself."""
     reference: Callable[[Any], float] | None = None
     """result -> largest absolute error against the reference."""
+    wait: Callable[[Any], Any] = jax.block_until_ready
+    """Returns when the result, and so all work queued before it, is there."""
+    peak: Callable[[], int] | None = None
+    """Where no compiler says: most bytes allocated since it was last called."""
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What else its row says."""
 
 
 def compile_program(program: Program) -> tuple[Callable, dict]:
     """The function to call and what compiling it took."""
+    state = () if program.start is None else (program.start(),)
     if program.compiled is not None:
-        return program.compiled, {"compile_ms": None, "peak_bytes": None}
+        return functools.partial(program.compiled, *state), {"compile_ms": None, "peak_bytes": None}
     started = time.perf_counter()
-    donated = (0,) if program.carries else ()
-    compiled = jax.jit(program.function, donate_argnums=donated).lower(*program.arguments).compile()
+    donated = (0,) if state else ()
+    compiled = jax.jit(program.function, donate_argnums=donated).lower(*state, *program.arguments).compile()
     took = (time.perf_counter() - started) * 1e3
     memory = compiled.memory_analysis()
     peak = None if memory is None else int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
     numbers = {"compile_ms": round(took, 1), "peak_bytes": peak}
-    return _carrying(compiled, program.arguments[0]) if program.carries else compiled, numbers
+    return _carrying(compiled, *state) if state else compiled, numbers
 
 
 def _carrying(step: Callable, state: Any) -> Callable:
-    state = jax.tree.map(jnp.array, state)  # the donated copy
-
-    def call(_: Any, *rest: Any) -> Any:
+    def call(*arguments: Any) -> Any:
         nonlocal state
-        state, info = step(state, *rest)
+        state, info = step(state, *arguments)
         return info
 
     return call
 
 
-def run(programs: Sequence[Program], repeats: int) -> Iterator[dict]:
-    """One row per program; all are called in turn, `repeats` times, so that a busy machine disturbs all alike."""
-    ready = [compile_program(p) for p in programs]
-    errors = []
-    for p, (call, _) in zip(programs, ready, strict=True):
-        result = jax.block_until_ready(call(*p.arguments))
-        errors.append(None if p.reference is None else p.reference(result))
-    times: list[list[float]] = [[] for _ in programs]
-    for _ in range(repeats):
-        for p, (call, _), mine in zip(programs, ready, times, strict=True):
+class _Running:
+    """A program and what was measured of it; nothing more once something failed."""
+
+    def __init__(self, program: Program, inner: int) -> None:
+        self.program, self.times, self.error, self.failed, self.inner = program, [], None, None, inner
+        self.numbers: dict = {"compile_ms": None, "peak_bytes": None}
+        self.sets = itertools.cycle((program.arguments, *program.others))
+        self.call: Callable | None = None
+        self._try(self._prepare)
+
+    def _try(self, act: Callable, *args: Any) -> None:
+        if self.failed is None:
+            try:
+                act(*args)
+            except Exception as e:
+                self.failed, self.call = told(e), None
+
+    def _prepare(self) -> None:
+        p = self.program
+        self.call, self.numbers = compile_program(p)
+        if p.peak is not None:
+            p.peak()
+        result = self.call(*p.arguments)
+        p.wait(result)
+        if p.peak is not None:
+            self.numbers = self.numbers | {"peak_bytes": p.peak()}
+        self.error = None if p.reference is None else p.reference(result)
+        del result
+        if self.inner > 1:
             started = time.perf_counter()
-            jax.block_until_ready(call(*p.arguments))
-            mine.append((time.perf_counter() - started) * 1e3)
-    for p, (_, compiling), mine, error in zip(programs, ready, times, errors, strict=True):
-        p20, p50, p80 = (round(float(q), 3) for q in np.percentile(mine, [20, 50, 80]))
-        yield {
+            p.wait(self.call(*p.arguments))
+            self.inner = max(1, min(self.inner, int(QUEUED_S / (time.perf_counter() - started))))
+
+    def sample(self) -> None:
+        """Time calls queued back to back."""
+        self._try(self._sample)
+
+    def _sample(self) -> None:
+        assert self.call is not None
+        chosen, result = [next(self.sets) for _ in range(self.inner)], None
+        started = time.perf_counter()
+        for arguments in chosen:
+            result = self.call(*arguments)
+        self.program.wait(result)
+        self.times.append((time.perf_counter() - started) * 1e3 / self.inner)
+
+    def row(self) -> dict:
+        p = self.program
+        measured = self.times if self.failed is None else []
+        quantiles = np.percentile(measured, [20, 50, 80]) if measured else (None,) * 3
+        p20, p50, p80 = (None if q is None else round(float(q), 4) for q in quantiles)
+        return {
             "op": p.op,
+            **p.columns,
             "shape": p.shape,
             "dtype": p.dtype,
             "p20_ms": p20,
             "p50_ms": p50,
             "p80_ms": p80,
-            **compiling,
-            "error": error,
+            **self.numbers,
+            "error": self.error,
+            **({} if self.failed is None else {"failed": self.failed}),
         }
+
+
+def told(e: BaseException) -> str:
+    """An exception in one line; the first of a group speaks for it.
+
+    Example:
+      >>> told(ExceptionGroup("two", [ValueError("first\\nline"), ValueError("second")]))
+      'ValueError: first line'
+    """
+    while isinstance(e, BaseExceptionGroup):
+        e = e.exceptions[0]
+    return f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
+
+
+def run(programs: Sequence[Program], repeats: int, inner: int = 1, *, together: bool = True) -> Iterator[dict]:
+    """One row per program; what fails has its error in `failed`, and no times.
+
+    Args:
+        programs: called in turn, `repeats` times, so that a busy machine disturbs all alike.
+        repeats: samples per program.
+        inner: calls per sample, queued back to back and waited for once: on an accelerator the time to launch then
+            hides behind the work before it. Fewer where they take longer than QUEUED_S.
+        together: False: one program after the other, each let go of before the next, where memory holds no two.
+    """
+    if not together:
+        for program in programs:
+            yield from run([program], repeats, inner)
+        return
+    running = [_Running(p, inner) for p in programs]
+    for _ in range(repeats):
+        for r in running:
+            r.sample()
+    for r in running:
+        yield r.row()
 
 
 def with_ratio(rows: list[dict], base: str, *, inverse: bool = False) -> list[dict]:
     """Every row with its median as a ratio to the row named `base` (inverse: how many times faster than it)."""
     reference = next(r["p50_ms"] for r in rows if r["op"] == base)
     key = f"speed-up over {base}" if inverse else f"time / {base}"
-    return [r | {key: round(reference / r["p50_ms"] if inverse else r["p50_ms"] / reference, 3)} for r in rows]
+    return [r | {key: ratio(reference, r["p50_ms"]) if inverse else ratio(r["p50_ms"], reference)} for r in rows]
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    """a / b, None where one was not measured."""
+    return None if a is None or b is None else round(a / b, 3)
 
 
 def machine() -> dict:
     """Where the numbers come from."""
     device = jax.devices()[0]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS, check=False)
+    git = shutil.which("git")
+    said = git and subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "flax", "optax")}
     return {
         "device": cpu_name() if device.platform == "cpu" else device.device_kind,
-        "cores": len(__import__("os").sched_getaffinity(0)) if device.platform == "cpu" else None,
+        "cores": cores() if device.platform == "cpu" else None,
         "python": platform.python_version(),
         "versions": versions,
-        "commit": commit.stdout.strip() or None,
+        "commit": (said.stdout.strip() if said else "") or None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def cpu_name() -> str:
@@ -121,25 +218,53 @@ def cpu_name() -> str:
 
 
 def save(name: str, rows: list[dict]) -> Path:
-    """Write the rows with the machine's description."""
+    """Write the rows with the machine's description, and what `benchmarks.correctness` found there at this commit."""
     where = machine()
     label = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
+    if name != "correctness":
+        where["correctness"] = _correctness(RESULTS / f"correctness-{label}.json", where["commit"])
     path = RESULTS / f"{name}-{label}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
     return path
 
 
+def _correctness(path: Path, commit: str | None) -> str:
+    """Passed, failed and where, or not checked."""
+    checked = json.loads(path.read_text()) if path.exists() else {}
+    if not checked or checked["machine"]["commit"] != commit:
+        return "not checked"
+    wrong = sorted({f"{r['op']} ({r['implementation']})" for r in checked["rows"] if not r["passed"]})
+    return "failed: " + ", ".join(wrong) if wrong else "passed"
+
+
 def show(name: str, rows: list[dict]) -> None:
-    """Print the rows as a table."""
+    """Print the rows as a table, or one per named shape."""
+    for size in dict.fromkeys(r["shape"].get("name") for r in rows):
+        _table(f"{name}: {size}" if size else name, [r for r in rows if r["shape"].get("name") == size])
+    print(
+        "shapes:", *sorted({f"{r['shape'].get('name', r['op'])}: {r['shape']} {r['dtype']}" for r in rows}), sep="\n  "
+    )
+
+
+def _table(title: str, rows: list[dict]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=name)
-    columns = [k for k in rows[0] if k not in ("shape", "dtype")]
+    table = Table(title=title)
+    hidden = {"shape"} if len({r["dtype"] for r in rows}) > 1 else {"shape", "dtype"}
+    columns = [c for c in dict.fromkeys(k for row in rows for k in row) if c not in hidden]
     for column in columns:
-        table.add_column(column, justify="left" if column == "op" else "right")
+        text = all(row.get(column) is None or isinstance(row[column], str) for row in rows)
+        table.add_column(column, justify="left" if text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*("" if row.get(c) is None else f"{row[c]:,}" if c != "op" else row[c] for c in columns))
-    Console(width=150).print(table)
-    print("shapes:", *sorted({f"{r['op']}: {r['shape']} {r['dtype']}" for r in rows}), sep="\n  ")
+        table.add_row(*(_cell(row.get(c)) for c in columns))
+    Console(width=180).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{k}: {_cell(v)}" for k, v in value.items())
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "" if value is None else value if isinstance(value, str) else f"{value:,}"

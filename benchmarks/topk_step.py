@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A TopK dictionary's training step against the step a JAX user writes first (dense latents, autodiff, Adam)."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -33,14 +34,14 @@ def rows(repeats: int) -> list[dict]:
     for name, (d, n_latents, k, n) in SHAPES.items():
         x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
         shape = {"d_in": d, "n_latents": n_latents, "k": k, "tokens": n}
-        state = naive.start(jax.random.key(0), d, n_latents)
+        start = functools.partial(naive.start, jax.random.key(0), d, n_latents)
         step = lambda s, x, k=k: naive.step(s, x, k)  # noqa: E731
-        programs = [Program("naive dense step", step, (state, x), shape, "float32", carries=True)]
+        programs = [Program("naive dense step", step, (x,), shape, "float32", start=start)]
         for op, aux in (("TopK step without AuxK", 0.0), ("TopK step", 1 / 32)):
             method = topk(n_latents, k, aux_weight=aux)
-            start = jax.jit(method.init)(jax.random.key(0), {"x": jnp.asarray(x)})
+            start = functools.partial(jax.jit(method.init), jax.random.key(0), {"x": jnp.asarray(x)})
             step = lambda s, x, m=method: m.step(s, {"x": x})  # noqa: E731
-            programs.append(Program(op, step, (start, x), shape, "float32", carries=True))
+            programs.append(Program(op, step, (x,), shape, "float32", start=start))
         table = with_ratio(list(run(programs, repeats)), "naive dense step", inverse=True)
         found += [r | {"op": f"{name}: {r['op']}"} for r in table]
     return found
