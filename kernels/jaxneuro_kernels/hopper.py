@@ -51,6 +51,16 @@ def result(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.ShapeDtyp
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def refuses_arrays(*arrays: Array) -> str | None:
+    """Why operands of these types and sizes cannot be taken, or None."""
+    for a in arrays:
+        if a.dtype not in (jnp.float32, jnp.bfloat16):
+            return f"an operand is {a.dtype}; it takes float32 and bfloat16"
+        if a.size >= 2**31:
+            return f"an operand {list(a.shape)} has 2^31 elements or more, which its offsets cannot reach"
+    return None
+
+
 def refuses_width(most: int, **widths: int) -> str | None:
     """Why rows of these widths cannot be spread over a warpgroup whose registers hold `most` numbers, or None."""
     for name, d in widths.items():

@@ -10,6 +10,8 @@ import pytest
 from jaxneuro_kernels import aot, encode_topk, sae_adam, sparse_decode
 from jaxneuro_kernels.shapes import OPS, SHAPES, case
 
+from jaxneuro import dictionaries
+
 pytestmark = pytest.mark.skipif(
     aot.missing_wheels("cuda") is not None and "JAXNEURO_REQUIRE_COMPILERS" not in os.environ,
     reason=str(aot.missing_wheels("cuda")),
@@ -83,6 +85,17 @@ def test_a_whole_training_step():
     program, report = aot.compile_gpu(step, x, *state)
     assert report.temp_bytes < 1.5 * (1 << 30) + 2 * n * d * 2 + 4 * tokens * d * 4
     assert program.as_text().count(KERNEL) == 5  # matmul, selection, decode, parts, latents
+
+
+def test_the_dictionaries_step():
+    """jaxneuro's own TopK training step, AuxK included, with every sparse part a kernel."""
+    method = dictionaries.topk(32768, 32, dtype="bfloat16", implementation="mosaic_gpu")
+    batch = {"x": jax.ShapeDtypeStruct((8192, 768), jnp.float32)}
+    state = jax.eval_shape(method.init, jax.random.key(0), batch)
+    program, report = aot.compile_gpu(method.step, state, batch)
+    assert program.as_text().count(KERNEL) == 5
+    assert report.spilled_bytes == 0
+    assert report.temp_bytes < 1.5 * (1 << 30)
 
 
 def test_xla_selects_without_a_sort():

@@ -116,6 +116,10 @@ def test_topk_takes_only_what_fits():
     assert "n = 1000" in topk_gpu.refuses(jnp.zeros((2, 1000)), 3)
     assert "no group" in topk_gpu.refuses(jnp.zeros((2, 2048)), 2000)
     assert "float16" in topk_gpu.refuses(jnp.zeros((2, 2048), jnp.float16), 3)
+    huge = jax.ShapeDtypeStruct((1 << 14, 1 << 17), jnp.bfloat16)
+    assert "2^31 elements" in topk_gpu.refuses(huge, 32)
+    vals, rows = jax.ShapeDtypeStruct((8, 4), jnp.float32), jax.ShapeDtypeStruct((640, 16384), jnp.float32)
+    assert "d = 16384 is more than the 12288" in products_gpu.refuses(vals, vals, rows)
     for k in (1, 2, 31, 32, 33, 100, 128, 256, 512):  # whole warpgroups of candidates, at most 32 barriers
         group = topk_gpu.group_size(131072, k)
         copies = topk_gpu._padded(k, group)

@@ -4,7 +4,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..hopper import fold, refuses_width, result
+from ..hopper import fold, refuses_arrays, refuses_width, result
 from ..sparse_decode.latents import Backward, Finish, latent_pass
 from ..sparse_decode.segments import by_latent
 from .adam import Rates, Rows, along_sphere, updated
@@ -16,9 +16,7 @@ WIDEST = 12288
 def refuses(vals: Array, idx: Array, g: Array, x: Array, w_dec: Array, *_: Array) -> str | None:
     """Why this call cannot be taken, or None."""
     del vals, idx
-    if any(a.dtype not in (jnp.float32, jnp.bfloat16) for a in (g, x, w_dec)):
-        return f"operands are {g.dtype}, {x.dtype} and {w_dec.dtype}; it takes float32 and bfloat16"
-    return refuses_width(WIDEST, d_out=g.shape[-1], d_in=x.shape[-1])
+    return refuses_arrays(g, x, w_dec) or refuses_width(WIDEST, d_out=g.shape[-1], d_in=x.shape[-1])
 
 
 def sae_backward(

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..hopper import SHARED_BYTES, fold, folded, refuses_width, result
+from ..hopper import SHARED_BYTES, fold, folded, refuses_arrays, refuses_width, result
 from .latents import latent_pass
 from .segments import by_latent
 
@@ -23,9 +23,7 @@ SLOTS = 8
 def refuses(a: Array, idx: Array, w: Array, *_: int) -> str | None:
     """Why this call cannot be taken, or None. The last array is the one whose rows are gathered."""
     del idx
-    if any(x.dtype not in (jnp.float32, jnp.bfloat16) for x in (a, w)):
-        return f"operands are {a.dtype} and {w.dtype}; it takes float32 and bfloat16"
-    return refuses_width(WIDEST, d=w.shape[-1])
+    return refuses_arrays(a, w) or refuses_width(WIDEST, d=w.shape[-1])
 
 
 def ring(k: int, row_bytes: int, slots: int | None = None) -> int:

@@ -14,7 +14,7 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..hopper import LANES, result, strided, whole
+from ..hopper import LANES, refuses_arrays, result, strided, whole
 from .order import LOWEST, from_key, to_key
 
 MOST_CANDIDATES = 8192
@@ -53,11 +53,9 @@ def copies_per_barrier(k: int) -> int:
 def refuses(x: Array, k: int) -> str | None:
     """Why this call cannot be taken, or None."""
     n = x.shape[-1]
-    if x.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"x is {x.dtype}; it takes float32 and bfloat16"
     if group_size(n, k) is None:
         return f"no group of 16 to 128 divides n = {n} into whole warpgroups with k * group <= {MOST_CANDIDATES}"
-    return None
+    return refuses_arrays(x)
 
 
 def topk(x: Array, k: int, *, group: int | None = None) -> tuple[Array, Array]:

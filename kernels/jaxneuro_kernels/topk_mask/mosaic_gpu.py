@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from ..hopper import refuses_width, result, strided
+from ..hopper import refuses_arrays, refuses_width, result, strided
 from ..topk.bisect import image, last
 from ..topk.order import to_key
 
@@ -22,9 +22,7 @@ WIDEST: Final = 16384
 def refuses(h: Array, k: int) -> str | None:
     """Why this call cannot be taken, or None."""
     del k
-    if h.dtype not in (jnp.float32, jnp.bfloat16):
-        return f"h is {h.dtype}; it takes float32 and bfloat16"
-    return refuses_width(WIDEST, n=h.shape[-1])
+    return refuses_arrays(h) or refuses_width(WIDEST, n=h.shape[-1])
 
 
 def topk_mask(h: Array, k: int) -> Array:
