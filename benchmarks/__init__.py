@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmarks: `python -m benchmarks NAME` prints a table and writes benchmarks/results/NAME-DEVICE.json.
 
-A row is one program at one shape. Peers are measured in the same run, interleaved call by call, and checked against the
-same reference; a ratio is of medians. Times are of finished work on the device (`block_until_ready`), after warm-up.
+A row is one program at one shape. Peers are measured in the same run, interleaved call by call in changing order, and
+checked against the same reference; a ratio is of medians. Times are of finished work on the device (`block_until_ready`), after warm-up.
 
 | name | what | against |
 |---|---|---|

@@ -157,7 +157,8 @@ def run(programs: Sequence[Program], repeats: int, inner: int = 1, *, together: 
     """One row per program; what fails has its error in `failed`, and no times.
 
     Args:
-        programs: called in turn, `repeats` times, so that a busy machine disturbs all alike.
+        programs: called in turn, `repeats` times, so that a busy machine disturbs all alike; each time in another
+            order, because a program also pays for what the one before it left in caches and in free memory.
         repeats: samples per program.
         inner: calls per sample, queued back to back and waited for once: on an accelerator the time to launch then
             hides behind the work before it. Fewer where they take longer than QUEUED_S.
@@ -167,10 +168,10 @@ def run(programs: Sequence[Program], repeats: int, inner: int = 1, *, together: 
         for program in programs:
             yield from run([program], repeats, inner)
         return
-    running = [_Running(p, inner) for p in programs]
+    running, rng = [_Running(p, inner) for p in programs], np.random.default_rng(0)
     for _ in range(repeats):
-        for r in running:
-            r.sample()
+        for i in rng.permutation(len(running)):
+            running[i].sample()
     for r in running:
         yield r.row()
 
