@@ -2,7 +2,8 @@
 """Benchmarks: `python -m benchmarks NAME` prints a table and writes benchmarks/results/NAME-DEVICE.json.
 
 A row is one program at one shape. Peers are measured in the same run, interleaved call by call in changing order, and
-checked against the same reference; a ratio is of medians. Times are of finished work on the device (`block_until_ready`), after warm-up.
+checked against the same reference; a ratio is of medians. Times are of finished work on the device
+(`block_until_ready`), after warm-up. What fails is a row with its error.
 
 | name | what | against |
 |---|---|---|

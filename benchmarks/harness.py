@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -194,6 +195,8 @@ def machine() -> dict:
     git = shutil.which("git")
     said = git and subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "flax", "optax")}
+    if "torch" in sys.modules:
+        versions["torch"] = importlib.metadata.version("torch")
     return {
         "device": cpu_name() if device.platform == "cpu" else device.device_kind,
         "cores": cores() if device.platform == "cpu" else None,
