@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxneuro_kernels import aot, dispatch, tuned
 from jaxneuro_kernels.dispatch import HOPPER, Backend, Choice, Target, choose, target
-from jaxneuro_kernels.shapes import OPS, SHAPES, case, fill
+from jaxneuro_kernels.shapes import OPS, SHAPES, case
 
 X = jnp.zeros((2, 8), jnp.float32)
 IDX = jnp.zeros((2, 1), jnp.int32)
@@ -74,11 +74,23 @@ def test_a_forced_kernel_on_the_wrong_device_says_why(op):
     assert "it is for Hopper devices (cuda), and this call runs on cpu" in reasons[0]
 
 
+def drawn(operands, n):
+    """Arrays of these shapes, made by NumPy: nothing is compiled for them."""
+    rng = np.random.default_rng(0)
+
+    def one(like):
+        integers = like.dtype == jnp.int32
+        a = rng.integers(0, n, like.shape) if integers else np.abs(rng.normal(size=like.shape))
+        return jnp.asarray(a.astype(like.dtype))
+
+    return jax.tree.map(one, operands)
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_what_a_kernel_cannot_take_falls_back(op):
     """A preference ends in xla: sizes that no kernel takes give xla's numbers, forced ones the reason."""
     call, operands, _ = case(op, (6, 10, 70, 3), "float32")
-    arrays = fill(operands, 70)
+    arrays = drawn(operands, 70)
     got, want = (call(*arrays, implementation=i) for i in (tuple(OPS[op].backends), "xla"))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -168,7 +180,7 @@ def test_no_tokens_and_no_k(op):
     """Of nothing comes nothing, in the right shapes, under every preference."""
     for shape in ((0, 128, 2048, 4), (3, 128, 2048, 0)):
         call, operands, _ = case(op, shape, "float32")
-        arrays = fill(operands, 2048)
+        arrays = drawn(operands, 2048)
         out = call(*arrays, implementation=("mosaic_gpu", "xla"))
         like = jax.eval_shape(lambda *a, call=call: call(*a), *operands)
         assert jax.tree.map(jnp.shape, out) == jax.tree.map(lambda a: a.shape, like)
