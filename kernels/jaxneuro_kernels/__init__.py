@@ -44,9 +44,9 @@ Every op that computes takes `implementation=`: None, a name, or a sequence of n
 
 None runs a kernel only where it was measured to be the fastest on this kind of device (`tuned`, written by `python -m
 jaxneuro_kernels.tune`), else `xla`. A name runs that kernel or raises an ExceptionGroup with every reason against it.
-Kernels work on one device's part of an array. Where several devices are visible, plain jit therefore gets `xla` unless a
-kernel is named, since the compiler may split an operand: call the ops inside `jax.shard_map`, or show the process one
-device. With the latents split over devices, use `sharded`.
+Kernels work on one device's part of an array. Where several devices are visible, plain jit therefore gets `xla` unless
+a kernel is named, since the compiler may split an operand: call the ops inside `jax.shard_map`, or show the process
+one device. With the latents split over devices, use `sharded`.
 
 A new implementation: (1) write `<op>/<name>.py`, same arguments as `<op>/xla.py`, with `refuses`; (2) add a row to the
 table of backends in `<op>/api.py`; (3) test it against `<op>/reference.py`, and lower it at `shapes.SHAPES`; (4) give
