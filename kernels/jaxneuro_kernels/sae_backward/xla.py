@@ -41,7 +41,8 @@ def sae_backward(
         dec, enc, bias = sums_of_rows(idx, n, ((vals, g), (dvals, x), (dvals, one)))
         return dec, enc, bias[:, 0]
 
-    return dvals, *lax.platform_dependent(vals, dvals, idx, g, x, cpu=in_place, default=in_order)
+    dec, enc, bias = lax.platform_dependent(vals, dvals, idx, g, x, cpu=in_place, default=in_order)
+    return dvals, dec, enc, bias
 
 
 def sae_adam(

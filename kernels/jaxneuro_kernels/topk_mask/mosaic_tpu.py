@@ -68,7 +68,7 @@ def bounds(h: Array, k: int) -> tuple[Array, Array]:
             return bit - 1, jnp.where(enough, higher, bound), jnp.where(enough, of_higher, reached)
 
         start = jnp.full((rows, 1), LOWEST >> (32 - bits), jnp.int32)
-        _, bound, reached = lax.while_loop(
+        _last_bit, bound, reached = lax.while_loop(
             unsettled, fix_bit, (jnp.int32(bits - 1), start, jnp.full((rows, 1), n, jnp.int32))
         )
         bound_ref[...] = jnp.broadcast_to(bound, bound_ref.shape)
