@@ -66,8 +66,6 @@ class GpuReport(NamedTuple):
     temp_bytes: int
     targets: tuple[str, ...]
     """Custom calls in the program."""
-    sorts: bool
-    """XLA sorts somewhere."""
 
 
 @contextlib.contextmanager
@@ -141,7 +139,6 @@ def reported(compile_it: Callable[[], jax.stages.Compiled]) -> tuple[jax.stages.
         serialized="wgmma" in log and "serializ" in log,
         temp_bytes=0 if memory is None else int(memory.temp_size_in_bytes),
         targets=tuple(sorted(set(re.findall(r'custom_call_target="([^"]+)"', text)))),
-        sorts=" sort(" in text,
     )
 
 

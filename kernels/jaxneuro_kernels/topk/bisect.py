@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from ..vary import vary, varying
+from .order import to_key
 
 
 def image(x: Array) -> Array:
@@ -23,6 +24,27 @@ def image(x: Array) -> Array:
       [-16257, -1, 0, 16256]
     """
     return _flip_negative(lax.bitcast_convert_type(x, jnp.dtype(f"int{8 * x.dtype.itemsize}")))
+
+
+def wide_image(x: Array) -> Array:
+    """`image` in int32, from 32-bit operations alone: those that kernels have.
+
+    Example:
+      >>> wide_image(jnp.array([-1.0, -0.0, 0.0, 1.0], jnp.bfloat16)).tolist()
+      [-16257, -1, 0, 16256]
+    """
+    return lax.shift_right_arithmetic(to_key(x), jnp.int32(32 - 8 * x.dtype.itemsize))
+
+
+def within(x: Array, bound: Array, end: Array) -> Array:
+    """Which of x [..., n] have an image above `bound`, or equal to it at an index below `end`; both [..., 1].
+
+    Example:
+      >>> within(jnp.array([1.0, 3.0, 3.0]), wide_image(jnp.array([3.0])), jnp.array([2])).tolist()
+      [False, True, False]
+    """
+    key, index = wide_image(x), lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return (key > bound) | ((key == bound) & (index < end))
 
 
 def original(key: Array, dtype: jnp.dtype) -> Array:

@@ -12,8 +12,7 @@ from jax import Array, lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from ..hopper import refuses_arrays, refuses_width, result, strided
-from ..topk.bisect import image, last
-from ..topk.order import to_key
+from ..topk.bisect import last, wide_image, within
 
 WIDEST: Final = 16384
 """Elements of a row that a warpgroup's registers hold."""
@@ -29,9 +28,7 @@ def topk_mask(h: Array, k: int) -> Array:
     """bool: the k largest of each row."""
     *batch, n = h.shape
     threshold, end = (a.reshape(*batch, 1) for a in bounds(h.reshape(-1, n), k))
-    key = image(h).astype(jnp.int32)
-    index = lax.broadcasted_iota(jnp.int32, h.shape, h.ndim - 1)
-    return (key > threshold) | ((key == threshold) & (index < end))
+    return within(h, threshold, end)
 
 
 def bounds(h: Array, k: int) -> tuple[Array, Array]:
@@ -41,9 +38,7 @@ def bounds(h: Array, k: int) -> tuple[Array, Array]:
 
     def kernel(h_ref, threshold_ref, end_ref):
         r = lax.axis_index("row")
-        keys = to_key(plgpu.load(h_ref.at[r], layout=strided(n)))
-        if bits < 32:  # the image of the narrower float
-            keys = lax.shift_right_arithmetic(keys, jnp.full_like(keys, 32 - bits))
+        keys = wide_image(plgpu.load(h_ref.at[r], layout=strided(n)))
         index = plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=strided(n))
 
         def count(these):

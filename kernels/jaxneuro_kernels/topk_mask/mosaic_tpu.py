@@ -16,8 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..topk.bins import LANES, VMEM_BYTES
-from ..topk.bisect import last
-from ..topk.order import LOWEST, to_key
+from ..topk.bisect import last, wide_image, within
+from ..topk.order import LOWEST
 
 _ELEMENTS: Final = 1 << 20
 """Of one block: every count over it is unrolled."""
@@ -40,8 +40,7 @@ def topk_mask(h: Array, k: int) -> Array:
     """bool: the k largest of each row."""
     *batch, n = h.shape
     bound, end = (a.reshape(*batch, 1) for a in bounds(h.reshape(-1, n), k))
-    key, at = _key(h), lax.broadcasted_iota(jnp.int32, h.shape, h.ndim - 1)
-    return (key > bound) | ((key == bound) & (at < end))
+    return within(h, bound, end)
 
 
 def bounds(h: Array, k: int) -> tuple[Array, Array]:
@@ -51,7 +50,7 @@ def bounds(h: Array, k: int) -> tuple[Array, Array]:
     bits = 8 * h.dtype.itemsize
 
     def kernel(h_ref, bound_ref, end_ref, keys):
-        keys[...] = _key(h_ref[...])
+        keys[...] = wide_image(h_ref[...])
 
         def count(kept):
             return jnp.sum(kept.astype(jnp.int32), axis=1, keepdims=True)
@@ -93,8 +92,3 @@ def bounds(h: Array, k: int) -> tuple[Array, Array]:
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_BYTES),
     )(h)
     return bound[:, :1], end[:, :1]
-
-
-def _key(h: Array) -> Array:
-    """int32 of h's order in as many bits as h has."""
-    return lax.shift_right_arithmetic(to_key(h), jnp.int32(32 - 8 * h.dtype.itemsize))
