@@ -40,3 +40,7 @@ class Dictionary(Protocol):
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_out"]:
         """The reconstruction from latents."""
         ...
+
+    def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
+        """The reconstruction of x: decode(encode(x)), and what a method does beside it."""
+        ...

@@ -21,13 +21,13 @@ In earnest the loop is `jaxneuro.activations.run(method, stream, key=...)`: prog
 | file | what | source |
 |---|---|---|
 | `topk.py` | TopK autoencoder and transcoder, with AuxK | arXiv:2406.04093 |
-| `dictionary.py` | `TopKDictionary`: four arrays, k, and how to use them | |
+| `dictionary.py` | `SparseCoder`: four arrays, k, and how to use them | |
 | `evaluate.py` | FVU, explained variances, L0, dead, density; loss recovered (zero, mean ablation) | its docstrings |
 | `formats.py` | SAELens' folders, v6, strict both ways | SAELens 6.18 |
 | `parts/` | what methods are products of: inputs, start, autoencode, decoder, silence, optimise | |
 
 **A new method.** (1) One file with a function that returns a `Method`, its formula and source in the docstring, made
-of `parts/`. (2) What it learns: `TopKDictionary`, or a frozen pytree dataclass with the protocol's two functions. (3) A
+of `parts/`. (2) What it learns: `SparseCoder`, or a frozen pytree dataclass with the protocol's two functions. (3) A
 row in METHODS of tests/dictionaries/test_conformance.py: jit, resume, dtypes, a planted dictionary, noise,
 permutations. (4) Its line in this table.
 
@@ -37,7 +37,12 @@ products are `jaxneuro_kernels`': no [tokens, n_latents] array exists in trainin
 (`jaxneuro.activations`) and knows no model class: `recovered` takes the pure function.
 """
 
-from .dictionary import TopKDictionary as TopKDictionary
+from .activations import Gated as Gated
+from .activations import GroupMax as GroupMax
+from .activations import JumpReLU as JumpReLU
+from .activations import Relu as Relu
+from .activations import TopK as TopK
+from .dictionary import SparseCoder as SparseCoder
 from .evaluate import Reconstruction as Reconstruction
 from .evaluate import Recovered as Recovered
 from .evaluate import decoder_cosine as decoder_cosine

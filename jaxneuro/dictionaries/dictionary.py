@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What top-k methods learn: four arrays, one number, and how to use them."""
+"""What most methods learn and most files hold: an encoder, an activation, a decoder, and how to use them."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxneuro_kernels import encode_topk, sparse_decode
-from jaxtyping import Array, Float, Int
+from jaxneuro_kernels import sparse_decode
+from jaxtyping import Array, Float
+
+from ..errors import UserError
+from .activations import Activation, Bounded, Code, dense
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TopKDictionary:
-    """A TopK autoencoder or transcoder. A pytree of its four arrays: pass it through jit, vmap and grad as it is.
+class SparseCoder:
+    """A sparse autoencoder, transcoder or crosscoder. A pytree of its arrays: pass it through jit, vmap and grad.
 
-        z = relu(topk((x - [b_dec]) W_enc + b_enc, k));   x_hat = z W_dec + b_dec
+        pre = (x - [b_dec]) W_enc + b_enc;   z = activation(pre);   x_hat = z W_dec + b_dec + [x W_skip^T]
 
     Accumulated in float32; what comes out has the dtype of what went in. Leading axes are of any rank.
 
     Example:
-      >>> d = TopKDictionary(W_enc=jnp.eye(2), W_dec=jnp.eye(2), b_enc=jnp.zeros(2), b_dec=jnp.zeros(2), k=1)
+      >>> from jaxneuro.dictionaries import TopK
+      >>> d = SparseCoder(W_enc=jnp.eye(2), W_dec=jnp.eye(2), b_enc=jnp.zeros(2), b_dec=jnp.zeros(2),
+      ...                 activation=TopK(1))
       >>> d.encode(jnp.array([[1.0, 3.0]])).tolist()
       [[0.0, 3.0]]
     """
@@ -28,9 +35,14 @@ class TopKDictionary:
     W_dec: Float[Array, "n_latents d_out"]
     b_enc: Float[Array, "n_latents"]
     b_dec: Float[Array, "d_out"]
-    k: int = dataclasses.field(metadata={"static": True})
+    activation: Activation
+    W_skip: Float[Array, "d_out d_in"] | None = None
+    """Skip transcoders add x W_skip^T (arXiv:2501.18823)."""
     apply_b_dec_to_input: bool = dataclasses.field(default=True, metadata={"static": True})
     """Subtract b_dec from the input: an autoencoder does, a transcoder does not."""
+    input_norm: str = dataclasses.field(default="none", metadata={"static": True})
+    """What is done to each token first and undone to its reconstruction: a key of INPUT_NORMS. Where it is not "none",
+    `decode` gives the reconstruction of the normalised token; calling the dictionary gives that of the token."""
 
     @property
     def d_in(self) -> int:
@@ -47,38 +59,91 @@ class TopKDictionary:
         """Number of latents."""
         return self.W_dec.shape[0]
 
-    def encode_sparse(self, x: Float[Array, "*batch d_in"]) -> tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]:
-        """(values, indices) of the k strongest latents, descending, float32; a value of 0 is off."""
-        dtype = _common(x, self.W_enc)
-        x = x.astype(dtype)
-        if self.apply_b_dec_to_input:
-            x = x - self.b_dec.astype(dtype)
-        return encode_topk(x, self.W_enc.T.astype(dtype), self.b_enc, self.k)
+    @property
+    def k(self) -> int | None:
+        """Most latents active at one token, if the activation knows."""
+        return self.activation.k if isinstance(self.activation, Bounded) else None
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
-        """Latents of x, at most k of each row nonzero, in x's dtype. Holds [batch, n_latents]; see `encode_sparse`."""
-        vals, idx = self.encode_sparse(x)
-        flat = idx.reshape(-1, self.k)
-        z = jnp.zeros((flat.shape[0], self.n_latents), x.dtype)
-        tokens = jnp.arange(flat.shape[0], dtype=jnp.int32)[:, None]
-        z = z.at[tokens, flat].set(vals.reshape(flat.shape).astype(x.dtype), unique_indices=True)
-        return z.reshape(*x.shape[:-1], self.n_latents)
+        """Latents of x, in x's dtype."""
+        if isinstance(self.activation, Bounded):
+            vals, idx = self.encode_sparse(x)
+            return dense(vals.astype(x.dtype), idx, self.n_latents)
+        centred, w = self._ready(x)
+        pre = jnp.dot(centred, w, preferred_element_type=jnp.float32) + self.b_enc.astype(jnp.float32)
+        return self.activation(pre).astype(x.dtype)
+
+    def encode_sparse(self, x: Float[Array, "*batch d_in"]) -> Code:
+        """(values, indices) of the active latents, float32 and int32; no [batch, n_latents] array is made.
+
+        Raises:
+          UserError: an activation that does not bound their number; use `encode`.
+        """
+        if not isinstance(self.activation, Bounded):
+            name = type(self.activation).__name__
+            raise UserError(f"{name} does not bound the active latents of a token: there is only `encode`.")
+        centred, w = self._ready(x)
+        return self.activation.encode(centred, w.T, self.b_enc)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_out"]:
-        """The reconstruction from latents, in z's dtype."""
+        """The reconstruction from latents, in z's dtype (without the skip, which is not a function of z)."""
         dtype = _common(z, self.W_dec)
         x_hat = jnp.dot(z.astype(dtype), self.W_dec.astype(dtype), preferred_element_type=jnp.float32)
         return (x_hat + self.b_dec.astype(jnp.float32)).astype(z.dtype)
 
-    def decode_sparse(
-        self, vals: Float[Array, "*batch k"], idx: Int[Array, "*batch k"]
-    ) -> Float[Array, "*batch d_out"]:
+    def decode_sparse(self, vals: Float[Array, "*batch k"], idx: Array) -> Float[Array, "*batch d_out"]:
         """The reconstruction from what `encode_sparse` returned, float32."""
         return sparse_decode(vals, idx, self.W_dec) + self.b_dec.astype(jnp.float32)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        """decode(encode(x)) without the latents in between, in x's dtype."""
-        return self.decode_sparse(*self.encode_sparse(x)).astype(x.dtype)
+        """The reconstruction of x, in x's dtype."""
+        if isinstance(self.activation, Bounded):
+            x_hat = self.decode_sparse(*self.encode_sparse(x))
+        else:
+            x_hat = self.decode(self.encode(x)).astype(jnp.float32)
+        _, back = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))
+        x_hat = back(x_hat)
+        if self.W_skip is not None:
+            dtype = _common(x, self.W_skip)
+            x_hat += jnp.dot(x.astype(dtype), self.W_skip.T.astype(dtype), preferred_element_type=jnp.float32)
+        return x_hat.astype(x.dtype)
+
+    def _ready(self, x: Array) -> tuple[Array, Array]:
+        """What is multiplied: the normalised, centred input and W_enc, of one dtype."""
+        dtype = _common(x, self.W_enc)
+        if self.input_norm != "none":
+            x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))[0]
+        x = x.astype(dtype)
+        return (x - self.b_dec.astype(dtype) if self.apply_b_dec_to_input else x), self.W_enc.astype(dtype)
+
+
+class Normalised(NamedTuple):
+    """A token as a dictionary sees it, and the way back for its reconstruction."""
+
+    x: Array
+    back: Callable[[Array], Array]
+
+
+def _none(x: Array) -> Normalised:
+    return Normalised(x, lambda y: y)
+
+
+def _layer_norm(x: Array) -> Normalised:
+    """(x - mean) / (std + 1e-5), the std with n - 1: OpenAI's."""
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    std = jnp.std(x, axis=-1, keepdims=True, ddof=1) + jnp.float32(1e-5)
+    return Normalised((x - mean) / std, lambda y: y * std + mean)
+
+
+def _constant_norm(x: Array) -> Normalised:
+    """Every token to norm sqrt(d); a token of zeros stays."""
+    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    scale = jnp.sqrt(jnp.float32(x.shape[-1])) / jnp.where(norm > 0, norm, jnp.float32(1))
+    return Normalised(x * scale, lambda y: y / scale)
+
+
+INPUT_NORMS: Final = {"none": _none, "layer_norm": _layer_norm, "constant_norm": _constant_norm}
+"""Per-token normalisations that some files ask for at run time."""
 
 
 def _common(a: Array, b: Array) -> jnp.dtype:

@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float
 
 from ..errors import UserError
 from ..models import token_loss
+from ..protocols import Dictionary
 from ..taps import apply_fn, intervene
 from ..taps.names import parse
-from .dictionary import TopKDictionary
+from .dictionary import SparseCoder
 from .parts.decoder import unit_rows
 
 type Judge = Callable[[Array, Array, Any], tuple[Array, Array]]
@@ -49,18 +50,16 @@ class Reconstruction:
 
 
 @jax.jit
-def _sums(dictionary: TopKDictionary, batch: Mapping[str, Array]) -> dict[str, Array]:
+def _sums(dictionary: Dictionary, batch: Mapping[str, Array]) -> dict[str, Array]:
     """One batch: its size, mean, squared deviations from its own mean, and sums of the errors."""
     x = batch["x"].astype(jnp.float32)
     y = batch.get("y", batch["x"]).astype(jnp.float32)
     valid = batch.get("mask", jnp.ones(x.shape[0], bool))
-    vals, idx = dictionary.encode_sparse(jnp.where(valid[:, None], x, 0))
-    y_hat = dictionary.decode_sparse(vals, idx)
     on = valid[:, None]
+    y_hat, fired = _reconstructed(dictionary, jnp.where(on, x, 0), on)
     n = jnp.sum(valid, dtype=jnp.int32)
     mean = jnp.sum(jnp.where(on, y, 0), 0) / jnp.maximum(n, 1).astype(jnp.float32)
     error = jnp.where(on, y - y_hat, 0)
-    fired = (vals > 0) & on
     long, short = (jnp.linalg.norm(jnp.where(on, a, 0), axis=1) for a in (y, y_hat))
     cosine = jnp.sum(jnp.where(on, y * y_hat, 0), 1) / jnp.maximum(long * short, jnp.float32(1e-30))
     return {
@@ -69,14 +68,23 @@ def _sums(dictionary: TopKDictionary, batch: Mapping[str, Array]) -> dict[str, A
         "deviation": jnp.sum(jnp.square(jnp.where(on, y - mean, 0))),
         "squared_error": jnp.sum(jnp.square(error)),
         "error": jnp.sum(error, 0),
-        "fired": jnp.zeros(dictionary.n_latents, jnp.int32).at[idx].add(fired.astype(jnp.int32)),
+        "fired": fired,
         "norm": jnp.sum(long),
         "norm_hat": jnp.sum(short),
         "cosine": jnp.sum(cosine),
     }
 
 
-def reconstruction(dictionary: TopKDictionary, batches: Iterable[Mapping[str, Any]]) -> Reconstruction:
+def _reconstructed(dictionary: Dictionary, x: Array, on: Array) -> tuple[Array, Array]:
+    """x_hat, and at how many valid tokens each latent is above 0."""
+    if not isinstance(dictionary, SparseCoder) or dictionary.k is None:
+        return dictionary(x), jnp.sum((dictionary.encode(x) > 0) & on, axis=0, dtype=jnp.int32)
+    vals, idx = dictionary.encode_sparse(x)
+    fired = ((vals > 0) & on).astype(jnp.int32)
+    return dictionary(x), jnp.zeros(dictionary.n_latents, jnp.int32).at[idx].add(fired, mode="drop")
+
+
+def reconstruction(dictionary: Dictionary, batches: Iterable[Mapping[str, Any]]) -> Reconstruction:
     """Judge a dictionary on a stream of {"x": [n, d_in], optional "y": [n, d_out], optional "mask": bool [n]}.
 
     Batches are merged by the rule of Chan, Golub and LeVeque in float64, so the result does not depend on how the
@@ -86,11 +94,13 @@ def reconstruction(dictionary: TopKDictionary, batches: Iterable[Mapping[str, An
       UserError: no valid token, values that are not finite, or tokens that are all equal (FVU has no meaning).
     Source: arXiv:2406.04093 (normalised MSE) and the definitions in each field of `Reconstruction`.
     Example:
-      >>> d = TopKDictionary(W_enc=jnp.eye(2), W_dec=jnp.eye(2), b_enc=jnp.zeros(2), b_dec=jnp.zeros(2), k=2)
+      >>> from jaxneuro.dictionaries import SparseCoder, TopK
+      >>> arrays = {"W_enc": jnp.eye(2), "W_dec": jnp.eye(2), "b_enc": jnp.zeros(2), "b_dec": jnp.zeros(2)}
+      >>> d = SparseCoder(**arrays, activation=TopK(2))
       >>> reconstruction(d, [{"x": jnp.array([[1.0, 2.0], [3.0, 1.0]])}]).fvu
       0.0
     """
-    n, mean, deviation = 0, np.zeros(dictionary.d_out), 0.0
+    n, mean, deviation = 0, np.zeros(()), 0.0
     total: dict[str, Any] = {}
     for batch in batches:
         sums = jax.tree.map(lambda a: np.asarray(a, np.float64), _sums(dictionary, {k: batch[k] for k in _keys(batch)}))
@@ -184,7 +194,7 @@ def next_token_loss(output: Array, reference: Array, batch: Any) -> tuple[Float[
     return jnp.sum(jnp.where(valid, nll, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
 
 
-def _replaced(x: Array, dictionary: TopKDictionary, mean: Array, on: Bool[Array, "batch pos"], which: Array) -> Array:
+def _replaced(x: Array, dictionary: Dictionary, mean: Array, on: Bool[Array, "batch pos"], which: Array) -> Array:
     """The site's value at real tokens: 0 as it is, 1 reconstructed, 2 zero, 3 the mean."""
     flat = x.reshape(*x.shape[:2], -1)
     options = [flat, dictionary(flat), jnp.zeros_like(flat), jnp.broadcast_to(mean.astype(flat.dtype), flat.shape)]
@@ -194,7 +204,7 @@ def _replaced(x: Array, dictionary: TopKDictionary, mean: Array, on: Bool[Array,
 
 @partial(jax.jit, static_argnames=("apply", "site", "judge"))
 def _damage(
-    weights: Any, dictionary: TopKDictionary, mean: Array, batch: Any, *, apply: Callable, site: str, judge: Judge
+    weights: Any, dictionary: Dictionary, mean: Array, batch: Any, *, apply: Callable, site: str, judge: Judge
 ) -> tuple[Array, Array]:
     """Sums [4] of the measure, and of its weight: the site as it is, reconstructed, zero, mean."""
     layers = parse(site).layers
@@ -219,7 +229,7 @@ def recovered(
     apply: Callable,
     weights: Any,
     site: str,
-    dictionary: TopKDictionary,
+    dictionary: Dictionary,
     mean: np.ndarray,
     batches: Iterable[Mapping[str, Any]],
     *,

@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import UserError
 from ..io import read_json, write_json
 from ..io.safetensors import read_safetensors, write_safetensors
-from .dictionary import TopKDictionary
+from .activations import TopK
+from .dictionary import SparseCoder
 
 CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae_weights.safetensors"
@@ -32,9 +33,7 @@ _KNOWN: Final = {
 }
 
 
-def save_saelens(
-    dictionary: TopKDictionary, folder: str | os.PathLike, metadata: Mapping[str, Any] | None = None
-) -> Path:
+def save_saelens(dictionary: SparseCoder, folder: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> Path:
     """Write a TopK autoencoder as SAELens (v6) reads it: architecture "topk", tensors W_enc, b_enc, W_dec, b_dec.
 
     Args:
@@ -73,7 +72,7 @@ def save_saelens(
     return folder
 
 
-def load_saelens(folder: str | os.PathLike) -> TopKDictionary:
+def load_saelens(folder: str | os.PathLike) -> SparseCoder:
     """Read a TopK autoencoder in SAELens' layout.
 
     With `rescale_acts_by_decoder_norm` latents are selected by pre-activation times decoder norm; folding the norm n_i
@@ -111,7 +110,9 @@ def load_saelens(folder: str | os.PathLike) -> TopKDictionary:
     arrays = {name: jnp.asarray(tensors[name]) for name in _TENSORS}
     if config.get("rescale_acts_by_decoder_norm"):
         arrays = _folded(arrays)
-    return TopKDictionary(**arrays, k=config["k"], apply_b_dec_to_input=config.get("apply_b_dec_to_input", True))
+    return SparseCoder(
+        **arrays, activation=TopK(config["k"]), apply_b_dec_to_input=config.get("apply_b_dec_to_input", True)
+    )
 
 
 def _not_finite(tensors: Mapping[str, Any]) -> list[str]:

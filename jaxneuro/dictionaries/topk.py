@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ..errors import UserError, unknown
 from ..protocols import Method
-from .dictionary import TopKDictionary
+from .activations import TopK
+from .dictionary import SparseCoder
 from .parts import start
 from .parts.autoencode import Code, Kernel, autoencode
 from .parts.decoder import along_the_sphere, unit_rows
@@ -125,14 +126,14 @@ class _TopK:
         }
         return new, info
 
-    def finish(self, state: TopKState) -> TopKDictionary:
+    def finish(self, state: TopKState) -> SparseCoder:
         p, sx, sy = state.parameters, state.scale_x, state.scale_y
-        return TopKDictionary(
+        return SparseCoder(
             W_enc=p.w_enc.T,
             W_dec=p.w_dec * (sx / sy),
             b_enc=p.b_enc / sx,
             b_dec=p.b_dec / sy,
-            k=self.k,
+            activation=TopK(self.k),
             apply_b_dec_to_input=bool(state.tied),
         )
 
@@ -233,7 +234,7 @@ def topk(
       implementation: of the sparse products; see `jaxneuro_kernels`.
     Returns:
       A Method; info: loss, fvu, l0, dead_fraction, auxk, learning_rate, tokens, nonfinite_tokens, skipped_batches.
-      `finish` gives a `TopKDictionary`.
+      `finish` gives a `SparseCoder`.
     Raises:
       UserError: k above n_latents and the like, at once; a first batch that is not finite, constant, or of wrong type,
         from `init`.

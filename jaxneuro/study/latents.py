@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..activations import ActivationArray
-from ..dictionaries import TopKDictionary
+from ..dictionaries import SparseCoder
 from ..models import unembedding
 from ..neurons import decode_directions
 from .inputs import Inputs
@@ -22,7 +22,7 @@ KEPT = 64
 
 
 @partial(jax.jit, static_argnames="n_groups")
-def _group_counts(dictionary: TopKDictionary, x: jax.Array, group: jax.Array, n_groups: int) -> jax.Array:
+def _group_counts(dictionary: SparseCoder, x: jax.Array, group: jax.Array, n_groups: int) -> jax.Array:
     """int32 [n_latents, K]: tokens of each group on which each latent fires; group -1 counts nowhere."""
     vals, idx = dictionary.encode_sparse(x)
     fired = ((vals > 0) & (group >= 0)[:, None]).astype(jnp.int32)
@@ -31,7 +31,7 @@ def _group_counts(dictionary: TopKDictionary, x: jax.Array, group: jax.Array, n_
 
 
 @jax.jit
-def _values(dictionary: TopKDictionary, x: jax.Array, latents: jax.Array) -> jax.Array:
+def _values(dictionary: SparseCoder, x: jax.Array, latents: jax.Array) -> jax.Array:
     """float32 [n, m]: the chosen latents on every token."""
     vals, idx = dictionary.encode_sparse(x)
     return jnp.sum(jnp.where(idx[:, :, None] == latents, vals[:, :, None], 0), 1)
@@ -44,7 +44,7 @@ def _chunks(acts: ActivationArray) -> Iterator[tuple[np.ndarray, int, int]]:
         yield np.pad(x, ((0, CHUNK - len(x)), (0, 0))), start, len(x)
 
 
-def group_rates(dictionary: TopKDictionary, acts: ActivationArray, n_groups: int) -> np.ndarray:
+def group_rates(dictionary: SparseCoder, acts: ActivationArray, n_groups: int) -> np.ndarray:
     """float64 [n_latents, K]: share of each group's tokens on which each latent fires."""
     counts = np.zeros((dictionary.n_latents, n_groups), np.int64)
     for x, start, n in _chunks(acts):
@@ -67,7 +67,7 @@ def most_selective(rates: np.ndarray, n: int, floor: float = 1e-3) -> np.ndarray
     return np.array(taken[:n], np.int32)
 
 
-def strongest(dictionary: TopKDictionary, acts: ActivationArray, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def strongest(dictionary: SparseCoder, acts: ActivationArray, latents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(values, rows) [m, KEPT]: each latent's strongest tokens, strongest first; row -1 where it fired less often."""
     values = np.zeros((len(latents), KEPT), np.float32)
     rows = np.full((len(latents), KEPT), -1, np.int64)
@@ -80,7 +80,7 @@ def strongest(dictionary: TopKDictionary, acts: ActivationArray, latents: np.nda
     return values, np.where(values > 0, rows, -1)
 
 
-def latent_cards(inputs: Inputs, dictionary: TopKDictionary, acts: ActivationArray) -> list[dict[str, Any]]:
+def latent_cards(inputs: Inputs, dictionary: SparseCoder, acts: ActivationArray) -> list[dict[str, Any]]:
     """One card per chosen latent, in the report's shape."""
     c, rates = inputs.config.cards, group_rates(dictionary, acts, len(inputs.groups))
     latents = most_selective(rates, c.latents)
@@ -106,7 +106,7 @@ def latent_cards(inputs: Inputs, dictionary: TopKDictionary, acts: ActivationArr
     return found
 
 
-def _written(inputs: Inputs, dictionary: TopKDictionary, latents: np.ndarray) -> list[dict[str, Any]]:
+def _written(inputs: Inputs, dictionary: SparseCoder, latents: np.ndarray) -> list[dict[str, Any]]:
     """Tokens that each latent's decoder row promotes and suppresses, where the model has an unembedding."""
     weights, cfg = inputs.model.weights, inputs.model.cfg
     if not cfg.has_head or dictionary.d_out != cfg.d_model:
@@ -122,7 +122,7 @@ def _written(inputs: Inputs, dictionary: TopKDictionary, latents: np.ndarray) ->
 
 
 def _examples(
-    inputs: Inputs, dictionary: TopKDictionary, acts: ActivationArray, latent: int, rows: np.ndarray
+    inputs: Inputs, dictionary: SparseCoder, acts: ActivationArray, latent: int, rows: np.ndarray
 ) -> list[dict[str, Any]]:
     shown, seen, context = [], set(), inputs.config.cards.context
     for row in rows[rows >= 0]:

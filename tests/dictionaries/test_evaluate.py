@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics on cases known by algebra, and against whole-set float64."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import TopKDictionary, decoder_cosine, reconstruction, recovered
+from jaxneuro.dictionaries import SparseCoder, TopK, decoder_cosine, reconstruction, recovered
 from jaxneuro.errors import UserError
 from jaxneuro.models import Config, forward, init
 
@@ -20,7 +21,9 @@ def random_dictionary(key=0, d=D, scale=1.0):
     w = jax.random.normal(a, (F, d))
     w = w / jnp.linalg.norm(w, axis=1, keepdims=True)
     bias = jax.random.normal(c, (d,)) * 0.3
-    return TopKDictionary(W_enc=w.T * scale, W_dec=w, b_enc=jax.random.normal(b, (F,)) * 0.1, b_dec=bias, k=K)
+    return SparseCoder(
+        W_enc=w.T * scale, W_dec=w, b_enc=jax.random.normal(b, (F,)) * 0.1, b_dec=bias, activation=TopK(K)
+    )
 
 
 def tokens(n=200, d=D):
@@ -30,7 +33,7 @@ def tokens(n=200, d=D):
 def perfect(d=D):
     eye = jnp.eye(d)
     both = jnp.concatenate([eye, -eye])
-    return TopKDictionary(W_enc=both.T, W_dec=both, b_enc=jnp.zeros(2 * d), b_dec=jnp.zeros(d), k=d)
+    return SparseCoder(W_enc=both.T, W_dec=both, b_enc=jnp.zeros(2 * d), b_dec=jnp.zeros(d), activation=TopK(d))
 
 
 def test_perfect_is_zero_error():
@@ -41,8 +44,12 @@ def test_perfect_is_zero_error():
 
 def test_the_mean_explains_nothing():
     x = tokens()
-    mean = TopKDictionary(
-        W_enc=jnp.zeros((D, F)), W_dec=jnp.zeros((F, D)), b_enc=jnp.zeros(F), b_dec=jnp.asarray(x.mean(0)), k=1
+    mean = SparseCoder(
+        W_enc=jnp.zeros((D, F)),
+        W_dec=jnp.zeros((F, D)),
+        b_enc=jnp.zeros(F),
+        b_dec=jnp.asarray(x.mean(0)),
+        activation=TopK(1),
     )
     found = reconstruction(mean, [{"x": x}])
     assert found.fvu == pytest.approx(1, abs=1e-6)
@@ -51,8 +58,7 @@ def test_the_mean_explains_nothing():
 
 def test_a_constant_error_is_seen_by_fvu_and_not_by_the_centred_form():
     x, off = tokens(), perfect()
-    off = TopKDictionary(W_enc=off.W_enc, W_dec=off.W_dec, b_enc=off.b_enc, b_dec=off.b_dec + 2.0, k=off.k,
-                         apply_b_dec_to_input=False)  # fmt: skip
+    off = dataclasses.replace(off, b_dec=off.b_dec + 2.0, apply_b_dec_to_input=False)
     found = reconstruction(off, [{"x": x}])
     variance = np.var(x.astype(np.float64), 0).sum()
     assert found.fvu == pytest.approx(D * 4 / variance, rel=1e-5)
@@ -122,8 +128,12 @@ def test_a_perfect_dictionary_recovers_everything(model, site):
 def test_the_mean_as_a_dictionary_recovers_nothing_of_the_mean(model):
     apply, weights, batch = model
     mean = np.arange(8, dtype=np.float32) / 4
-    constant = TopKDictionary(
-        W_enc=jnp.zeros((8, F)), W_dec=jnp.zeros((F, 8)), b_enc=jnp.zeros(F), b_dec=jnp.asarray(mean), k=1
+    constant = SparseCoder(
+        W_enc=jnp.zeros((8, F)),
+        W_dec=jnp.zeros((F, 8)),
+        b_enc=jnp.zeros(F),
+        b_dec=jnp.asarray(mean),
+        activation=TopK(1),
     )
     found = recovered(apply, weights, "blocks.1.resid_post", constant, mean, [batch])
     assert found.recovered_mean == pytest.approx(0, abs=1e-4)

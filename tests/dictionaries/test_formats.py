@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import TopKDictionary, load_saelens, save_saelens
+from jaxneuro.dictionaries import SparseCoder, TopK, load_saelens, save_saelens
 from jaxneuro.errors import UserError
 from jaxneuro.io.safetensors import read_safetensors, write_safetensors
 
@@ -17,12 +17,12 @@ from jaxneuro.io.safetensors import read_safetensors, write_safetensors
 @pytest.fixture
 def dictionary():
     a, b = jax.random.split(jax.random.key(0))
-    return TopKDictionary(
+    return SparseCoder(
         W_enc=jax.random.normal(a, (4, 10)),
         W_dec=jax.random.normal(b, (10, 4)),
         b_enc=jnp.ones(10),
         b_dec=jnp.ones(4),
-        k=3,
+        activation=TopK(3),
     )
 
 
@@ -122,8 +122,8 @@ def test_other_dtypes_go_both_ways(dictionary, tmp_path, dtype):
 
 
 def test_a_transcoder_has_no_layout(tmp_path):
-    d = TopKDictionary(
-        W_enc=jnp.ones((4, 6)), W_dec=jnp.ones((6, 5)), b_enc=jnp.zeros(6), b_dec=jnp.zeros(5), k=1,
+    d = SparseCoder(
+        W_enc=jnp.ones((4, 6)), W_dec=jnp.ones((6, 5)), b_enc=jnp.zeros(6), b_dec=jnp.zeros(5), activation=TopK(1),
         apply_b_dec_to_input=False,
     )  # fmt: skip
     with pytest.raises(UserError, match="no layout for a TopK transcoder"):

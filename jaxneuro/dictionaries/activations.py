@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What turns pre-activations into latents. Each is a small pytree: what was learned is a leaf, k is static."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxneuro_kernels import encode_group_max, encode_topk, group_max, topk
+from jaxtyping import Array, Float, Int
+
+type Code = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
+"""(values, indices): a latent whose value is 0, or that is not named, is off."""
+
+
+class Activation(Protocol):
+    """From pre-activations to latents that are at least 0."""
+
+    def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
+        """The latents, in pre's dtype."""
+        ...
+
+
+@runtime_checkable
+class Bounded(Activation, Protocol):
+    """An activation with at most k latents per token, which therefore never needs all pre-activations at once."""
+
+    k: int
+
+    def encode(self, x: Float[Array, "*batch d"], w: Float[Array, "n_latents d"], b: Float[Array, "n_latents"]) -> Code:
+        """The code of x w^T + b, float32, one block of tokens at a time."""
+        ...
+
+
+def _leaf(cls):
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+def _static() -> int:
+    return dataclasses.field(metadata={"static": True})
+
+
+@_leaf
+class Relu:
+    """z = max(pre, 0).
+
+    Example:
+      >>> Relu()(jnp.array([-1.0, 2.0])).tolist()
+      [0.0, 2.0]
+    """
+
+    def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
+        """The latents."""
+        return jax.nn.relu(pre)
+
+
+@_leaf
+class TopK:
+    """z = max(pre, 0) at the k largest, else 0 (arXiv:2406.04093).
+
+    Example:
+      >>> TopK(1)(jnp.array([3.0, 2.0, -1.0])).tolist()
+      [3.0, 0.0, 0.0]
+    """
+
+    k: int = _static()
+
+    def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
+        """The latents."""
+        vals, idx = topk(pre, self.k)
+        return dense(jax.nn.relu(vals), idx, pre.shape[-1])
+
+    def encode(self, x: Array, w: Array, b: Array) -> Code:
+        """See `Bounded`; values descend."""
+        return encode_topk(x, w, b, self.k)
+
+
+@_leaf
+class GroupMax:
+    """z = max(pre, 0) at the largest of each of k runs of n_latents / k neighbours, else 0 (sparsify).
+
+    Example:
+      >>> GroupMax(2)(jnp.array([3.0, 2.0, -1.0, 1.0])).tolist()
+      [3.0, 0.0, 0.0, 1.0]
+    """
+
+    k: int = _static()
+
+    def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
+        """The latents."""
+        vals, idx = group_max(pre, self.k)
+        return dense(jax.nn.relu(vals), idx, pre.shape[-1])
+
+    def encode(self, x: Array, w: Array, b: Array) -> Code:
+        """See `Bounded`; one latent of each run, in their order."""
+        return encode_group_max(x, w, b, self.k)
+
+
+@_leaf
+class JumpReLU:
+    """z = max(pre, 0) where pre > threshold, else 0 (arXiv:2407.14435); BatchTopK at inference, with one threshold.
+
+    Example:
+      >>> JumpReLU(jnp.array([1.0, 1.0, 2.0]))(jnp.array([0.5, 1.5, 2.0])).tolist()
+      [0.0, 1.5, 0.0]
+    """
+
+    threshold: Float[Array, "*n_latents"]
+    """One per latent, or a scalar for all."""
+
+    def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
+        """The latents."""
+        return jnp.where(pre > self.threshold.astype(pre.dtype), jax.nn.relu(pre), jnp.zeros((), pre.dtype))
+
+
+@_leaf
+class Gated:
+    """z = max(pre * scale + shift, 0) where pre > 0, else 0 (arXiv:2404.16014).
+
+    With the paper's names: pre = pi_gate, scale = exp(r_mag), shift = b_mag - b_gate * exp(r_mag), so that
+    pre * scale + shift = pi_mag, and the gate's bias is the dictionary's b_enc.
+
+    Example:
+      >>> gated = Gated(jnp.full(3, 2.0), jnp.array([0.0, -9.0, 0.0]))
+      >>> gated(jnp.array([1.0, 1.0, -1.0])).tolist()
+      [2.0, 0.0, 0.0]
+    """
+
+    scale: Float[Array, "n_latents"]
+    shift: Float[Array, "n_latents"]
+
+    def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
+        """The latents."""
+        magnitude = pre * self.scale.astype(pre.dtype) + self.shift.astype(pre.dtype)
+        return jnp.where(pre > 0, jax.nn.relu(magnitude), jnp.zeros((), pre.dtype))
+
+
+def dense(vals: Float[Array, "*batch k"], idx: Int[Array, "*batch k"], n_latents: int) -> Array:
+    """The latents that a code stands for, [*batch, n_latents].
+
+    Example:
+      >>> dense(jnp.array([2.0, 1.0]), jnp.array([2, 0]), 3).tolist()
+      [1.0, 0.0, 2.0]
+    """
+    flat = idx.reshape(-1, idx.shape[-1])
+    tokens = jnp.arange(flat.shape[0], dtype=jnp.int32)[:, None]
+    z = jnp.zeros((flat.shape[0], n_latents), vals.dtype).at[tokens, flat].set(vals.reshape(flat.shape))
+    return z.reshape(*vals.shape[:-1], n_latents)
