@@ -74,8 +74,8 @@ def test_norm_aware_selection_is_folded(dictionary, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "jumprelu"}, "architecture is 'jumprelu', only 'topk' is read"),
-        ({"normalize_activations": "layer_norm"}, "normalize_activations is 'layer_norm'"),
+        ({"architecture": "temporal"}, "no architecture 'temporal'.*Known: standard, topk"),
+        ({"normalize_activations": "covariance_whitening"}, "normalize_activations is 'covariance_whitening'"),
         ({"k": None}, "k is missing"),
         ({"k": 11}, "k = 11 for 10 latents"),
         ({"d_in": 5}, r"W_enc has shape \(4, 10\), cfg.json says \(5, 10\)"),

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all formats share: where the files are, and tensors that are exactly what a table says, or one error."""
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jaxtyping import Array
+
+from ...errors import UserError, unknown
+from ...io import read_json
+from ...io.sources import resolve
+
+type Axes = Mapping[str, tuple[str, ...]]
+"""{tensor: the names of its axes}; () is a scalar."""
+
+FLOATS: Final = tuple(np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16, np.float64))
+"""What a dictionary is kept in. float64 becomes float32 where JAX runs without 64 bits."""
+
+
+def check(
+    where: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    axes: Axes,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    says: str = "the others say",
+    optional: Collection[str] = (),
+    integers: Collection[str] = (),
+    problems: Iterable[str] = (),
+) -> dict[str, int]:
+    """The sizes of all axes, if the tensors are exactly those of the table.
+
+    Args:
+      where: what is being read, for the message.
+      tensors: what is there.
+      axes: what should be there.
+      sizes: of axes that something else states; the first tensor with another axis states its size.
+      says: who stated them.
+      optional: tensors of the table that may be absent.
+      integers: tensors of the table that hold integers; all others must be floating and finite.
+      problems: what was found before.
+    Raises:
+      UserError: everything that is missing, unknown, of the wrong shape or type, or not finite, in one message.
+    Example:
+      >>> check("a file", {"b": np.ones(3, np.float32)}, {"b": ("n",)})
+      {'n': 3}
+    """
+    found, sizes = list(problems), dict(sizes or {})
+    found += [f"tensor {name} is missing" for name in sorted(set(axes) - set(tensors) - set(optional))]
+    found += [f"unknown tensor {name}" for name in sorted(set(tensors) - set(axes))]
+    for name in axes:
+        if name in tensors:
+            found += _wrong(name, tensors[name], axes[name], sizes, says, name in integers)
+    if found:
+        raise UserError(f"{os.fspath(where)}: {'; '.join(found)}.")
+    return sizes
+
+
+def _wrong(name: str, a: np.ndarray, axes: tuple[str, ...], sizes: dict[str, int], says: str, integer: bool):
+    if a.ndim != len(axes):
+        yield f"{name} has shape {a.shape}, not [{', '.join(axes)}]"
+        return
+    want = tuple(sizes.setdefault(axis, n) for axis, n in zip(axes, a.shape, strict=True))
+    if a.shape != want:
+        yield f"{name} has shape {a.shape}, {says} {want}"
+    if 0 in a.shape:
+        yield f"{name} is empty"
+    if integer:
+        if a.dtype.kind not in "iu":
+            yield f"{name} is {a.dtype}, not an integer"
+    elif a.dtype not in FLOATS:
+        yield f"{name} is {a.dtype}, not one of {', '.join(map(str, FLOATS))}"
+    elif not np.isfinite(a).all():
+        yield f"{name} holds NaN or infinity"
+
+
+def arrays(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The parameters of a dictionary about to be written; refused if one is not finite."""
+    out = {name: np.asarray(a) for name, a in tensors.items()}
+    if broken := [name for name, a in out.items() if not np.isfinite(a).all()]:
+        raise UserError(f"cannot write this dictionary: {', '.join(broken)} holds NaN or infinity.")
+    return out
+
+
+def scaled(a: Array | np.ndarray, factor: Array | np.ndarray | float) -> Array:
+    """a times a factor, in float32, back in a's dtype."""
+    a = jnp.asarray(a)
+    return (a.astype(jnp.float32) * jnp.asarray(factor, jnp.float32)).astype(a.dtype)
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object.")
+    return config
+
+
+def folder_of(name: str | os.PathLike, subfolder: str | None, revision: str | None, files: tuple[str, ...]) -> Path:
+    """The folder on this machine, fetched from the Hub if it is a name there: only `files`, only from `subfolder`."""
+    inside = files if subfolder is None else tuple(f"{subfolder}/{f}" for f in files)
+    root = resolve(name, revision=revision, files=inside)
+    if subfolder is None:
+        return root
+    if not (root / subfolder).is_dir():
+        known = sorted(str(p.relative_to(root)) for p in root.rglob("*/") if p != root)
+        raise unknown("folder", subfolder, known, where=os.fspath(name))
+    return root / subfolder
+
+
+def file_of(name: str | os.PathLike, subfolder: str | None, revision: str | None, patterns: tuple[str, ...]) -> Path:
+    """The one file of a format that is a single file: that file itself, or the one in a folder that fits a pattern."""
+    path = Path(name).expanduser()
+    if subfolder is None and path.is_file():
+        return path
+    folder = folder_of(name, subfolder, revision, patterns)
+    found = sorted({p for pattern in patterns for p in folder.glob(pattern)})
+    if len(found) != 1:
+        there = ", ".join(p.name for p in found) or "none"
+        raise UserError(f"{folder} should hold one file like {' or '.join(patterns)}; it holds {there}. Name the file.")
+    return found[0]
+
+
+def positive(config: Mapping[str, Any], *keys: str) -> tuple[dict[str, int], list[str]]:
+    """({key: value}, what is wrong): keys of a config that must be whole numbers above 0."""
+    problems = [f"{key} is missing" for key in keys if key not in config]
+    given = {key: config[key] for key in keys if key in config}
+    problems += [f"{key} = {v!r} is no count" for key, v in given.items() if type(v) is not int or v < 1]
+    return {key: v for key, v in given.items() if type(v) is int and v >= 1}, problems
