@@ -12,7 +12,7 @@ from jaxneuro_kernels import Rows, encode_topk, sae_adam, sparse_decode
 from jaxneuro_kernels.sae_backward import adam
 from jaxneuro_kernels.shapes import OPS, case
 
-from jaxneuro.dictionaries import topk
+from jaxneuro.dictionaries import Training, topk
 
 from . import truth
 from .correctness import refusal
@@ -40,7 +40,10 @@ def programs(title: str, shape: tuple[int, int, int, int], torch: Any) -> list[P
     w = truth.unit_rows(jax.random.key(0), (n, d))
     xs = [(jax.random.normal(jax.random.key(1 + seed), (tokens, d), jnp.float32),) for seed in range(SETS)]
     want = truth.first_loss(xs[0][0], w, k)
-    naive, method = naive_module(), topk(n, k, aux_weight=0, b_dec_start="zeros", learning_rate=RATE, dtype=DTYPE)
+    naive, method = (
+        naive_module(),
+        topk(n, k, auxk=None, training=Training(b_dec_start="zeros", learning_rate=RATE, dtype=DTYPE)),
+    )
 
     def one(name: str, step: Callable, start: Callable, *, ours: bool = True, dtype: str = DTYPE) -> Program:
         return Program(
@@ -85,7 +88,7 @@ def _dense_state(naive: Any, w: Array) -> Any:
 
 def _method_state(method: Any, x: Array, w: Array) -> Any:
     state = jax.jit(method.init)(jax.random.key(0), {"x": x})
-    return state._replace(parameters=state.parameters._replace(w_enc=jnp.array(w), w_dec=jnp.array(w)))
+    return state._replace(parameters=state.parameters | {"w_enc": jnp.array(w), "w_dec": jnp.array(w)})
 
 
 class OpsState(NamedTuple):

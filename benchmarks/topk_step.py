@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxneuro.dictionaries import topk
+from jaxneuro.dictionaries import AuxK, topk
 
 from .harness import Program, run, with_ratio
 
@@ -38,7 +38,7 @@ def rows(repeats: int) -> list[dict]:
         step = lambda s, x, k=k: naive.step(s, x, k)  # noqa: E731
         programs = [Program("naive dense step", step, (x,), shape, "float32", start=start)]
         for op, aux in (("TopK step without AuxK", 0.0), ("TopK step", 1 / 32)):
-            method = topk(n_latents, k, aux_weight=aux)
+            method = topk(n_latents, k, auxk=AuxK(weight=aux) if aux else None)
             start = functools.partial(jax.jit(method.init), jax.random.key(0), {"x": jnp.asarray(x)})
             step = lambda s, x, m=method: m.step(s, {"x": x})  # noqa: E731
             programs.append(Program(op, step, (x,), shape, "float32", start=start))

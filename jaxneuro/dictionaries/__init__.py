@@ -2,8 +2,8 @@
 """Which features explain the activations of one site?
 
     >>> import jax
-    >>> from jaxneuro.dictionaries import reconstruction, topk
-    >>> method = topk(n_latents=32, k=2, learning_rate=1e-2)
+    >>> from jaxneuro.dictionaries import Training, reconstruction, topk
+    >>> method = topk(n_latents=32, k=2, training=Training(learning_rate=1e-2))
     >>> x = jax.random.normal(jax.random.key(0), (64, 4))
     >>> state = method.init(jax.random.key(1), {"x": x})
     >>> step = jax.jit(method.step)
@@ -50,5 +50,7 @@ from .evaluate import reconstruction as reconstruction
 from .evaluate import recovered as recovered
 from .formats import load_saelens as load_saelens
 from .formats import save_saelens as save_saelens
-from .topk import TopKState as TopKState
+from .parts.learner import TrainingState as TrainingState
+from .parts.selected import AuxK as AuxK
+from .parts.training import Training as Training
 from .topk import topk as topk

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from ..activations import harvest, rich_progress, run
 from ..data import batches, shuffled_labels
-from ..dictionaries import Reconstruction, Recovered, reconstruction, recovered, save_saelens, topk
+from ..dictionaries import Reconstruction, Recovered, Training, reconstruction, recovered, save_saelens, topk
 from ..io import save_npz, write_json
 from ..neurons import (
     MEASURES,
@@ -263,9 +263,7 @@ def dictionary(inputs: Inputs, folder: RunFolder) -> None:
     method = topk(
         n_latents,
         c.k,
-        learning_rate=c.learning_rate,
-        steps=c.steps,
-        dead_after_tokens=c.dead_after_tokens,
+        training=Training(learning_rate=c.learning_rate, steps=c.steps, dead_after_tokens=c.dead_after_tokens),
     )
     metrics = folder / "dictionary-metrics.jsonl"
     with rich_progress("5/6 dictionary") as progress:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import load_saelens, save_saelens, topk
+from jaxneuro.dictionaries import Training, load_saelens, save_saelens, topk
 from jaxneuro.protocols import Dictionary, Method
 
 from .conftest import ACTIVE, D_IN, TRUE, matched, planted, rows, train
@@ -19,7 +19,9 @@ N_LATENTS, STEPS, BATCH = 2 * TRUE, 500, 256
 # As trained in these tests: a high rate for few steps, latents dead soon.
 METHODS = {
     "topk": lambda: topk(
-        N_LATENTS, ACTIVE, learning_rate=1e-2, steps=STEPS, dead_after_tokens=20 * BATCH, warmup_steps=10
+        N_LATENTS,
+        ACTIVE,
+        training=Training(learning_rate=1e-2, steps=STEPS, dead_after_tokens=20 * BATCH, warmup_steps=10),
     ),
 }
 

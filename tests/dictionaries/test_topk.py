@@ -9,12 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxneuro.dictionaries import topk
+from jaxneuro.dictionaries import AuxK, Training, topk
 from jaxneuro.errors import UserError
 
 from .conftest import D_IN, planted, rows, train
 
 N, K, BATCH = 96, 4, 64
+OWN = {"k", "k_start", "k_steps", "auxk"}
 
 
 def tokens(n=BATCH, d=D_IN, seed=0):
@@ -30,7 +31,8 @@ def sgd(rate):
 @functools.cache
 def method(**kw):
     """Without AuxK unless asked: a third of the program. Cached, so that tests share compiled steps."""
-    return topk(**({"n_latents": N, "k": K, "learning_rate": 1e-2, "warmup_steps": 1, "aux_weight": 0} | kw))
+    own = {"n_latents": N, "k": K, "auxk": None} | {name: kw.pop(name) for name in OWN & kw.keys()}
+    return topk(**own, training=Training(**({"learning_rate": 1e-2, "warmup_steps": 1} | kw)))
 
 
 @functools.cache
@@ -46,20 +48,21 @@ def whole(x=None):
 def started(m, batch, seed=0):
     state = m.init(jax.random.key(seed), batch)
     move = 0.1 * rows(
-        np.random.default_rng(1), N, state.parameters.w_enc.shape[1]
+        np.random.default_rng(1), N, state.parameters["w_enc"].shape[1]
     )  # untied, biased: no zeros to hide in
-    p = state.parameters._replace(
-        w_enc=state.parameters.w_enc + move, b_enc=jnp.asarray(np.linspace(-0.3, 0.3, N, dtype=np.float32))
-    )
+    p = state.parameters | {
+        "w_enc": state.parameters["w_enc"] + move,
+        "b_enc": jnp.asarray(np.linspace(-0.3, 0.3, N, dtype=np.float32)),
+    }
     return state._replace(parameters=p)
 
 
 def dense_loss(p, x, y, variance, tied):
-    pre = (x - p.b_dec if tied else x) @ p.w_enc.T + p.b_enc
+    pre = (x - p["b_dec"] if tied else x) @ p["w_enc"].T + p["b_enc"]
     vals, idx = jax.lax.top_k(pre, K)
     at = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
     z = jnp.zeros_like(pre).at[at, idx].set(jax.nn.relu(vals))
-    return jnp.sum(jnp.square(y - z @ p.w_dec - p.b_dec)) / (x.shape[0] * variance)
+    return jnp.sum(jnp.square(y - z @ p["w_dec"] - p["b_dec"])) / (x.shape[0] * variance)
 
 
 @pytest.mark.parametrize("d_out", [None, 5])
@@ -73,12 +76,12 @@ def test_gradients_equal_dense_autodiff(d_out):
     new, info = jax.jit(m.step)(state, batch)
     assert float(info["loss"]) == pytest.approx(float(loss), rel=1e-5)
     for name in ("w_enc", "b_enc", "b_dec"):
-        want = np.asarray(getattr(gradient, name))
-        got = np.asarray(getattr(p, name)) - np.asarray(getattr(new.parameters, name))
+        want = np.asarray(gradient[name])
+        got = np.asarray(p[name]) - np.asarray(new.parameters[name])
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * max(np.abs(want).max(), 1), err_msg=name)
-    g, w = np.asarray(gradient.w_dec, np.float64), np.asarray(p.w_dec, np.float64)
+    g, w = np.asarray(gradient["w_dec"], np.float64), np.asarray(p["w_dec"], np.float64)
     moved = w - (g - (g * w).sum(1, keepdims=True) * w)
-    np.testing.assert_allclose(new.parameters.w_dec, moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(new.parameters["w_dec"], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-5)
 
 
 def test_bfloat16_products_are_close():
@@ -105,7 +108,7 @@ def test_what_finish_returns_takes_raw_activations():
 
 
 def test_without_normalisation_scales_are_one():
-    state = method(normalise=False).init(jax.random.key(0), {"x": jnp.asarray(30 * tokens())})
+    state = method(normalise="none").init(jax.random.key(0), {"x": jnp.asarray(30 * tokens())})
     assert (float(state.scale_x), float(state.scale_y)) == (1, 1)
 
 
@@ -113,20 +116,20 @@ def test_without_normalisation_scales_are_one():
 def test_where_b_dec_starts(start, want):
     x = tokens(301)
     x[0] = 1e4  # one huge token
-    state = method(b_dec_start=start, normalise=False).init(jax.random.key(0), {"x": jnp.asarray(x)})
-    np.testing.assert_allclose(state.parameters.b_dec, want(x, axis=0), atol=0.35 if start == "median" else 1e-3)
-    np.testing.assert_array_equal(state.parameters.w_enc, state.parameters.w_dec)  # tied
+    state = method(b_dec_start=start, normalise="none").init(jax.random.key(0), {"x": jnp.asarray(x)})
+    np.testing.assert_allclose(state.parameters["b_dec"], want(x, axis=0), atol=0.35 if start == "median" else 1e-3)
+    np.testing.assert_array_equal(state.parameters["w_enc"], state.parameters["w_dec"])  # tied
 
 
 def test_silence_is_counted_in_tokens_and_only_positive_values_fire():
-    m = method(learning_rate=0.0, normalise=False, b_dec_start="zeros")
+    m = method(learning_rate=0.0, normalise="none", b_dec_start="zeros")
     x = np.abs(tokens())
     mask = np.arange(BATCH) < 40
     state = m.init(jax.random.key(0), {"x": jnp.asarray(x)})
     b_enc = np.full(N, -1e3, np.float32)  # selected or not, clipped to zero
     b_enc[:2] = 1e3  # always on
     b_enc[2] = -1e2  # always among the four selected, always zero
-    state = state._replace(parameters=state.parameters._replace(b_enc=jnp.asarray(b_enc)))
+    state = state._replace(parameters=state.parameters | {"b_enc": jnp.asarray(b_enc)})
     step = jax.jit(m.step)
     state, info = step(state, {"x": jnp.asarray(x), "mask": jnp.asarray(mask)})
     state, _ = step(state, {"x": jnp.asarray(x), "mask": jnp.asarray(mask)})
@@ -157,30 +160,31 @@ def test_auxk_moves_dead_latents_and_their_encoders():
     batch = whole()
     dead = np.arange(N) >= N // 2
 
-    def run(weight):
-        m = method(aux_weight=weight, dead_after_tokens=1000)
+    def run(auxk):
+        m = method(auxk=auxk, dead_after_tokens=1000)
         state = started(m, batch)
         b_enc = jnp.asarray(np.where(dead, 0, 50), jnp.float32)  # the dead are never selected
         state = state._replace(
-            parameters=state.parameters._replace(b_enc=b_enc), silent=jnp.asarray(np.where(dead, 2000, 0), jnp.int32)
+            parameters=state.parameters | {"b_enc": b_enc}, silent=jnp.asarray(np.where(dead, 2000, 0), jnp.int32)
         )
-        new, info = stepper(aux_weight=weight, dead_after_tokens=1000)(state, batch)
-        moved = [np.abs(np.asarray(a) - np.asarray(b)) for a, b in zip(new.parameters, state.parameters, strict=True)]
-        return [m.reshape(N, -1).max(1) for m in moved[:3]], info
+        new, info = stepper(auxk=auxk, dead_after_tokens=1000)(state, batch)
+        names = ("w_enc", "b_enc", "w_dec")
+        moved = [np.abs(np.asarray(new.parameters[n]) - np.asarray(state.parameters[n])) for n in names]
+        return [m.reshape(N, -1).max(1) for m in moved], info
 
-    (enc, bias, dec), info = run(1 / 32)
+    (enc, bias, dec), info = run(AuxK())
     assert float(info["auxk"]) > 0
     assert (enc[dead] > 0).mean() > 0.5  # gradients reach the encoder, which the peers' did not
     assert (bias[dead] > 0).mean() > 0.5
     assert (dec[dead] > 1e-4).mean() > 0.5
-    (enc, bias, dec), info = run(0)
-    assert float(info["auxk"]) == 0
+    (enc, bias, dec), info = run(None)
+    assert "auxk" not in info
     assert enc[dead].max() == bias[dead].max() == 0
     assert dec[dead].max() < 1e-6  # normalising again rounds
 
 
 def test_masked_tokens_do_not_exist():
-    m, step = method(aux_weight=1 / 32, dead_after_tokens=1000), stepper(aux_weight=1 / 32, dead_after_tokens=1000)
+    m, step = method(auxk=AuxK(), dead_after_tokens=1000), stepper(auxk=AuxK(), dead_after_tokens=1000)
     x = tokens(48)
     padded = np.full((BATCH, D_IN), np.nan, np.float32)
     padded[5:53] = x
@@ -238,7 +242,7 @@ def test_k_comes_down_without_recompiling():
     m = method(k_start=16, k_steps=10)
     x = tokens(14 * BATCH).reshape(14, BATCH, D_IN)
     state = m.init(jax.random.key(0), {"x": jnp.asarray(x[0])})
-    state = state._replace(parameters=state.parameters._replace(b_enc=jnp.full(N, 9.0)))  # everything positive
+    state = state._replace(parameters=state.parameters | {"b_enc": jnp.full(N, 9.0)})  # everything positive
     step, l0 = jax.jit(m.step), []
     for batch in x:
         state, info = step(state, {"x": jnp.asarray(batch)})
@@ -253,8 +257,10 @@ def test_learning_rate_follows_the_schedule():
     x = tokens(20 * BATCH).reshape(20, BATCH, D_IN)
     state, infos = train(m, {"x": x})
     np.testing.assert_allclose(infos["learning_rate"][[0, 3, 15, 18]], [0.125, 0.5, 0.5, 0.25], rtol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(state.parameters.w_dec, axis=1), 1, rtol=1e-5)  # decoder rows stay there
-    default = topk(2**16, 4).init.__self__.rate
+    np.testing.assert_allclose(
+        np.linalg.norm(state.parameters["w_dec"], axis=1), 1, rtol=1e-5
+    )  # decoder rows stay there
+    default = Training().rate(2**16)
     assert float(default(jnp.int32(10**6))) == pytest.approx(1e-4, rel=1e-6)  # 2e-4 / sqrt(n_latents / 2^14)
 
 
@@ -262,7 +268,7 @@ def test_a_transcoder_learns_a_map():
     x, truth = planted(1, 250 * 128)
     out = truth @ rows(np.random.default_rng(5), D_IN, 6)
     y = np.maximum(x @ truth.T - 0.5, 0) @ out
-    m = topk(64, 4, learning_rate=1e-2, steps=250, warmup_steps=5, aux_weight=0)
+    m = topk(64, 4, auxk=None, training=Training(learning_rate=1e-2, steps=250, warmup_steps=5))
     state, infos = train(m, {"x": x.reshape(250, 128, D_IN), "y": y.reshape(250, 128, 6).astype(np.float32)})
     assert infos["fvu"][-10:].mean() < 0.2 < infos["fvu"][0]
     dictionary = m.finish(state)
@@ -281,7 +287,7 @@ def test_one_token_block_in_memory():
 
 def test_two_runs_are_bitwise_equal():
     x = tokens(8 * BATCH).reshape(8, BATCH, D_IN)
-    m, step = method(aux_weight=1 / 32, dead_after_tokens=100), stepper(aux_weight=1 / 32, dead_after_tokens=100)
+    m, step = method(auxk=AuxK(), dead_after_tokens=100), stepper(auxk=AuxK(), dead_after_tokens=100)
     ends = []
     for _ in range(2):
         state = m.init(jax.random.key(0), {"x": jnp.asarray(x[0])})
@@ -299,9 +305,10 @@ def test_two_runs_are_bitwise_equal():
         ({"k": 0}, "1 <= k"),
         ({"k": N + 1}, rf"k = {N + 1}, k_start = {N + 1}, n_latents = {N}"),
         ({"k_start": 2, "k": 4}, "k_start = 2"),
-        ({"k_start": 8}, "k_steps = 0 is below 1"),
+        ({"k_start": 8}, "k_steps = 0 steps from"),
         ({"dead_after_tokens": 0}, "dead_after_tokens = 0 is below 1"),
-        ({"aux_weight": -1.0}, "aux_weight"),
+        ({"accumulate": 0}, "accumulate = 0 is below 1"),
+        ({"optimiser": "adma"}, "Did you mean 'adam'"),
         ({"b_dec_start": "medain"}, "Did you mean 'median'"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_whole_training_step():
 
 def test_the_dictionaries_step():
     """jaxneuro's own TopK training step, AuxK included, with every sparse part a kernel."""
-    method = dictionaries.topk(32768, 32, dtype="bfloat16", implementation="mosaic_gpu")
+    method = dictionaries.topk(32768, 32, training=dictionaries.Training(dtype="bfloat16", implementation="mosaic_gpu"))
     batch = {"x": jax.ShapeDtypeStruct((8192, 768), jnp.float32)}
     state = jax.eval_shape(method.init, jax.random.key(0), batch)
     program, report = aot.compile_gpu(method.step, state, batch)

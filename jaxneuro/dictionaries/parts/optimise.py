@@ -3,7 +3,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -14,19 +14,67 @@ type Schedule = Callable[[Array], Array]
 """Step (int32) -> value."""
 type Optimiser = Callable[[Any], optax.GradientTransformation]
 """What makes a transformation from a learning-rate schedule: `optax.adam`, `optax.adamw`, `optax.contrib.muon` ..."""
+EPS: Final = 6.25e-10
+"""Of Adam (arXiv:2406.04093): gradients of a normalised loss are small, so eps is."""
 
-adam: Optimiser = functools.partial(optax.adam, b1=0.9, b2=0.999, eps=6.25e-10)
-"""Adam as in arXiv:2406.04093: gradients of a normalised loss are small, so eps is."""
+
+def _signum(rate: Schedule) -> optax.GradientTransformation:
+    """w <- w - rate * sign(m), m the running mean of gradients (arXiv:1802.04434)."""
+    return optax.chain(optax.ema(0.9, debias=False), optax.scale_by_sign(), optax.scale_by_learning_rate(rate))
 
 
-def scaled_rate(n_latents: int) -> float:
-    """2e-4 / sqrt(n_latents / 2^14) (arXiv:2406.04093, section 3).
+def _schedule_free(rate: Schedule) -> optax.GradientTransformation:
+    """Adam without momentum inside a running mean of iterates (arXiv:2405.15682); see `evaluated`."""
+    return optax.contrib.schedule_free(optax.adam(rate, b1=0.0, eps=EPS), rate, b1=0.9)
+
+
+class Row(NamedTuple):
+    """An optimiser and the peak learning rate that is its own for a number of latents."""
+
+    make: Optimiser
+    rate: Callable[[int], float]
+
+
+def scaled_rate(n_latents: int, at_16k: float = 2e-4) -> float:
+    """at_16k / sqrt(n_latents / 2^14) (arXiv:2406.04093, section 3).
 
     Example:
       >>> scaled_rate(2**14)
       0.0002
     """
-    return 2e-4 / (n_latents / 2**14) ** 0.5
+    return at_16k / (n_latents / 2**14) ** 0.5
+
+
+OPTIMISERS: Final = {
+    "adam": Row(functools.partial(optax.adam, b1=0.9, b2=0.999, eps=EPS), scaled_rate),
+    "adamw": Row(functools.partial(optax.adamw, b1=0.9, b2=0.999, eps=EPS), scaled_rate),
+    "muon": Row(optax.contrib.muon, lambda _: 2e-3),
+    "signum": Row(_signum, functools.partial(scaled_rate, at_16k=5e-3)),
+    "schedule_free": Row(_schedule_free, scaled_rate),
+}
+"""Rates of Adam: arXiv:2406.04093; of Muon and signum: sparsify's. Muon moves matrices, Adam the vectors."""
+
+
+def evaluated(state: Any, parameters: Any) -> Any:
+    """The parameters to use: the running mean where the optimiser keeps one, else those that are trained."""
+    if isinstance(state, optax.contrib.ScheduleFreeState):
+        return optax.contrib.schedule_free_eval_params(state, parameters)
+    return parameters
+
+
+def ramp(start: float, end: float, steps: int) -> Schedule:
+    """From start to end, linear over so many steps, then end.
+
+    Example:
+      >>> [float(ramp(0.0, 4.0, 4)(jnp.int32(s))) for s in (0, 1, 4, 9)]
+      [0.0, 1.0, 4.0, 4.0]
+    """
+
+    def value(step: Array) -> Array:
+        share = jnp.clip(jnp.asarray(step).astype(jnp.float32) / max(steps, 1), 0, 1) if steps else jnp.float32(1)
+        return jnp.float32(start) + (jnp.float32(end) - jnp.float32(start)) * share
+
+    return value
 
 
 def warm_then_decay(peak: float, *, warmup: int, steps: int | None) -> Schedule:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting points and scales, from the first batch."""
 
+from typing import Final
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -46,10 +48,40 @@ def origin(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, "d"]
     return jnp.zeros(x.shape[-1], jnp.float32)
 
 
-def norm_scale(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, ""]:
-    """s = sqrt(d) / mean |x_n|: the scaled mean norm is sqrt(d) (Anthropic, April 2024). 1 if all rows are zero."""
+CENTRES: Final = {"median": geometric_median, "mean": masked_mean, "zeros": origin}
+"""Where a decoder's bias starts."""
+
+
+def _sqrt_d(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, ""]:
+    """s = sqrt(d) / mean |x_n|: the scaled mean norm is sqrt(d) (Anthropic, April 2024)."""
     norm = masked_mean(jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)), valid)[0]
-    return jnp.where(norm > 0, jnp.sqrt(jnp.float32(x.shape[-1])) / norm, jnp.float32(1))
+    return jnp.sqrt(jnp.float32(x.shape[-1])) / norm
+
+
+def _unit(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, ""]:
+    """s = 1 / sqrt(mean |x_n|^2): the scaled mean squared norm is 1 (Gemma Scope)."""
+    return lax.rsqrt(_mean_square(x, valid))
+
+
+NORMS: Final = {"sqrt_d": _sqrt_d, "unit": _unit, "none": lambda x, valid: jnp.float32(1)}
+"""What x is multiplied by, from the first batch."""
+
+
+def norm_scale(
+    x: Float[Array, "n d"], valid: Bool[Array, "n"], norm: str, widths: tuple[int, ...] = ()
+) -> Float[Array, "*d"]:
+    """What x is multiplied by: a number, or with `widths` one per coordinate, equal within each site. 1 for zeros.
+
+    Example:
+      >>> norm_scale(jnp.full((3, 4), 2.0), jnp.ones(3, bool), "sqrt_d").tolist()
+      0.5
+    """
+    at = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+    scales = [NORMS[norm](part, valid) for part in jnp.split(x, at, axis=-1)]
+    scales = [jnp.where(jnp.isfinite(s), s, jnp.float32(1)) for s in scales]
+    if not widths:
+        return scales[0]
+    return jnp.concatenate([jnp.broadcast_to(s, (w,)) for s, w in zip(scales, widths, strict=True)])
 
 
 def deviation(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, ""]:

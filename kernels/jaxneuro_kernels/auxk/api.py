@@ -7,7 +7,7 @@ latents die and revive, and while none is dead nothing is computed. XLA everywhe
 """
 
 import functools
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ def add_auxk(
     weight: float,
     turn: Array | int,
     axis_name: str | tuple[str, ...] | None = None,
+    latent_axis: str | tuple[str, ...] | None = None,
 ) -> tuple[Rows, Array]:
     """Gradients of all latents with those of weight * AuxK added at the dead ones, and AuxK itself.
 
@@ -58,6 +59,8 @@ def add_auxk(
       turn: int32 scalar, one more every step.
       axis_name: inside shard_map, the axis or axes of the mesh over which tokens are split: the denominator is then
         that of all tokens, gradients and AuxK are this shard's parts of a sum, as those of the main loss must be.
+      latent_axis: inside shard_map (check_vma=True), the axis or axes over which latents are split: rows and dead are
+        then this shard's, k_aux counts those of all shards, and `cap` is of each shard.
     Returns:
       (gradients, AuxK as a float32 scalar; both without the part of tokens that do not count).
     Raises:
@@ -79,18 +82,20 @@ def add_auxk(
     axes = varying(*gradients, *parameters, dead, x, residual, valid)
     gradients, parameters = (Rows(*(vary(a, axes) for a in rows)) for rows in (gradients, parameters))
     n_dead = jnp.sum(dead, dtype=jnp.int32)
+    most = n_dead if latent_axis is None else lax.pmax(n_dead, latent_axis)  # one branch on all shards
+    same = axes - set((latent_axis,) if isinstance(latent_axis, str) else latent_axis or ())
     residual = jnp.where(valid[:, None], residual, jnp.float32(0))
     scale = _one_over_spread(residual, valid, axis_name)
     first = (jnp.asarray(turn, jnp.int32) * jnp.int32(cap)) % jnp.int32(dead.shape[0])
     order = jnp.roll(dead, -first)
 
     by_platform = {
-        name: jax.value_and_grad(functools.partial(_in_blocks, k_aux=k_aux, n_bytes=n))
+        name: jax.value_and_grad(functools.partial(_in_blocks, k_aux=k_aux, n_bytes=n, latent_axis=latent_axis))
         for name, n in BLOCK_BYTES.items()
     }
 
     def nothing(gradients):
-        return gradients, vary(jnp.float32(0), axes)
+        return gradients, vary(jnp.float32(0), same)
 
     def on(size):
         def branch(gradients):
@@ -109,7 +114,7 @@ def add_auxk(
 
     steps = sizes(min(cap, dead.shape[0]), k_aux)
     bounds = jnp.array((0, *steps[:-1]), jnp.int32)
-    choice = jnp.sum(n_dead > bounds, dtype=jnp.int32)
+    choice = jnp.sum(most > bounds, dtype=jnp.int32)
     return lax.switch(choice, [nothing, *map(on, steps)], gradients)
 
 
@@ -138,24 +143,30 @@ def sizes(cap: int, k_aux: int) -> tuple[int, ...]:
     return tuple(reversed(out))
 
 
-def auxk_loss(rows: Rows, x: Array, residual: Array, valid: Array, there: Array, k_aux: int) -> Array:
+def auxk_loss(
+    rows: Rows, x: Array, residual: Array, valid: Array, there: Array, k_aux: int, latent_axis: Any = None
+) -> Array:
     """sum_n |e_n - a_n W_dec|^2 over the valid n, with the rows `there` for the dead latents."""
+    shards = 1 if latent_axis is None else lax.axis_size(latent_axis)
     pre = jnp.dot(x, rows.w_enc.T, preferred_element_type=jnp.float32) + rows.b_enc
     keep = jnp.broadcast_to(there, pre.shape)
-    if k_aux < pre.shape[-1]:
+    if k_aux < pre.shape[-1] * shards:
         key = jnp.where(there, to_key(lax.stop_gradient(pre)), jnp.int32(LOWEST))
-        keep &= key >= kth_largest(key, k_aux)[:, None]
+        keep &= key >= kth_largest(key, k_aux, axis_name=latent_axis)[:, None]
     a = jnp.where(keep, jax.nn.relu(pre), jnp.float32(0))
-    left = residual - jnp.dot(a, rows.w_dec, preferred_element_type=jnp.float32)
+    made = jnp.dot(a, rows.w_dec, preferred_element_type=jnp.float32)
+    left = residual - (made if latent_axis is None else lax.psum(made, latent_axis))
     return jnp.sum(jnp.where(valid[:, None], jnp.square(left), jnp.float32(0)))
 
 
-def _in_blocks(rows: Rows, tokens: tuple[Array, Array, Array], there: Array, k_aux: int, n_bytes: int) -> Array:
+def _in_blocks(
+    rows: Rows, tokens: tuple[Array, Array, Array], there: Array, k_aux: int, n_bytes: int, latent_axis: Any
+) -> Array:
     """auxk_loss, some tokens at a time where [tokens, rows] is above n_bytes."""
     n = tokens[0].shape[0]
 
     def one(part):
-        return auxk_loss(rows, part[0], part[1], part[2], there, k_aux)
+        return auxk_loss(rows, part[0], part[1], part[2], there, k_aux, latent_axis)
 
     blocks = -(-n * there.shape[0] * 4 // n_bytes)
     if blocks <= 1:

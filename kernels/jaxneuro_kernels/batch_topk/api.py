@@ -39,6 +39,8 @@ def batch_topk(
     *,
     slack: int = 4,
     relu: bool = True,
+    valid: Array | None = None,
+    k_now: Array | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     implementation: Implementation = None,
 ) -> BatchTopK:
@@ -55,6 +57,8 @@ def batch_topk(
       k: average number per token, 0 <= k <= n_latents.
       slack: candidates per token as a multiple of k.
       relu: clip what is kept at zero.
+      valid: bool [...]: tokens that take part; the others count for nothing and keep nothing. None: all.
+      k_now: int32 scalar, may be traced, at most k: the average number that is kept. None: k.
       axis_name: inside shard_map, the axis or axes of the mesh over which the batch is split, into equal parts: one
         selection for all of it, threshold and overflow are the same on every shard. None: each shard on its own.
       implementation: of `topk`; see `jaxneuro_kernels`.
@@ -73,7 +77,7 @@ def batch_topk(
         raise ValueError(f"batch_topk: pre is {pre.dtype}{list(pre.shape)}; give a floating array with an axis.")
     m = _candidates("batch_topk", "pre", pre.shape, k, slack)
     vals, idx = topk(pre, m, implementation=implementation)
-    return _select(vals, idx, k, m < pre.shape[-1], relu, axis_name)
+    return _select(vals, idx, k, m < pre.shape[-1], relu, valid, k_now, axis_name)
 
 
 def encode_batch_topk(
@@ -84,6 +88,8 @@ def encode_batch_topk(
     *,
     slack: int = 4,
     relu: bool = True,
+    valid: Array | None = None,
+    k_now: Array | None = None,
     axis_name: str | tuple[str, ...] | None = None,
     implementation: Implementation = None,
 ) -> BatchTopK:
@@ -93,7 +99,7 @@ def encode_batch_topk(
       x: [..., d], floating.
       w: [n_latents, d], x's dtype; one latent per row.
       b: [n_latents], floating; added in float32.
-      k, slack, relu, axis_name: see `batch_topk`.
+      k, slack, relu, valid, k_now, axis_name: see `batch_topk`.
       implementation: of `encode_topk`; see `jaxneuro_kernels`.
     Returns:
       A `BatchTopK`, float32. The derivative reaches x, w and b through the values kept, as in `encode_topk`.
@@ -108,7 +114,7 @@ def encode_batch_topk(
     check_encoder("encode_batch_topk", x, w, b)
     m = _candidates("encode_batch_topk", "pre-activations", (*x.shape[:-1], w.shape[0]), k, slack)
     vals, idx = encode_topk(x, w, b, m, relu=False, implementation=implementation)
-    return _select(vals, idx, k, m < w.shape[0], relu, axis_name)
+    return _select(vals, idx, k, m < w.shape[0], relu, valid, k_now, axis_name)
 
 
 def _candidates(op: str, name: str, shape: tuple[int, ...], k: int, slack: int) -> int:
@@ -120,17 +126,31 @@ def _candidates(op: str, name: str, shape: tuple[int, ...], k: int, slack: int) 
 
 
 def _select(
-    vals: Array, idx: Array, k: int, more: bool, relu: bool, axis_name: str | tuple[str, ...] | None
+    vals: Array,
+    idx: Array,
+    k: int,
+    more: bool,
+    relu: bool,
+    valid: Array | None,
+    k_now: Array | None,
+    axis_name: str | tuple[str, ...] | None,
 ) -> BatchTopK:
     """Keep the tokens * k largest of all rows' candidates (sorted). more: rows have values that are no candidates."""
     tokens, shards = idx.size // max(idx.shape[-1], 1), 1 if axis_name is None else lax.axis_size(axis_name)
     if not tokens * k:
         return BatchTopK(jnp.zeros_like(vals), idx, jnp.array(jnp.inf, vals.dtype), jnp.int32(0))
-    key = image(lax.stop_gradient(vals))
-    keep = k_largest(key.reshape(-1), tokens * k * shards, axis_name=axis_name).reshape(idx.shape)
-    lowest = jnp.min(jnp.where(keep, key, jnp.array(jnp.iinfo(key.dtype).max, key.dtype)))
+    key, wanted = image(lax.stop_gradient(vals)), jnp.int32(tokens * shards)
+    least, most = (jnp.array(bound, key.dtype) for bound in (jnp.iinfo(key.dtype).min, jnp.iinfo(key.dtype).max))
+    if valid is not None:
+        key = jnp.where(valid[..., None], key, least)
+        wanted = jnp.sum(valid, dtype=jnp.int32)
+        wanted = wanted if axis_name is None else lax.psum(wanted, axis_name)
+    wanted *= jnp.int32(k) if k_now is None else jnp.minimum(k_now.astype(jnp.int32), k)
+    keep = k_largest(key.reshape(-1), wanted, axis_name=axis_name).reshape(idx.shape)
+    lowest = jnp.min(jnp.where(keep, key, most))
     overflow = jnp.sum(keep[..., -1], dtype=jnp.int32) * jnp.int32(more)
     if axis_name is not None:
         lowest, overflow = lax.pmin(lowest, axis_name), lax.psum(overflow, axis_name)
+    threshold = jnp.where(lowest == most, jnp.array(jnp.inf, vals.dtype), original(lowest, vals.dtype))
     kept = jnp.where(keep, jax.nn.relu(vals) if relu else vals, jnp.zeros((), vals.dtype))
-    return BatchTopK(kept, idx, original(lowest, vals.dtype), overflow)
+    return BatchTopK(kept, idx, threshold, overflow)

@@ -78,12 +78,12 @@ def last(holds: Callable[[Array], Array], start: Array, bits: int) -> Array:
     return lax.fori_loop(0, bits, fix_bit, start)
 
 
-def kth_largest(key: Array, k: int, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
+def kth_largest(key: Array, k: Array | int, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
     """The k-th largest of the last axis, 1 <= k.
 
     Args:
       key: [..., n], signed integers.
-      k: which.
+      k: which; may be traced.
       axis_name: of a shard_map: the last axis is the union over it.
     Returns:
       [...] of key's dtype.
@@ -96,7 +96,7 @@ def kth_largest(key: Array, k: int, *, axis_name: str | tuple[str, ...] | None =
     return last(lambda t: _count(key >= t[..., None], axis_name) >= k, start, info.bits)
 
 
-def k_largest(key: Array, k: int, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
+def k_largest(key: Array, k: Array | int, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
     """Which are the k largest of the last axis: exactly k of them, of equal ones the first.
 
     The first among equals come from a second bisection, on the index: as fast as a running count of ties (CPU, 512 x
@@ -113,7 +113,7 @@ def k_largest(key: Array, k: int, *, axis_name: str | tuple[str, ...] | None = N
     shards, shard = (1, jnp.int32(0)) if axis_name is None else (lax.axis_size(axis_name), lax.axis_index(axis_name))
     threshold = kth_largest(key, k, axis_name=axis_name)[..., None]
     above, tie = key > threshold, key == threshold
-    spare = jnp.int32(k) - _count(above, axis_name)
+    spare = jnp.asarray(k, jnp.int32) - _count(above, axis_name)
     index = lax.broadcasted_iota(jnp.int32, key.shape, key.ndim - 1) + shard * jnp.int32(n)
     start = _like(key, 0, axis_name).astype(jnp.int32)
     end = last(lambda m: _count(tie & (index < m[..., None]), axis_name) <= spare, start, (n * shards).bit_length())
