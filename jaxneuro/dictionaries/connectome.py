@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dynamic connectomes: an affinity tensor from activity traces, and communities from the loadings of its components.
+
+Not a reproduction of arXiv:2402.14102. That paper's affinity formula, its regularisation and its choice of rank could
+not be verified; what is here is a generic construction with the properties its abstract names (pairwise, non-linear,
+local in time, non-negative, from concurrent changes). Where the paper fits a stochastic block model, communities are
+found by spectral clustering.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from ..errors import UserError
+from .parts.clusters import lloyd
+from .parts.decoder import unit_rows
+
+
+def pair_index(n_neurons: int) -> Int[np.ndarray, "pairs 2"]:
+    """The pairs (i, j), i < j, in the order of an affinity tensor's first axis.
+
+    Example:
+      >>> pair_index(3).tolist()
+      [[0, 1], [0, 2], [1, 2]]
+    """
+    return np.stack(np.triu_indices(n_neurons, 1), 1).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("smooth", "window"))
+def affinity(
+    traces: Float[Array, "subjects time neurons"], *, smooth: float = 1.0, window: float = 2.0
+) -> Float[Array, "pairs time subjects"]:
+    """How much two traces change together at each time.
+
+        d_i(t) = central difference of the smoothed trace, divided by its root mean square
+        a_ij(t) = Gaussian average over t of sqrt(max(0, d_i d_j))
+
+    Args:
+      traces: activations over time (tokens, checkpoints) of subjects (layers, seeds, documents).
+      smooth, window: standard deviations in time steps of the two Gaussians; 0: none.
+    Returns:
+      The tensor for `nonnegative_cp`: n (n - 1) / 2 pairs, so restrict it to some hundred neurons. A constant trace
+      has affinity 0 with all.
+    Example:
+      >>> t = jnp.linspace(0, 6, 20)
+      >>> x = jnp.stack([jnp.sin(t), jnp.sin(t), -jnp.sin(t)], 1)[None]
+      >>> (affinity(x).mean((1, 2)) > 0.1).tolist()
+      [True, False, False]
+    """
+    rate = jnp.asarray(jnp.gradient(_averaged(traces.astype(jnp.float32), smooth), axis=1))
+    rms = jnp.sqrt(jnp.mean(jnp.square(rate), axis=1, keepdims=True))
+    rate = jnp.where(rms > 0, rate / jnp.where(rms > 0, rms, 1), 0)
+    i, j = pair_index(traces.shape[2]).T
+    together = jnp.sqrt(jnp.maximum(rate[..., i] * rate[..., j], 0))
+    return jnp.moveaxis(_averaged(together, window), (0, 1, 2), (2, 1, 0))
+
+
+def _averaged(x: Array, sd: float) -> Array:
+    """Gaussian average along axis 1 over what is there: weights are renormalised at the ends."""
+    t = jnp.arange(x.shape[1], dtype=jnp.float32)
+    apart = t[:, None] - t
+    weight = jnp.exp(-jnp.square(apart / max(sd, 1e-6)) / 2)
+    weight = weight / jnp.sum(weight, 1, keepdims=True)
+    return jnp.einsum("tu,sun->stn", weight, x, precision=lax.Precision.HIGHEST)
+
+
+def pair_mask(present: Bool[Array, "subjects neurons"]) -> Bool[Array, "pairs 1 subjects"]:
+    """Mask of an affinity tensor: a pair counts in a subject that has both neurons.
+
+    Example:
+      >>> pair_mask(jnp.array([[True, True, False]]))[:, 0, 0].tolist()
+      [True, False, False]
+    """
+    i, j = pair_index(present.shape[1]).T
+    return (present[:, i] & present[:, j]).T[:, None, :]
+
+
+def pair_matrix(loading: Float[Array, "pairs"], n_neurons: int) -> Float[Array, "neurons neurons"]:
+    """A pair loading as a symmetric matrix with zeros on the diagonal.
+
+    Raises:
+      UserError: a loading that is not of n_neurons (n_neurons - 1) / 2 pairs.
+    """
+    pairs = pair_index(n_neurons)
+    if loading.shape != (len(pairs),):
+        raise UserError(f"a loading of {n_neurons} neurons has {len(pairs)} pairs; this one is {list(loading.shape)}.")
+    i, j = pairs.T
+    half = jnp.zeros((n_neurons, n_neurons), jnp.float32).at[i, j].set(loading.astype(jnp.float32))
+    return half + half.T
+
+
+def communities(
+    loading: Float[Array, "pairs"], n_neurons: int, n_communities: int, *, key: Key[Array, ""]
+) -> Int[Array, "neurons"]:
+    """Communities of neurons in one component: spectral clustering of its pair loading as a weighted graph.
+
+        L = D^-1/2 A D^-1/2;  rows of its first n_communities eigenvectors, on the unit sphere, by k-means
+
+    Args:
+      loading: non-negative, e.g. `cp.factors[0][:, r]`.
+      n_neurons: how many neurons the pairs are of.
+      n_communities: how many to find; neurons without any weight end up anywhere.
+      key: of k-means.
+    Raises:
+      UserError: numbers that do not fit.
+    Source: Ng, Jordan and Weiss 2001 (normalised spectral clustering). The paper's own step is a weighted stochastic
+      block model, which this is not.
+    Example:
+      >>> A = jnp.zeros((4, 4)).at[0, 1].set(1.0).at[2, 3].set(1.0)
+      >>> i, j = pair_index(4).T
+      >>> label = communities(A[i, j], 4, 2, key=jax.random.key(0))
+      >>> bool(label[0] == label[1]), bool(label[2] == label[3]), bool(label[0] == label[2])
+      (True, True, False)
+    """
+    if not 1 <= n_communities <= n_neurons:
+        raise UserError(f"communities: {n_communities} communities of {n_neurons} neurons: between 1 and their number.")
+    graph = pair_matrix(loading, n_neurons)
+    degree = jnp.sum(graph, 1)
+    scale = jnp.where(degree > 0, lax.rsqrt(jnp.where(degree > 0, degree, 1)), 0)
+    vectors = jnp.linalg.eigh(scale[:, None] * graph * scale)[1][:, -n_communities:]
+    return lloyd(unit_rows(vectors), n_communities, key=key, steps=50)[1]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many components a tensor has: do random starts agree, and do two halves of the data?"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Key
+
+from ..errors import UserError
+from .cp import CP, cp_starts, nonnegative_cp
+from .parts.decoder import unit_rows
+
+
+def similarity(a: CP, b: CP, *, modes: Sequence[int] | None = None) -> Float[Array, "rank"]:
+    """Of each component of a, matched greedily with one of b: the product of the cosines over modes.
+
+    Example:
+      >>> cp = CP((jnp.eye(2), jnp.eye(2)), jnp.ones(2), jnp.float32(0), jnp.int32(1))
+      >>> similarity(cp, cp._replace(factors=(jnp.eye(2)[:, ::-1], jnp.eye(2)[:, ::-1]))).tolist()
+      [1.0, 1.0]
+    """
+    used = range(len(a.factors)) if modes is None else modes
+    cosine = math.prod((unit_rows(a.factors[m].T) @ unit_rows(b.factors[m].T).T for m in used), start=jnp.float32(1))
+
+    def match(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, found = carry
+        i, j = jnp.unravel_index(jnp.argmax(left), left.shape)
+        return left.at[i].set(-1).at[:, j].set(-1), found.at[i].set(left[i, j])
+
+    rank = min(cosine.shape)
+    return lax.fori_loop(0, rank, match, (cosine, jnp.zeros(cosine.shape[0], jnp.float32)))[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankScore:
+    """How well and how reproducibly a tensor is described at one rank."""
+
+    rank: int
+    loss: float
+    """Of the best start; see `CP.loss`."""
+    seed_similarity: float
+    """Mean `similarity` of the best start and the others."""
+    split_similarity: float
+    """Mean `similarity` of the two halves of the split axis, over the other modes."""
+
+
+def rank_curve(
+    tensor: Float[Array, "*sizes"],
+    ranks: Sequence[int],
+    *,
+    key: Key[Array, ""],
+    mask: Bool[Array, "*sizes_or_ones"] | None = None,
+    split_axis: int = 1,
+    **options,
+) -> tuple[RankScore, ...]:
+    """Loss, agreement of starts, and agreement of two halves of the data (even and odd entries of an axis) per rank.
+
+    Each rank is compiled anew. **options are those of `nonnegative_cp`.
+
+    Raises:
+      UserError: an axis that is not there or too short to split; what `nonnegative_cp` refuses.
+    """
+    if not 0 <= split_axis < tensor.ndim or tensor.shape[split_axis] < 2:
+        raise UserError(f"rank_curve: axis {split_axis} of a tensor {list(tensor.shape)} cannot be split in two.")
+    mask = jnp.ones((1,) * tensor.ndim, bool) if mask is None else mask
+    others = [m for m in range(tensor.ndim) if m != split_axis]
+    even = tensor.shape[split_axis] // 2 * 2  # halves of one size share one program
+
+    def half(a: Array, which: int) -> Array:
+        every = (slice(None),) * split_axis
+        return a if a.shape[split_axis] == 1 else a[(*every, slice(which, even, 2))]
+
+    def score(rank: int) -> RankScore:
+        all_starts = cp_starts(tensor, rank, key=key, mask=mask, **options)
+        best = int(jnp.argmin(all_starts.loss))
+        cps = [jax.tree.map(lambda a, i=i: a[i], all_starts) for i in range(all_starts.loss.shape[0])]
+        agree = [float(jnp.mean(similarity(cps[best], cp))) for i, cp in enumerate(cps) if i != best]
+        halves = [nonnegative_cp(half(tensor, i), rank, key=key, mask=half(mask, i), **options) for i in range(2)]
+        return RankScore(
+            rank=rank,
+            loss=float(cps[best].loss),
+            seed_similarity=float(np.mean(agree)) if agree else float("nan"),
+            split_similarity=float(jnp.mean(similarity(halves[0], halves[1], modes=others))),
+        )
+
+    return tuple(score(rank) for rank in ranks)
+
+
+def chosen_rank(curve: Sequence[RankScore], *, least: float = 0.8) -> int | None:
+    """The largest rank whose starts and halves both agree to `least` on average; None if there is none.
+
+    Example:
+      >>> score = RankScore(rank=2, loss=0.1, seed_similarity=0.99, split_similarity=0.9)
+      >>> chosen_rank([score, dataclasses.replace(score, rank=3, split_similarity=0.5)])
+      2
+    """
+    good = [s.rank for s in curve if min(s.seed_similarity, s.split_similarity) >= least]
+    return max(good, default=None)
