@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model seen through one site: the program that computes it and nothing above it."""
+"""A model seen through some of its sites: the program that computes them and nothing above them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,29 +13,38 @@ from ..errors import UserError
 from ..protocols import Batch, Method
 from ..taps import capture
 from ..taps.names import parse
+from .together import apart
 
 _LAST = ("ln_final.", "logits")
 _NO_POSITION = ("attn.scores", "attn.pattern")
+LABELS = ("group", "window")
+"""What a batch of windows says of each window, and each of its tokens inherits."""
+
+type Sites = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""One site; several, side by side; or {"x": inputs, "y": targets} of these."""
 
 
-def stop_at(site: str) -> int | None:
-    """How many layers of the stack a site needs; None: all of it and what follows.
+def stop_at(*sites: str) -> int | None:
+    """How many layers of the stack the sites need; None: all of it and what follows.
 
     Raises:
-      UserError: the site stands for several layers, for a gradient, or for pairs of positions.
+      UserError: a site stands for a gradient, or for pairs of positions.
     Example:
-      >>> stop_at("blocks.3.mlp.post"), stop_at("embed"), stop_at("logits")
-      (4, 0, None)
+      >>> stop_at("blocks.3.mlp.post"), stop_at("embed", "blocks.1,2.mlp.post"), stop_at("embed"), stop_at("logits")
+      (4, 3, 0, None)
     """
-    name, layers, single = parse(site)
+    needs = [_needs(site) for site in sites]
+    return None if None in needs else max(n for n in needs if n is not None)
+
+
+def _needs(site: str) -> int | None:
+    name, layers, _ = parse(site)
     if "@" in name:
         raise UserError(f"{site!r} is a gradient; one forward pass has none. Ask for {site.partition('@')[0]!r}.")
     if name.endswith(_NO_POSITION):
         raise UserError(f"{site!r} has a value per pair of positions, not per token. Ask for 'attn.z' instead.")
     if name.startswith("blocks."):
-        if layers is None or not single:
-            raise UserError(f"{site!r} stands for several layers. Name one, 'blocks.3.{name.removeprefix('blocks.')}'.")
-        return layers[0] + 1
+        return None if layers is None else max(layers) + 1
     return None if name.startswith(_LAST) else 0
 
 
@@ -50,44 +59,122 @@ def reader(apply: Callable[..., Any], site: str) -> Callable[..., Float[Array, "
       apply: the model's pure function, `model.apply`.
       site: one site of one layer, "blocks.3.mlp.post".
     Raises:
-      UserError: see `stop_at`; when called: the model has no such site.
+      UserError: see `stop_at`; the site stands for several layers; when called: the model has no such site.
     """
-    run = functools.partial(apply, stop_at=stop_at(site))
+    name, _, single = parse(site)
+    if name.startswith("blocks.") and not single:
+        raise UserError(f"{site!r} stands for several layers. Name one, 'blocks.3.{name.removeprefix('blocks.')}'.")
+    read = _values(apply, (site,))
+    return lambda weights, tokens, mask=None: read(weights, tokens, mask)[site]
 
-    def read(weights: Any, tokens: Array, mask: Array | None = None) -> Array:
-        _, found = capture(run, [site])(weights, tokens, mask)
-        value = found[site]
-        if value.shape[:2] != tokens.shape:
-            raise UserError(f"{site!r} has shape {value.shape}, not one row for each of the {tokens.shape} tokens.")
-        return value.reshape(*tokens.shape, -1)
+
+def _values(apply: Callable[..., Any], sites: tuple[str, ...]) -> Callable[..., dict[str, Array]]:
+    """(weights, tokens, mask) -> {site: [batch, pos, d], or [batch, pos, layer, d] where it says several layers}."""
+    run = functools.partial(apply, stop_at=stop_at(*sites))
+
+    def read(weights: Any, tokens: Array, mask: Array | None = None) -> dict[str, Array]:
+        _, found = capture(run, sites)(weights, tokens, mask)
+        return {site: _by_token(site, value, tokens) for site, value in found.items()}
 
     return read
 
 
-def at_site(apply: Callable[..., Any], site: str, method: Method) -> Method:
+def _by_token(site: str, value: Array, tokens: Array) -> Array:
+    name, _, single = parse(site)
+    layers = 1 if name.startswith("blocks.") and not single else 0
+    if value.shape[layers : layers + 2] != tokens.shape:
+        raise UserError(f"{site!r} has shape {value.shape}, not one row for each of the {tokens.shape} tokens.")
+    rows = value.reshape(*value.shape[: layers + 2], -1)
+    return jnp.moveaxis(rows, 0, 2) if layers else rows
+
+
+def at_site(apply: Callable[..., Any], site: Sites, method: Method) -> Method:
     """A method over activations as a method over token batches: both in one compiled program, nothing stored.
+
+    The site says what `x` is (and `y`, with {"x": ..., "y": ...}: transcoders):
+      "blocks.3.resid_post": its values, [n, d]; heads are joined.
+      "blocks.2,5.resid_post", "blocks.*.mlp_out": these layers, in this order, [n, L, d].
+      ["blocks.2.resid_post", "blocks.5.resid_post"]: side by side, [n, d_1 + d_2]; any sites.
+    The model runs once, up to the highest layer that is needed.
 
     Args:
       apply: the model's pure function; its weights come with the batches, `run(..., constants={"weights": w})`.
-      site: one site of one layer.
-      method: takes {"x": [n, d], "mask": bool [n], "group": int32 [n]}: all tokens of the batch, those to count
-        being marked.
+      site: see above.
+      method: takes {"x": [n, d], "mask": bool [n], "group": int32 [n], "window": int32 [n]}: all tokens of the batch,
+        those to count being marked; group and window where the batches have them.
     Returns:
       A method over batches as `jaxneuro.data.batches` makes them.
+    Raises:
+      UserError: see `stop_at`; sites that cannot stand side by side; a model without such a site.
     Example:
       >>> mean = at_site(model.apply, "blocks.3.resid_post", moments())            # doctest: +SKIP
       >>> run(mean, batches(rows, batch_size=32), constants={"weights": model.weights}, key=key)  # doctest: +SKIP
+      >>> at_site(model.apply, {"x": "blocks.3.ln2.normalized", "y": "blocks.3.mlp_out"}, method)  # doctest: +SKIP
     """
-    read = reader(apply, site)
+    rows = _rows(apply, {"": site})
+    return _fed(lambda batch: rows(batch)[""], method)
 
-    def rows(batch: Batch) -> dict[str, Array]:
-        x = read(batch["weights"], batch["tokens"], batch["mask"])
-        n = x.shape[0] * x.shape[1]
-        group = jnp.broadcast_to(batch["group"][:, None], x.shape[:2])
-        return {"x": x.reshape(n, -1), "mask": batch["counted"].reshape(n), "group": group.reshape(n)}
 
+def at_sites(apply: Callable[..., Any], methods: Mapping[str, tuple[Sites, Method]]) -> Method:
+    """Methods at sites of their own, all in one pass of the model.
+
+    Each of them is what it would be alone at its site, with the same key over the same stream.
+
+    Args:
+      apply: as in `at_site`.
+      methods: {name: (site, method)}, sites as in `at_site`.
+    Returns:
+      A Method; state, info and what `finish` returns are dicts with these names.
+    Raises:
+      UserError: as in `at_site`; no method.
+    Example:
+      >>> layers = {str(i): (f"blocks.{i}.resid_post", shuffled(topk(4096, 32), 2**20)) for i in (3, 6)}
+      ...                                                                          # doctest: +SKIP
+      >>> run(at_sites(model.apply, layers), stream, constants={"weights": model.weights}, key=key)["6"]
+      ...                                                                          # doctest: +SKIP
+    """
+    each = apart({name: method for name, (_, method) in methods.items()})
+    return _fed(_rows(apply, {name: site for name, (site, _) in methods.items()}), each)
+
+
+def _fed(rows: Callable[[Batch], Any], method: Method) -> Method:
+    """The method over rows(batch)."""
     return Method(
         init=lambda key, batch: method.init(key, jax.jit(rows)(batch)),
         step=lambda state, batch: method.step(state, rows(batch)),
         finish=method.finish,
     )
+
+
+def _rows(apply: Callable[..., Any], parts: Mapping[str, Sites]) -> Callable[[Batch], dict[str, dict[str, Array]]]:
+    """token batch -> {part: {"x": [n, ...], "y": if asked for, "mask": [n], labels}}, from one pass of the model."""
+    wanted = {part: _named(sites) for part, sites in parts.items()}
+    read = _values(apply, tuple(dict.fromkeys(s for named in wanted.values() for sites in named.values() for s in sites)))
+
+    def rows(batch: Batch) -> dict[str, dict[str, Array]]:
+        shape = batch["tokens"].shape
+        values = read(batch["weights"], batch["tokens"], batch["mask"])
+        labels = {name: jnp.broadcast_to(batch[name][:, None], shape) for name in LABELS if name in batch}
+        flat = {name: a.reshape(-1) for name, a in {"mask": batch["counted"], **labels}.items()}
+        return {
+            part: flat | {name: _side_by_side(sites, values) for name, sites in named.items()}
+            for part, named in wanted.items()
+        }
+
+    return rows
+
+
+def _named(sites: Sites) -> dict[str, tuple[str, ...]]:
+    named = dict(sites) if isinstance(sites, Mapping) else {"x": sites}
+    listed = {name: (s,) if isinstance(s, str) else tuple(s) for name, s in named.items()}
+    if not all(listed.values()) or not {"x"} <= listed.keys() <= {"x", "y"}:
+        raise UserError(f"a method learns from a site, a list of sites, or {{'x': ..., 'y': ...}} of these; not {sites!r}.")
+    return listed
+
+
+def _side_by_side(sites: tuple[str, ...], values: Mapping[str, Array]) -> Float[Array, "n *layers d"]:
+    flat = [values[s].reshape(-1, *values[s].shape[2:]) for s in sites]
+    if len({a.shape[:-1] for a in flat}) > 1:
+        shown = ", ".join(f"{s!r}: {list(a.shape)}" for s, a in zip(sites, flat, strict=True))
+        raise UserError(f"sites of one list stand side by side and have equal numbers of layers; these are {shown}.")
+    return flat[0] if len(flat) == 1 else jnp.concatenate(flat, -1)
