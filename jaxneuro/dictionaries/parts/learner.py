@@ -30,7 +30,7 @@ class Now(NamedTuple):
     """What a loss may read beside parameters and inputs."""
 
     step: Int[Array, ""]
-    dead: Bool[Array, "n_latents"]
+    dead: Bool[Array, "n_latents *layers"]
     memory: dict[str, Array]
     """What the method itself keeps from step to step."""
     divisor: Float[Array, ""]
@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
     error: Float[Array, "n d_out"]
     """y - y_hat, 0 where a token is not valid."""
-    fired: Bool[Array, "n_latents"]
+    fired: Bool[Array, "n_latents *layers"]
     active: Int[Array, ""]
     """How often a latent was above 0, all latents."""
     memory: dict[str, Array]
@@ -80,6 +80,9 @@ class Recipe(NamedTuple):
     """What an update must leave true (a threshold that is not negative)."""
     needs_y: bool = False
     """A transcoder: batches must have targets of their own."""
+    layers: int | None = None
+    """x and y join the activations of so many layers, of which each is scaled on its own (instead of
+    `Training.widths`) and has n_latents latents: what is said of latents is [n_latents, layers]."""
 
 
 class Scales(NamedTuple):
@@ -97,7 +100,7 @@ class TrainingState(NamedTuple):
     parameters: Parameters
     optimiser: Any
     memory: dict[str, Array]
-    silent: Int[Array, "n_latents"]
+    silent: Int[Array, "n_latents *layers"]
     """Tokens since each latent fired."""
     step: Int[Array, ""]
     """Updates made; schedules read it."""
@@ -117,7 +120,7 @@ def centred(inputs: Inputs, b_dec: Array, tied: bool) -> Array:
     return jnp.where(inputs.valid[:, None], inputs.x - lax.stop_gradient(b_dec), jnp.float32(0))
 
 
-REPLICATED = ("b_dec", "w_skip")
+REPLICATED = ("b_dec", "w_skip", "log_theta")
 """Parameters without an axis of latents: the same on all devices. Of all others it is the first."""
 
 
@@ -154,20 +157,21 @@ class _Learner:
         mesh, names = self.training.mesh, {getattr(p, "key", None) for p in path}
         assert mesh is not None
         split = leaf.ndim and leaf.shape[0] == self.n_latents and names.isdisjoint(REPLICATED)
-        return NamedSharding(mesh, PartitionSpec(self.training.axes.latent if split else None))
+        return NamedSharding(mesh, PartitionSpec(self.training.axes.latent) if split else PartitionSpec())
 
     def _begin(self, key: Key[Array, ""], batch: Any) -> TrainingState:
         t = self.training
         raw = read(batch, jnp.float32(1), jnp.float32(1))
         tied = "y" not in batch
-        scale_x, scale_y = (start.norm_scale(a, raw.valid, t.normalise, t.widths) for a in raw[:2])
+        scale_x, scale_y = (start.norm_scale(a, raw.valid, t.normalise, self._widths(a)) for a in raw[:2])
         inputs = raw._replace(x=raw.x * scale_x, y=raw.y * scale_y)
         parameters = self.recipe.begin(key, inputs, tied)
+        each = (self.n_latents,) if self.recipe.layers is None else (self.n_latents, self.recipe.layers)
         return TrainingState(
             parameters=parameters,
             optimiser=t.transformation(t.rate(self.n_latents)).init(parameters),
             memory=self.recipe.memory(),
-            silent=jnp.zeros(self.n_latents, jnp.int32),
+            silent=jnp.zeros(each, jnp.int32),
             step=jnp.int32(0),
             skipped=jnp.int32(0),
             scale_x=scale_x,
@@ -189,8 +193,14 @@ class _Learner:
             if size % by:
                 raise UserError(f"{what} ({size}) cannot be cut into {by} equal parts (mesh {sizes}, accumulate).")
         for name, a in (("x", raw.x), ("y", raw.y)):
-            if t.widths and sum(t.widths) != a.shape[1]:
-                raise UserError(f"widths {t.widths} make {sum(t.widths)}, but {name} is {list(a.shape)}.")
+            widths = self._widths(a)
+            if widths and sum(widths) != a.shape[1]:
+                raise UserError(f"widths {widths} make {sum(widths)}, but {name} is {list(a.shape)}.")
+
+    def _widths(self, a: Array) -> tuple[int, ...]:
+        """Of the parts of x or y that are scaled each on its own; (): there is but one."""
+        layers = self.recipe.layers
+        return self.training.widths if layers is None else (a.shape[1] // layers,) * layers
 
     def step(self, state: TrainingState, batch: Any) -> tuple[TrainingState, dict[str, Array]]:
         read(batch, jnp.float32(1), jnp.float32(1))  # refuses wrong shapes here, not inside shard_map

@@ -19,7 +19,7 @@ def fired(vals: Float[Array, "n k"], idx: Int[Array, "n k"], n_latents: int) -> 
 
 
 def silent_tokens(
-    silent: Int[Array, "n_latents"], now: Bool[Array, "n_latents"], n_tokens: Int[Array, ""]
-) -> Int[Array, "n_latents"]:
+    silent: Int[Array, "n_latents *layers"], now: Bool[Array, "n_latents *layers"], n_tokens: Int[Array, ""]
+) -> Int[Array, "n_latents *layers"]:
     """Tokens since each latent fired, after n_tokens more."""
     return jnp.where(now, jnp.int32(0), jnp.minimum(silent, jnp.int32(LONGEST)) + n_tokens)
