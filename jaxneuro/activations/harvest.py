@@ -22,7 +22,9 @@ from .lock import exclusive
 from .placement import everywhere, placed
 from .progress import Progress, quantity
 from .site import reader
-from .store import ActivationArray, Writer, check_dtype, existing, open_activations, predicted_bytes
+from .source import check_shard
+from .store import LABELS, ActivationArray, Layout, check_dtype, existing, open_activations
+from .writer import Writer
 
 QUEUE = 2
 """Batches computed and still on their way to the host."""
@@ -89,20 +91,26 @@ def harvest(
     """Run a model up to one site over windows and store the site's values at all counted tokens.
 
     The model is compiled up to the site's layer only. Windows are drawn at random without replacement, from each group
-    until it has its share of `max_tokens` (`fair_shares`). Nothing is held in memory but a few batches. The files grow
-    in a hidden folder beside `out_path` and get their name when complete; interrupted (Ctrl-C, kill, full disk), the
-    same call goes on from the last mark and leaves bitwise the same files. If they are complete it opens them.
+    until it has its share of `max_tokens` (`fair_shares`). Nothing is held in memory but a few batches and one file of
+    at most 64 MiB. The files grow in a hidden folder beside `out_path` and get their name when complete; interrupted
+    (Ctrl-C, kill, full disk), the same call goes on from the last mark and leaves bitwise the same files. If they are
+    complete it opens them.
+
+    With several processes (`jax.distributed`), each with the whole model on its own devices, each runs its part of the
+    windows, and all return when the store is whole; `out_path` is a folder that all of them see.
 
     Args:
       model: has `apply` and `weights`.
       windows: `jaxneuro.data.windows(...)`.
       site: one site of one layer: "blocks.3.mlp.post", "blocks.3.resid_post", "embed". Axes after the position (heads)
         are joined.
-      out_path: folder to make: x.npy [n_tokens, d]; window.npy, pos.npy, group.npy int32 [n_tokens]; meta.json.
+      out_path: folder to make; see `store.py` for what is in it.
       max_tokens: rows in all; None: every counted token once.
       batch_size: windows per pass. Part of the request: other batch shapes may round differently.
       seed: of the drawing.
-      dtype: "float32" or "bfloat16" (half the size; 8 bits of precision).
+      dtype: "float32"; "bfloat16" (half the size; 8 bits of precision); "int8" with a float32 scale per row, the
+        largest absolute value of the row / 127 (a quarter; no value is off by more than half a scale: fine for values
+        of one size, while rows with a few huge coordinates lose their small ones).
       sharding: of the batch axis, to spread a batch over devices.
       progress: called after every batch.
     Raises:
@@ -112,7 +120,51 @@ def harvest(
       >>> acts = harvest(model, rows, "blocks.3.mlp.post", "acts", max_tokens=100_000)          # doctest: +SKIP
       >>> for batch in acts.batches(batch_size=4096, seed=0): ...                               # doctest: +SKIP
     """
+    shard = (jax.process_index(), jax.process_count())
+    harvest_part(
+        *(model, windows, site, out_path),
+        shard=shard,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        dtype=dtype,
+        sharding=sharding,
+        progress=progress,
+    )
+    if shard[1] > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"harvest {out_path}")
+    return open_activations(out_path)
+
+
+def harvest_part(
+    model: Model,
+    windows: Rows,
+    site: str,
+    out_path: str | os.PathLike,
+    *,
+    shard: tuple[int, int],
+    max_tokens: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    dtype: str = "float32",
+    sharding: jax.sharding.Sharding | None = None,
+    progress: Progress | None = None,
+) -> bool:
+    """One of several processes' part of `harvest`, for those that know nothing of each other (an array of jobs).
+
+    Part i writes the rows of its own files; parts may run at once or one after the other, on any machines that see the
+    folder, and the one that ends last gives it its name. The rows are those that one process would have written.
+
+    Args:
+      shard: (index, count) of this part. All parts are asked for with the same count.
+    Returns:
+      Whether the store is whole now: `open_activations(out_path)`.
+    """
     check_dtype(dtype)
+    check_shard(shard)
+    _check_local(model.weights, sharding)
     path = Path(out_path)
     request = {
         "site": site,
@@ -125,25 +177,44 @@ def harvest(
         "weights": fingerprint(model.weights),
         "group_names": list(windows.group_names),
     }
-    with Held() as signals, exclusive(path.parent, f".{path.name}.lock"):
-        if (found := existing(path, request)) is not None:
-            return found
+    part = "" if shard[1] == 1 else f".{shard[0]}-of-{shard[1]}"
+    with Held() as signals, exclusive(path.parent, f".{path.name}{part}.lock"):
+        if existing(path, request) is not None:
+            return True
         order, keep = draw(windows, max_tokens, seed)
         job = _Job(model, windows, site, dtype, batch_size, sharding)
-        n, d = int(keep.sum()), job.width(windows)
-        writer = Writer(path, request, n, d)
-        size = f"{n:,} tokens x {d} {dtype}, {predicted_bytes(n, d, dtype) / 1e9:.3g} GB"
+        layout = Layout.of(int(keep.sum()), job.width(windows), dtype)
+        writer = Writer(path, request, layout, shard)
+        size = f"{layout.n:,} tokens x {layout.d} {dtype}, {layout.n_bytes() / 1e9:.3g} GB"
         _log.info("harvest of %s: %s", site, size)
         signals.hold()
         try:
-            complete = _fill(writer, job, order, keep, signals, progress, size)
+            complete = _fill(writer, job, _within(order, keep, writer.first, writer.last), signals, progress, size)
             if complete:
-                writer.finish()
+                return writer.finish()
         finally:
             writer.close()
-    if not complete:
-        raise KeyboardInterrupt  # whoever handles the signal let it pass: there is nothing to return
-    return open_activations(path)
+    raise KeyboardInterrupt  # whoever handles the signal let it pass: there is nothing to return
+
+
+def _check_local(weights: Any, sharding: jax.sharding.Sharding | None) -> None:
+    """Parts run at their own speed: no program of theirs may span processes."""
+    placements = [x.sharding for x in jax.tree.leaves(weights) if isinstance(x, jax.Array)]
+    placements += [] if sharding is None else [sharding]
+    if not all(s.is_fully_addressable for s in placements):
+        raise UserError(
+            "harvest runs each process by itself, but the weights or the sharding span several processes. Load the "
+            "model on each process's own devices (a mesh of jax.local_devices())."
+        )
+
+
+def _within(order: np.ndarray, keep: np.ndarray, first: int, last: int) -> np.ndarray:
+    """int64 [m, 3]: the windows that hold rows first .. last - 1, and which of their kept tokens these are."""
+    end = np.cumsum(keep)
+    begin = end - keep
+    mine = (begin < last) & (end > first)
+    spans = np.stack([order, np.maximum(first - begin, 0), np.minimum(last - begin, keep)], axis=1)
+    return spans[mine]
 
 
 def fair_shares(available: np.ndarray, total: int | None) -> np.ndarray:
@@ -200,37 +271,42 @@ class _Job:
 
     def width(self, windows: Rows) -> int:
         row = self.rows(np.array([0]))
-        x, _ = jax.eval_shape(self._forward, self._weights, *(row[n] for n in ("tokens", "mask", "counted")))
-        return x.shape[-1]
+        out, _ = jax.eval_shape(self._forward, self._weights, *(row[n] for n in ("tokens", "mask", "counted")))
+        return out["x"].shape[-1]
 
     def rows(self, order: np.ndarray) -> dict[str, np.ndarray]:
         filler = np.full(self.batch_size - len(order), len(self.windows.group), np.int64)
         return self.windows.rows(np.concatenate([order, filler]))
 
-    def start(self, batch: dict[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
+    def start(self, batch: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], jax.Array]:
         placed = self._place({n: batch[n] for n in ("tokens", "mask", "counted")})
         out = self._forward(self._weights, placed["tokens"], placed["mask"], placed["counted"])
-        for a in out:
+        for a in jax.tree.leaves(out):
             a.copy_to_host_async()
         return out
 
 
-def _forward(read: Any, dtype: str, weights: Any, tokens: Any, mask: Any, counted: Any) -> tuple[Any, Any]:
-    x = read(weights, tokens, mask).astype(dtype)
+def _forward(read: Any, dtype: str, weights: Any, tokens: Any, mask: Any, counted: Any) -> tuple[dict, Any]:
+    x = read(weights, tokens, mask).astype("float32" if dtype == "int8" else dtype)
     bad = jnp.sum(~jnp.isfinite(x).all(-1) & counted, axis=1, dtype=jnp.int32)
-    if dtype == "bfloat16":
-        x = jax.lax.bitcast_convert_type(x, jnp.uint16)
-    return x, bad
+    return (_quantised(x) if dtype == "int8" else {"x": x}), bad
 
 
-def _fill(writer: Writer, job: _Job, order: Any, keep: Any, signals: Held, progress: Any, size: str) -> bool:
+def _quantised(x: jax.Array) -> dict[str, jax.Array]:
+    """x ~ q * scale, scale = max |x| / 127 over the last axis, q = round(x / scale) in -127 .. 127."""
+    scale = jnp.max(jnp.abs(x), axis=-1) / jnp.float32(127)
+    q = jnp.round(x / jnp.where(scale > 0, scale, jnp.float32(1))[..., None])
+    return {"x": q.astype(jnp.int8), "scale": scale}
+
+
+def _fill(writer: Writer, job: _Job, spans: np.ndarray, signals: Held, progress: Any, size: str) -> bool:
     """Compute and write batch after batch, and mark the end; False if a signal came first."""
-    total, done, marked = -(-len(order) // job.batch_size), writer.done, time.monotonic()
+    total, done, marked = -(-len(spans) // job.batch_size), writer.done, time.monotonic()
     began = None
     if progress is not None:
         progress(done, total, size)
-    for batch, kept, out in _results(job, order, keep, range(done, total), signals):
-        writer.append(_columns(batch, kept, out, job.site))
+    for batch, span, out in _results(job, spans, range(done, total), signals):
+        writer.append(_columns(batch, span, out, job.site))
         done, now = done + 1, time.monotonic()
         if now - marked > MARK_SECONDS:
             writer.mark(done)
@@ -247,30 +323,31 @@ def _rate(rows: int, now: float, began: tuple[float, int] | None) -> str:
     return f", {quantity((rows - began[1]) / max(now - began[0], 1e-9))} tokens/s" if began else ""
 
 
-def _results(job: _Job, order: Any, keep: Any, numbers: range, signals: Held) -> Iterator[tuple[dict, Any, tuple]]:
+def _results(job: _Job, spans: np.ndarray, numbers: range, signals: Held) -> Iterator[tuple[dict, Any, tuple]]:
     """Batches in order, each given out when QUEUE later ones are on the device."""
     queue: deque[tuple[dict, Any, tuple]] = deque()
     for number in numbers:
         if signals.caught is not None:
             break
-        part = slice(number * job.batch_size, (number + 1) * job.batch_size)
-        batch = job.rows(order[part])
-        queue.append((batch, keep[part], job.start(batch)))
+        span = spans[number * job.batch_size : (number + 1) * job.batch_size]
+        batch = job.rows(span[:, 0])
+        queue.append((batch, span, job.start(batch)))
         if len(queue) > QUEUE:
             yield queue.popleft()
     yield from queue
 
 
-def _columns(batch: dict, keep: np.ndarray, out: tuple[Any, Any], site: str) -> dict[str, np.ndarray]:
-    x, bad = (np.asarray(a) for a in out)
+def _columns(batch: dict, span: np.ndarray, out: tuple[dict, Any], site: str) -> dict[str, np.ndarray]:
+    bad = np.asarray(out[1])
     if bad.any():
         row = int(np.argmax(bad > 0))
         raise UserError(
             f"{site}: NaN or infinity at {int(bad[row])} tokens of window {int(batch['window'][row])} "
             f"({int((bad > 0).sum())} windows of this batch). Check the model's weights, or run it in float32."
         )
-    counted = batch["counted"][: len(keep)]
-    kept = counted & (np.cumsum(counted, axis=1) <= keep[:, None])
-    row, pos = np.nonzero(kept)
-    labels = {"window": batch["window"][row], "pos": pos, "group": batch["group"][row]}
-    return {"x": x[row, pos], **{name: a.astype(np.int32) for name, a in labels.items()}}
+    counted = batch["counted"][: len(span)]
+    place, (first, last) = np.cumsum(counted, axis=1) - 1, span[:, 1:].T[..., None]
+    row, pos = np.nonzero(counted & (place >= first) & (place < last))
+    labels = dict(zip(LABELS, (batch["window"][row], pos, batch["group"][row]), strict=True))
+    values = {name: np.asarray(a)[row, pos] for name, a in out[0].items()}
+    return values | {name: a.astype(np.int32) for name, a in labels.items()}

@@ -4,7 +4,7 @@
 import math
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -57,42 +57,88 @@ def _hash(v: np.ndarray) -> np.ndarray:
     return v >> np.uint64(32)
 
 
+class Source(Protocol):
+    """Rows in an order that is another one in every epoch: place p is row `p % n` of epoch `p // n`."""
+
+    @property
+    def n(self) -> int:
+        """Rows of an epoch."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """A batch is delivered as its places 0, lanes, 2 lanes ..., then 1, lanes + 1 ...: divides every batch size.
+        Places that differ by a multiple of it lie together on the disk, and hosts take contiguous parts of batches."""
+        ...
+
+    def read(self, places: np.ndarray) -> dict[str, np.ndarray]:
+        """Fresh arrays of the rows at places int64 [b]; called by several threads at once."""
+        ...
+
+
+class _Arrays:
+    """Arrays in memory: any order costs the same."""
+
+    lanes = 1
+
+    def __init__(self, arrays: Mapping[str, Any], n: int, seed: int | None, widen: bool):
+        self._arrays, self.n, self._seed, self._widen = arrays, n, seed, widen
+
+    def read(self, places: np.ndarray) -> dict[str, np.ndarray]:
+        epoch, row = np.divmod(places, self.n)
+        if self._seed is not None:
+            for e in np.unique(epoch):
+                here = epoch == e
+                row[here] = Shuffle(self.n, seed=self._seed, epoch=int(e))(row[here])
+        found = {name: np.take(a, row, axis=0) for name, a in self._arrays.items()}
+        return {name: widened(a) for name, a in found.items()} if self._widen else found
+
+
+def widened(a: np.ndarray) -> np.ndarray:
+    """bfloat16 and float16 as float32; anything else as it is."""
+    return a.astype(np.float32) if a.dtype in (ml_dtypes.bfloat16, np.float16) else a
+
+
 class _Batches:
     """Random access to batch number i of the endless sequence of shuffled epochs (a Grain data source)."""
 
-    def __init__(self, arrays: Mapping[str, Any], n: int, size: int, seed: int | None, total: int, shard, drop: bool):
-        self._arrays, self._n, self._size, self._seed = arrays, n, size, seed
-        self._total, self._shard = total, shard
+    def __init__(self, source: Source, size: int, total: int, shard: tuple[int, int], drop: bool):
+        self._source, self._size, self._total = source, size, total
         self._len = min(total // size if drop else -(-total // size), sys.maxsize // 2)
+        index, count = shard
+        j, per_lane = np.arange(index * size // count, (index + 1) * size // count), size // source.lanes
+        self._places = j % per_lane * source.lanes + j // per_lane
 
     def __len__(self) -> int:
         return self._len
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        shard, shards = self._shard
-        mine = self._size // shards
-        places = int(index) * self._size + shard * mine + np.arange(mine, dtype=np.int64)
+        places = int(index) * self._size + self._places
         mask = places < self._total
-        rows = self._rows(np.where(mask, places, 0))
-        batch = {name: _read(a, rows) for name, a in self._arrays.items()}
+        batch = self._source.read(np.minimum(places, self._total - 1))
         if not mask.all():
             for values in batch.values():
                 values[~mask] = 0
         return batch | {"mask": mask}
 
-    def _rows(self, places: np.ndarray) -> np.ndarray:
-        epoch, place = np.divmod(places, self._n)
-        if self._seed is None:
-            return place
-        for e in np.unique(epoch):
-            here = epoch == e
-            place[here] = Shuffle(self._n, seed=self._seed, epoch=int(e))(place[here])
-        return place
+
+def total_rows(n: int, epochs: int | None) -> int:
+    """Rows of all epochs; without end: more than anybody reads."""
+    return sys.maxsize // 4 if epochs is None else n * epochs
 
 
-def _read(a: Any, rows: np.ndarray) -> np.ndarray:
-    values = np.take(a, rows, axis=0) if isinstance(a, np.ndarray) else np.asarray(a[rows])
-    return values.astype(np.float32) if values.dtype in (ml_dtypes.bfloat16, np.float16) else values
+def stream(
+    source: Source, *, batch_size: int, epochs: int | None, shard: tuple[int, int], drop_remainder: bool, threads: int
+) -> Any:
+    """The batches of a source as a Grain iterator."""
+    import grain
+
+    total = total_rows(source.n, epochs)
+    batches = _Batches(source, batch_size, total, shard, drop_remainder)
+    if not len(batches):
+        raise UserError(f"{total} rows do not fill one batch of {batch_size}, and drop_remainder leaves out the rest.")
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
 def array_batches(
@@ -105,6 +151,7 @@ def array_batches(
     shard: tuple[int, int] = (0, 1),
     drop_remainder: bool = False,
     threads: int = 2,
+    widen: bool = True,
 ) -> Any:
     """Batches of rows of an array (in memory or a memmap) as a Grain iterator, shuffled exactly in every epoch.
 
@@ -113,7 +160,7 @@ def array_batches(
     threads while the device works.
 
     Args:
-      x: [n, ...]; bfloat16 and float16 rows come out as float32, anything else as it is.
+      x: [n, ...].
       batch_size: rows of a batch over all shards.
       seed: of the shuffles; None: in order.
       epochs: how often; None: without end.
@@ -121,6 +168,7 @@ def array_batches(
       shard: (index, count) of this host. The shards of batch i together are batch i of a single host.
       drop_remainder: leave out the rows after the last whole batch; otherwise the last batch is filled up with zeros.
       threads: that read.
+      widen: bfloat16 and float16 rows come out as float32; False: as they are.
     Returns:
       Iterator of {"x": [b, ...], "mask": bool [b] (False: filler), ...extra}, with get_state() and set_state().
     Raises:
@@ -130,32 +178,36 @@ def array_batches(
       >>> [b["x"].tolist() for b in batches]
       [[0, 1], [2, 3], [4, 0]]
     """
-    import grain
-
     arrays = {"x": x, **(extra or {})}
-    n = _check(arrays, batch_size, epochs, shard)
-    total = sys.maxsize // 4 if epochs is None else n * epochs
-    source = _Batches(arrays, n, batch_size, seed, total, shard, drop_remainder)
-    if not len(source):
-        raise UserError(f"{total} rows do not fill one batch of {batch_size}, and drop_remainder leaves out the rest.")
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(grain.MapDataset.source(source).to_iter_dataset(options))
-
-
-def _check(arrays: Mapping[str, Any], batch_size: int, epochs: int | None, shard: tuple[int, int]) -> int:
     lengths = {name: len(a) for name, a in arrays.items()}
-    n = lengths["x"]
-    if not n:
-        raise UserError("the array has no rows.")
     if len(set(lengths.values())) > 1:
         raise UserError(f"arrays of one stream have equal numbers of rows, but these have {lengths}.")
     if "mask" in arrays:
         raise UserError("'mask' is the name of the filler mask: rename that array.")
+    check_request(lengths["x"], batch_size, epochs, shard)
+    return stream(
+        _Arrays(arrays, lengths["x"], seed, widen),
+        batch_size=batch_size,
+        epochs=epochs,
+        shard=shard,
+        drop_remainder=drop_remainder,
+        threads=threads,
+    )
+
+
+def check_request(n: int, batch_size: int, epochs: int | None, shard: tuple[int, int]) -> None:
+    """Raises: UserError: no rows, or numbers that make no stream."""
+    if not n:
+        raise UserError("the array has no rows.")
+    check_shard(shard)
+    if batch_size < 1 or batch_size % shard[1]:
+        raise UserError(f"batch_size {batch_size} is not a positive multiple of the {shard[1]} shards.")
+    if epochs is not None and epochs < 1:
+        raise UserError(f"epochs is at least 1, or None for no end; not {epochs}.")
+
+
+def check_shard(shard: tuple[int, int]) -> None:
+    """Raises: UserError: not (index, count)."""
     index, count = shard
     if not 0 <= index < count:
         raise UserError(f"shard is (index, count) with 0 <= index < count, not {shard}.")
-    if batch_size < 1 or batch_size % count:
-        raise UserError(f"batch_size {batch_size} is not a positive multiple of the {count} shards.")
-    if epochs is not None and epochs < 1:
-        raise UserError(f"epochs is at least 1, or None for no end; not {epochs}.")
-    return n

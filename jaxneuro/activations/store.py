@@ -1,213 +1,341 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations on disk: plain .npy files in a folder, written in order, whole or resumable, never pickled."""
+"""Activations on disk: zarr3 arrays in a folder, in checksummed blocks of rows; any row is reached, nothing is pickled.
 
+    x        float32, bfloat16 or int8 [n, d]          labels   int32 [n, 3]: window, pos, group
+    scale    float32 [n], beside int8                  meta.json
+
+Each is cut into blocks of about 1 MiB of x (the chunks, each with a crc32c), 64 of them to a file (the zarr shard,
+whose index has a crc32c too). Nothing is compressed, so the size is known beforehand. Any zarr3 reader opens the
+arrays. The rows of a file are stored in a shuffled order (`writer.py`), so a block holds tokens of many texts, and
+`blocks.py` says how they are read back in random order.
+"""
+
+import contextlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import ml_dtypes
 import numpy as np
 
 from ..errors import UserError, unknown
-from ..io.files import read_json, write_json
-from .checkpoint import need_space
+from ..io.files import read_json
 from .identity import differences, plain
+from .source import check_request, stream
 
-DTYPES: Final = {"float32": (np.dtype("<f4"), np.dtype("<f4")), "bfloat16": (np.dtype("<u2"), ml_dtypes.bfloat16)}
-"""Name -> (type in the file, type in memory). NumPy's format has no bfloat16: its bits are stored as uint16 and
-`meta.json` says so. float16 is not offered: activations exceed its 65,504."""
+FORMAT: Final = 1
 META: Final = "meta.json"
 LABELS: Final = ("window", "pos", "group")
-_PROGRESS: Final = "progress.json"
+SCALE: Final = {"scale": ("float32", ())}
+DTYPES: Final[dict[str, dict]] = {"float32": {}, "bfloat16": {}, "int8": SCALE}
+"""Storage type of x -> what is stored beside it. float16 is not offered: activations exceed its 65,504."""
+BLOCK_BYTES: Final = 2**20
+"""Of x, at most. Smaller: a read costs about 40 us whatever its size, as much as 100 KB. Larger: nothing is gained."""
+BLOCK_ROWS: Final = 4096
+"""At most, so that a store of narrow rows has blocks to shuffle."""
+SHARD_BLOCKS: Final = 64
+_CRC: Final = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every row lies and how many bytes that takes; both follow from four numbers and a type."""
+
+    n: int
+    d: int
+    dtype: str
+    block: int
+    """Rows of a block (a zarr inner chunk)."""
+    shard: int
+    """Rows of a file (a zarr shard)."""
+
+    @classmethod
+    def of(cls, n: int, d: int, dtype: str) -> "Layout":
+        """What `harvest` writes n rows of d values in: a power of two of rows, at most BLOCK_BYTES and BLOCK_ROWS."""
+        rows = min(max(1, BLOCK_BYTES // (d * np.dtype(dtype).itemsize)), BLOCK_ROWS)
+        block = 1 << rows.bit_length() - 1
+        return cls(n, d, dtype, block, block * SHARD_BLOCKS)
+
+    @cached_property
+    def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Name of an array -> its type and the shape of a row."""
+        found = {"x": (self.dtype, (self.d,)), **DTYPES[self.dtype], "labels": ("int32", (len(LABELS),))}
+        return {name: (np.dtype(kind), shape) for name, (kind, shape) in found.items()}
+
+    @property
+    def shards(self) -> int:
+        """Files per array."""
+        return -(-self.n // self.shard)
+
+    def part(self, index: int, count: int) -> tuple[int, int]:
+        """First and last (exclusive) row of one of `count` writers: whole files, so that no two share one."""
+        first, last = (self.shards * i // count * self.shard for i in (index, index + 1))
+        return min(first, self.n), min(last, self.n)
+
+    def file(self, name: str, shard: int) -> str:
+        """Path of a shard in the store's folder, as zarr3 has it."""
+        return "/".join([name, "c", str(shard), *("0" for _ in self.columns[name][1])])
+
+    def file_bytes(self, name: str, shard: int) -> int:
+        """Exact: blocks (the last one filled up) with 4 bytes of checksum each, and the index of the shard."""
+        dtype, shape = self.columns[name]
+        blocks = -(-min(self.shard, self.n - shard * self.shard) // self.block)
+        index = 16 * (self.shard // self.block) + 4
+        return blocks * (self.block * dtype.itemsize * int(np.prod(shape)) + 4) + index
+
+    def n_bytes(self, first: int = 0, last: int | None = None) -> int:
+        """Of the files of rows first .. last."""
+        shards = range(-(-first // self.shard), -(-(self.n if last is None else last) // self.shard))
+        return sum(self.file_bytes(name, shard) for name in self.columns for shard in shards)
+
+    def open(self, folder: Path, name: str, *, mode: str = "default", create: bool = False) -> Any:
+        """A TensorStore of one array.
+
+        A missing block is an error and never zeros; a block of zeros is written like any other.
+        """
+        import tensorstore as ts
+
+        dtype, shape = self.columns[name]
+        blocks = {"chunk_shape": [self.block, *shape], "codecs": _CRC, "index_codecs": _CRC}
+        metadata = {
+            "shape": [self.n, *shape],
+            "data_type": dtype.name,
+            "fill_value": 0,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard, *shape]}},
+            "codecs": [{"name": "sharding_indexed", "configuration": blocks}],
+        }
+        spec = {
+            "driver": "zarr3",
+            "kvstore": {"driver": "file", "path": f"{(folder / name).absolute()}/"},
+            "metadata": metadata,
+            "store_data_equal_to_fill_value": True,
+            "fill_missing_data_reads": False,
+        }
+        context = ts.Context({"file_io_mode": {"mode": mode}})
+        return ts.open(spec, open=True, create=create, context=context).result()
+
+
+def predicted_bytes(n: int, d: int, dtype: str) -> int:
+    """Size on disk of n rows of d values with their labels and checksums, but for about 3 KB of metadata.
+
+    Example:
+      >>> predicted_bytes(1_000_000, 384, "bfloat16") / (1_000_000 * (384 * 2 + 12))
+      1.0005...
+    """
+    return Layout.of(n, d, dtype).n_bytes()
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """TensorStore's errors (which name file and chunk) as one that says what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, OSError, RuntimeError, NotImplementedError) as e:
+        what = str(e).partition(" [")[0][:400]
+        raise UserError(
+            f"the activations in {folder} are damaged: {what}. Put that file back from a copy, or delete the folder "
+            f"and harvest again. jaxneuro.activations.store.verify lists everything that is damaged."
+        ) from e
+
+
+class StoredRows:
+    """x of a store, read when it is indexed: `x[3]`, `x[10:20]`, `x[[5, 2, 9]]`, `x[mask]`, `np.asarray(x)`.
+
+    float32 or bfloat16 as stored; int8 comes out as float32, q * scale.
+    """
+
+    def __init__(self, folder: Path, layout: Layout):
+        self._folder = folder
+        self._parts = [open_array(folder, layout, name) for name in layout.columns if name != "labels"]
+        self.shape = (layout.n, layout.d)
+        self.dtype = np.dtype("float32") if len(self._parts) > 1 else np.dtype(layout.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        where = _rows(index, len(self))
+        with explained(self._folder):
+            q, *scale = [f.result() for f in [a[where].read() for a in self._parts]]
+        return dequantised(q, scale[0]) if scale else q
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def astype(self, dtype: Any) -> np.ndarray:
+        """All rows, in memory."""
+        return self.__array__(dtype)
+
+
+def _rows(index: Any, n: int) -> Any:
+    """An index as TensorStore has them: not negative, within."""
+    if isinstance(index, tuple):
+        raise TypeError("stored activations are indexed by row: x[rows], then [:, columns] of what comes back.")
+    if isinstance(index, slice):
+        start, stop, step = index.indices(n)
+        return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
+    if np.ndim(index) == 0:
+        return range(n)[index]
+    rows = np.asarray(index)
+    rows = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows.astype(np.int64)
+    if rows.size and not -n <= rows.min() <= rows.max() < n:
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of a store of {n}")
+    return np.where(rows < 0, rows + n, rows)
+
+
+def dequantised(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """float32 q * scale, one scale per row."""
+    return np.multiply(q, scale[..., None], dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class ActivationArray:
     """Activations of one site: row i of `x` belongs to token `pos[i]` of window `window[i]`, of group `group[i]`.
 
-    All are memmaps: opening reads nothing, and rows are read when they are used. `np.load(folder / "x.npy")` works
-    without this library (bfloat16 shows as uint16).
+    Opening reads nothing but the sizes of the files; rows are read when they are used, and checked then. Rows come in
+    no particular order.
     """
 
     path: Path
-    x: np.ndarray
-    """float32 or bfloat16 [n_tokens, d]."""
-    window: np.ndarray
-    """int32 [n_tokens]: index of the window in the data the rows were harvested from."""
-    pos: np.ndarray
-    """int32 [n_tokens]: position in the window."""
-    group: np.ndarray
-    """int32 [n_tokens]: number of the group; its name is `meta["group_names"][number]`."""
+    layout: Layout
     meta: Mapping[str, Any]
     """The request the rows came from: site, seed, fingerprints of model and data."""
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.layout.n
 
-    def batches(self, *, batch_size: int, **options: Any) -> Any:
-        """`array_batches` over x with group, window and pos delivered beside it."""
-        from .source import array_batches
+    @cached_property
+    def x(self) -> StoredRows:
+        """[n_tokens, d], read when indexed."""
+        return StoredRows(self.path, self.layout)
 
-        extra = {name: getattr(self, name) for name in LABELS}
-        return array_batches(self.x, batch_size=batch_size, extra=extra, **options)
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        with explained(self.path):
+            return np.ascontiguousarray(open_array(self.path, self.layout, "labels").read().result().T)
+
+    @property
+    def window(self) -> np.ndarray:
+        """int32 [n_tokens], in memory: index of the window in the data the rows were harvested from."""
+        return self._labels[0]
+
+    @property
+    def pos(self) -> np.ndarray:
+        """int32 [n_tokens], in memory: position in the window."""
+        return self._labels[1]
+
+    @property
+    def group(self) -> np.ndarray:
+        """int32 [n_tokens], in memory: number of the group; its name is `meta["group_names"][number]`."""
+        return self._labels[2]
+
+    def batches(
+        self,
+        *,
+        batch_size: int,
+        seed: int | None = 0,
+        epochs: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+        drop_remainder: bool = False,
+        threads: int = 2,
+        widen: bool = True,
+    ) -> Any:
+        """Batches as `array_batches` gives them, read in blocks (`blocks.BlockOrder`); every epoch each row once.
+
+        Args:
+          shard: (index, count) of this host, whose part of a batch lies in its part of the blocks: hosts whose number
+            divides 16 and the batch size read nothing twice.
+          widen: x as float32; False: as stored, to cast on the device: bfloat16, or int8 with "scale" [b] beside it.
+        Returns:
+          Iterator of {"x": [b, d], "window", "pos", "group": int32 [b], "mask": bool [b]}, with get_state and
+          set_state. About 512 MiB of blocks are in memory, or the whole store if it is smaller.
+        """
+        from .blocks import Blocks
+
+        check_request(len(self), batch_size, epochs, shard)
+        source = Blocks(self.path, self.layout, seed, batch_size, epochs=epochs, ahead=2 * threads, widen=widen)
+        return stream(
+            source,
+            batch_size=batch_size,
+            epochs=epochs,
+            shard=shard,
+            drop_remainder=drop_remainder,
+            threads=threads,
+        )
+
+
+def open_array(folder: Path, layout: Layout, name: str) -> Any:
+    """One array to read. Files are mapped: a block is checked where the page cache has it and copied once."""
+    with explained(folder):
+        return layout.open(folder, name, mode="memmap")
 
 
 def open_activations(path: str | os.PathLike) -> ActivationArray:
     """Open what `harvest` wrote.
 
     Raises:
-      UserError: no such folder, a file is missing, cut short or of another shape than `meta.json` says.
+      UserError: no such folder, a file is missing or cut short. Flipped bits are found where they are read, or by
+        `verify`.
     """
     path = Path(path)
     if not (path / META).is_file():
         raise UserError(f"{path} holds no activations: it has no {META}. Write some there with harvest.")
     meta = read_json(path / META)
     try:
-        n, shape = meta["n_tokens"], (meta["n_tokens"], meta["d"])
-        stored, kind = DTYPES[meta["request"]["dtype"]]
-        x = _load(path / "x.npy", shape, stored).view(kind)
-        labels = {name: _load(path / f"{name}.npy", (n,), np.dtype("<i4")) for name in LABELS}
+        layout, request = Layout(**meta["layout"]), meta["request"]
+        layout.columns  # noqa: B018 - its dtype is known
     except (KeyError, TypeError) as e:
         raise UserError(f"{path / META} does not describe activations: {e!r}.") from e
-    return ActivationArray(path, x, **labels, meta=meta["request"])
+    wrong = [line for name in layout.columns for line in _wrong_files(path, layout, name)]
+    if wrong:
+        shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        raise UserError(
+            f"the activations in {path} are incomplete: {shown}. Put the files back from a copy, or delete the folder "
+            f"and harvest again."
+        )
+    return ActivationArray(path, layout, request)
 
 
-def _load(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    try:
-        a = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise UserError(f"{path} cannot be read: {e}. It was cut short or replaced; harvest again.") from e
-    if a.shape != shape or a.dtype != dtype:
-        raise UserError(f"{path} holds {a.dtype}{list(a.shape)}, but {META} says {dtype}{list(shape)}.")
-    return a
+def _wrong_files(path: Path, layout: Layout, name: str) -> Iterator[str]:
+    for shard in range(layout.shards):
+        file, size = layout.file(name, shard), layout.file_bytes(name, shard)
+        try:
+            there = (path / file).stat().st_size
+        except OSError as e:
+            yield f"{file}: {e.strerror}"
+        else:
+            if there != size:
+                yield f"{file} has {there:,} bytes of {size:,}"
 
 
-class Writer:
-    """Fills the files of an ActivationArray in order, beside their final place; renamed there when complete.
+def verify(path: str | os.PathLike) -> int:
+    """Read everything once and compare every checksum.
 
-    Args:
-      path: the folder that will appear.
-      request: what is asked for, JSON-like; unfinished work is only continued for an equal request.
-      n, d: rows and columns, known beforehand, so that the size is checked before anything is written.
+    Returns:
+      Bytes that were read.
     Raises:
-      UserError: unfinished work of another request, no room, an unknown dtype.
+      UserError: names every file with a damaged block.
     """
-
-    def __init__(self, path: Path, request: Mapping[str, Any], n: int, d: int):
-        self.path, self.folder = path, partial(path)
-        self.request, self.n, self.d = plain(request), n, d
-        stored, _ = DTYPES[self.request["dtype"]]
-        self._kinds = {"x": (stored, (n, d)), **{name: (np.dtype("<i4"), (n,)) for name in LABELS}}
-        self.done = self._begin()
-        """Batches already in the files."""
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of the finished folder, but for headers and meta.json."""
-        return predicted_bytes(self.n, self.d, self.request["dtype"])
-
-    def _begin(self) -> int:
-        wanted = {"request": self.request, "n_tokens": self.n, "d": self.d}
-        marked = {"batches": 0, "rows": 0}
-        if (self.folder / META).exists():
-            lines = differences(read_json(self.folder / META), wanted)
-            if lines:
-                raise UserError(
-                    f"{self.folder} holds an unfinished harvest of something else (there: in that folder, here: asked "
-                    f"for now): {'; '.join(lines)}. Ask for the same to finish it, or delete that folder."
-                )
-            if (self.folder / _PROGRESS).exists():
-                marked = read_json(self.folder / _PROGRESS)
-        self.rows = marked["rows"]
-        row_bytes = self.n_bytes // self.n
-        need_space(self.folder, self.n_bytes - self.rows * row_bytes, f"a harvest of {self.n:,} tokens x {self.d}")
-        self._files = {}
-        with self._full_disk():
-            write_json(self.folder / META, wanted)
-            for name, (dtype, shape) in self._kinds.items():
-                self._files[name] = self._open(name, dtype, shape)
-        return marked["batches"]
-
-    def _open(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> Any:
-        path = self.folder / f"{name}.npy"
-        f = open(path, "r+b" if self.rows else "w+b")  # noqa: SIM115 - closed by close()
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(f, header)
-        f.flush()  # so that the file's size is true
-        end = f.tell() + self.rows * dtype.itemsize * int(np.prod(shape[1:]))
-        if os.fstat(f.fileno()).st_size < end:
-            f.close()
-            raise UserError(f"{path} is shorter than {_PROGRESS} says. Delete {self.folder} and harvest again.")
-        f.truncate(end)
-        f.seek(end)
-        return f
-
-    def append(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Add rows of x and of every label."""
-        with self._full_disk():
-            for name, (dtype, shape) in self._kinds.items():
-                a = np.ascontiguousarray(columns[name])
-                if a.dtype != dtype or a.shape[1:] != shape[1:] or len(a) != len(columns["x"]):
-                    raise ValueError(f"{name}: {a.dtype}{a.shape} appended to {dtype}{shape}")
-                self._files[name].write(a.data)
-        self.rows += len(columns["x"])
-
-    def mark(self, batches: int) -> None:
-        """Make everything appended so far, `batches` batches, the place from which an interrupted run goes on."""
-        with self._full_disk():
-            for f in self._files.values():
-                f.flush()
-                os.fsync(f.fileno())
-            write_json(self.folder / _PROGRESS, {"batches": batches, "rows": self.rows})
-
-    def finish(self) -> None:
-        """Give the folder its name."""
-        if self.rows != self.n:
-            raise UserError(f"{self.rows:,} rows came for the {self.n:,} that were planned: did the data change?")
-        self.close()
-        with self._full_disk():
-            os.replace(self.folder, self.path)
-            (self.path / _PROGRESS).unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Close the files; unfinished work stays."""
-        with self._full_disk():
-            for f in self._files.values():
-                f.close()
-
-    def _full_disk(self) -> "_Explain":
-        return _Explain(self.folder)
-
-
-class _Explain:
-    def __init__(self, folder: Path):
-        self._folder = folder
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise UserError(
-                f"cannot write activations to {self._folder}: {error.strerror or error}. What is there is kept: free "
-                f"some space and run the same command again to go on, or delete that folder."
-            ) from error
-
-
-def partial(path: Path) -> Path:
-    """Where unfinished work for `path` lies."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def predicted_bytes(n: int, d: int, dtype: str) -> int:
-    """Size on disk of n rows of d values and their labels.
-
-    Example:
-      >>> predicted_bytes(1_000_000, 384, "bfloat16")
-      780000000
-    """
-    return n * (d * DTYPES[dtype][0].itemsize + 4 * len(LABELS))
+    acts, damaged = open_activations(path), []
+    for name in acts.layout.columns:
+        array = open_array(acts.path, acts.layout, name)
+        for shard in range(acts.layout.shards):
+            first = shard * acts.layout.shard
+            try:
+                with explained(acts.path):
+                    array[first : min(first + acts.layout.shard, len(acts))].read().result()
+            except UserError:
+                damaged.append(acts.layout.file(name, shard))
+    if damaged:
+        raise UserError(
+            f"the activations in {acts.path} are damaged: blocks of {', '.join(damaged)} do not have their checksums. "
+            f"Put these files back from a copy, or delete the folder and harvest again."
+        )
+    return acts.layout.n_bytes()
 
 
 def existing(path: Path, request: Mapping[str, Any]) -> ActivationArray | None:
@@ -230,6 +358,11 @@ def existing(path: Path, request: Mapping[str, Any]) -> ActivationArray | None:
             f"Choose another name, or delete it."
         )
     return found
+
+
+def description(request: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """What meta.json says."""
+    return {"format": FORMAT, "layout": asdict(layout), "request": plain(request)}
 
 
 def check_dtype(dtype: str) -> None:
