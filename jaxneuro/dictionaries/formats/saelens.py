@@ -135,7 +135,8 @@ def load_saelens(
         raise unknown("architecture", config.get("architecture"), ARCHITECTURES, where=str(folder / CONFIG))
     architecture = ARCHITECTURES[config["architecture"]]
     tensors = _spelled(read_safetensors(folder / WEIGHTS))
-    axes = {**architecture.tensors, **({"scaling_factor": ("d_sae",)} if config.get(_FINETUNED) else {})}
+    finetuned = {_FINETUNED: ("d_sae",)} if config.get(_FINETUNED) and _FINETUNED in tensors else {}
+    axes = {**architecture.tensors, **finetuned}
     sizes, problems = _checked(config, architecture)
     problems += _wrong_dtypes(config, {n: a for n, a in tensors.items() if n in axes})
     strict.check(folder, tensors, axes, sizes, says=f"{CONFIG} says", problems=problems)
@@ -194,8 +195,10 @@ def _spelled(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if "log_threshold" in out and "threshold" not in out:
         log = out.pop("log_threshold")
         out["threshold"] = np.exp(log.astype(np.float32)).astype(log.dtype)
-    if "scaling_factor" in out and (out["scaling_factor"] == 1).all():
-        del out["scaling_factor"]
+    if "scaling_factor" in out:
+        out[_FINETUNED] = out.pop("scaling_factor")
+    if _FINETUNED in out and (out[_FINETUNED] == 1).all():
+        del out[_FINETUNED]
     return out
 
 
@@ -220,8 +223,8 @@ def _factor(folder: Path, config: Mapping[str, Any], given: float | None) -> flo
 def _folded(config: Mapping[str, Any], p: Parameters, s: float) -> Parameters:
     """Scales into the weights, in float32; a decoder row of zeros decodes to nothing either way."""
     p = dict(p)
-    if "scaling_factor" in p:
-        p["W_dec"] = strict.scaled(p["W_dec"], p.pop("scaling_factor")[:, None])
+    if _FINETUNED in p:
+        p["W_dec"] = strict.scaled(p["W_dec"], p.pop(_FINETUNED)[:, None])
     if s != 1:
         p |= {"W_enc": strict.scaled(p["W_enc"], s)} | {n: strict.scaled(p[n], 1 / s) for n in ("W_dec", "b_dec")}
     if config.get("rescale_acts_by_decoder_norm"):

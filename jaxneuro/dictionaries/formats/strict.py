@@ -14,6 +14,7 @@ from jaxtyping import Array
 from ...errors import UserError, unknown
 from ...io import read_json
 from ...io.sources import resolve
+from ...io.torch_file import read_torch
 
 type Axes = Mapping[str, tuple[str, ...]]
 """{tensor: the names of its axes}; () is a scalar."""
@@ -79,7 +80,7 @@ def _wrong(name: str, a: np.ndarray, axes: tuple[str, ...], sizes: dict[str, int
         yield f"{name} holds NaN or infinity"
 
 
-def arrays(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The parameters of a dictionary about to be written; refused if one is not finite."""
     out = {name: np.asarray(a) for name, a in tensors.items()}
     if broken := [name for name, a in out.items() if not np.isfinite(a).all()]:
@@ -132,3 +133,16 @@ def positive(config: Mapping[str, Any], *keys: str) -> tuple[dict[str, int], lis
     given = {key: config[key] for key in keys if key in config}
     problems += [f"{key} = {v!r} is no count" for key, v in given.items() if type(v) is not int or v < 1]
     return {key: v for key, v in given.items() if type(v) is int and v >= 1}, problems
+
+
+def state_dict(path: Path) -> dict[str, np.ndarray]:
+    """The named tensors of a .pt file.
+
+    Raises:
+      UserError: it holds something else; says what.
+    """
+    value = read_torch(path)
+    if not isinstance(value, dict) or not all(isinstance(a, np.ndarray) for a in value.values()):
+        what = f"a dict of {', '.join(map(str, value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
+        raise UserError(f"{path} is no state dict (named tensors) but {what}.")
+    return value

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transcoder sets and cross-layer transcoders written as circuit-tracer reads them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jax.numpy as jnp
+import numpy as np
+
+from ...errors import UserError
+from ...io import write_safetensors, write_text
+from ..activations import Activation, JumpReLU, Relu
+from ..cross_layer import CrossLayerTranscoder
+from ..dictionary import SparseCoder
+from . import strict
+from .circuit_tracer import CONFIG
+
+_NEEDED: Final = ("model_name", "feature_input_hook", "feature_output_hook")
+
+
+def save_circuit_tracer(
+    transcoders: Mapping[int, SparseCoder] | CrossLayerTranscoder,
+    folder: str | os.PathLike,
+    metadata: Mapping[str, Any],
+) -> Path:
+    """Write a folder that circuit-tracer loads, with decoder rows contiguous in the file, as it reads single rows.
+
+    Args:
+      transcoders: {layer: transcoder} for layers 0 to n - 1, or a cross-layer transcoder; with ReLU or JumpReLU.
+      folder: made if need be. config.yaml is written last: a folder with it is whole.
+      metadata: model_name, feature_input_hook ("mlp.hook_in") and feature_output_hook ("mlp.hook_out"), which
+        circuit-tracer needs, and what else config.yaml should say.
+    Raises:
+      UserError: what circuit-tracer cannot hold, each reason; NaN or infinity; a folder that cannot be written.
+    """
+    import yaml
+
+    problems = [f"metadata lacks {key}" for key in _NEEDED if key not in metadata]
+    one = isinstance(transcoders, CrossLayerTranscoder)
+    kind, files, wrong = _cross_layer(transcoders) if one else _set(transcoders)
+    if problems + wrong:
+        raise UserError(f"circuit-tracer has no layout for this: {'; '.join(problems + wrong)}.")
+    folder = Path(folder)
+    arrays = {name: strict.arrays(tensors) for name, tensors in files.items()}
+    for name, tensors in arrays.items():
+        write_safetensors(folder / name, tensors)
+    kept = {key: value for key, value in metadata.items() if key != "transcoders"}
+    write_text(folder / CONFIG, yaml.safe_dump({**kept, "model_kind": kind}, sort_keys=False))
+    return folder
+
+
+type _Files = dict[str, dict[str, Any]]
+
+
+def _set(coders: Mapping[int, SparseCoder]) -> tuple[str, _Files, list[str]]:
+    problems = [] if set(coders) == set(range(len(coders))) and coders else [f"its layers are {sorted(coders)}"]
+    if len(widths := {d.n_latents for d in coders.values()}) > 1:
+        problems.append(f"its layers have different numbers of latents: {sorted(widths)}")
+    files = {}
+    for i, d in coders.items():
+        problems += [f"layer {i}: {reason}" for reason in _unfit(d)]
+        tensors = {"W_enc": jnp.asarray(d.W_enc).T, "W_dec": d.W_dec, "b_enc": d.b_enc, "b_dec": d.b_dec}
+        if isinstance(d.activation, JumpReLU):
+            tensors["activation_function.threshold"] = jnp.broadcast_to(d.activation.threshold, (d.n_latents,))
+        files[f"layer_{i}.safetensors"] = tensors if d.W_skip is None else {**tensors, "W_skip": d.W_skip}
+    return "transcoder_set", files, problems
+
+
+def _unfit(d: SparseCoder) -> list[str]:
+    return [
+        *_unread(d.activation),
+        *(["b_dec is subtracted from the input"] if d.apply_b_dec_to_input else []),
+        *([f"input_norm is {d.input_norm}"] if d.input_norm != "none" else []),
+        *([f"d_in is {d.d_in} and d_out {d.d_out}"] if d.d_in != d.d_out else []),
+    ]
+
+
+def _unread(activation: Activation) -> list[str]:
+    if not isinstance(activation, Relu | JumpReLU):
+        return [f"its activation is {type(activation).__name__}, neither Relu nor JumpReLU"]
+    below = isinstance(activation, JumpReLU) and bool((np.asarray(activation.threshold) < 0).any())
+    return ["a threshold is below 0"] if below else []
+
+
+def _cross_layer(t: CrossLayerTranscoder) -> tuple[str, _Files, list[str]]:
+    problems = _unread(t.activation) + ([f"d_in is {t.d_in} and d_out {t.d_out}"] if t.d_in != t.d_out else [])
+    files = {}
+    for i, w in enumerate(t.W_dec):
+        encoder = {f"W_enc_{i}": t.W_enc[i].T, f"b_enc_{i}": t.b_enc[i], f"b_dec_{i}": t.b_dec[i]}
+        if isinstance(t.activation, JumpReLU):
+            encoder[f"threshold_{i}"] = jnp.broadcast_to(t.activation.threshold, (t.n_layers, t.n_latents))[i]
+        files[f"W_enc_{i}.safetensors"] = encoder
+        files[f"W_dec_{i}.safetensors"] = {f"W_dec_{i}": jnp.swapaxes(w, 0, 1)}
+    return "cross_layer_transcoder", files, problems
