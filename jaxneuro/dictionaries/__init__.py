@@ -23,7 +23,8 @@ In earnest the loop is `jaxneuro.activations.run(method, stream, key=...)`: prog
 | `topk.py` | TopK autoencoder and transcoder, with AuxK | arXiv:2406.04093 |
 | `dictionary.py` | `SparseCoder`: four arrays, k, and how to use them | |
 | `evaluate.py` | FVU, explained variances, L0, dead, density; loss recovered (zero, mean ablation) | its docstrings |
-| `formats.py` | SAELens' folders, v6, strict both ways | SAELens 6.18 |
+| `cross_layer.py` | `CrossLayerTranscoder`: latents that write to every layer above | Circuit Tracing, 2025 |
+| `formats/` | other libraries' files, strict both ways: `load_dictionary`, `save_saelens`, ... | its page |
 | `parts/` | what methods are products of: inputs, start, autoencode, decoder, silence, optimise | |
 
 **A new method.** (1) One file with a function that returns a `Method`, its formula and source in the docstring, made
@@ -42,14 +43,27 @@ from .activations import GroupMax as GroupMax
 from .activations import JumpReLU as JumpReLU
 from .activations import Relu as Relu
 from .activations import TopK as TopK
+from .cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
 from .dictionary import SparseCoder as SparseCoder
 from .evaluate import Reconstruction as Reconstruction
 from .evaluate import Recovered as Recovered
 from .evaluate import decoder_cosine as decoder_cosine
 from .evaluate import reconstruction as reconstruction
 from .evaluate import recovered as recovered
+from .formats import load_circuit_tracer as load_circuit_tracer
+from .formats import load_dictionary as load_dictionary
+from .formats import load_dictionary_learning as load_dictionary_learning
+from .formats import load_gemma_scope as load_gemma_scope
+from .formats import load_llama_scope as load_llama_scope
+from .formats import load_metadata as load_metadata
+from .formats import load_openai as load_openai
 from .formats import load_saelens as load_saelens
+from .formats import load_saex as load_saex
+from .formats import load_sparsify as load_sparsify
+from .formats import load_transcoder_circuits as load_transcoder_circuits
+from .formats import save_circuit_tracer as save_circuit_tracer
 from .formats import save_saelens as save_saelens
+from .formats import save_sparsify as save_sparsify
 from .parts.learner import TrainingState as TrainingState
 from .parts.selected import AuxK as AuxK
 from .parts.training import Training as Training
