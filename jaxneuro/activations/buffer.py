@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from ..errors import UserError
 from ..protocols import Batch, Method, State
@@ -35,21 +35,20 @@ class BufferState(NamedTuple):
 def shuffled(method: Method, capacity: int, *, seed: int = 0, dtype: str | None = None) -> Method:
     """A method over rows in random order: each step exchanges the batch with random rows of a buffer.
 
-    The buffer is n strata of capacity / n slots, for batches of n rows. A step draws one slot in every stratum and deals
-    the n incoming rows to the strata at random; the method gets the rows that were in these slots, and the incoming
-    ones take their places. So every row is delivered once; it waits capacity / n steps on average (geometrically
-    distributed); a batch gathers rows from all of the recent past; a step costs one reading and one writing of n rows,
-    and there are no refills. Two rows of a batch come from one incoming batch half as often as in a uniform sample of
-    `capacity` successive rows, and as often right after filling: see `mixing`.
+    The buffer is n strata of capacity / n slots, for batches of n rows. A step draws one slot in every stratum and
+    deals the n incoming rows to the strata at random; the method gets the rows that were in these slots, and the
+    incoming ones take their places. So every row is delivered once; it waits capacity / n steps on average
+    (geometrically distributed); a batch gathers rows from all of the recent past; a step costs one reading and one
+    writing of n rows, and there are no refills. Two rows of a batch come from one incoming batch half as often as in a
+    uniform sample of `capacity` successive rows, and as often right after filling: see `mixing`.
 
-    The first capacity / n steps only fill the buffer: the method rests and its infos are zeros (`info["buffer_filled"]`
-    grows to 1). It then sees one batch per step, as if run alone on the delivered batches, but for `init`, which
-    reads the first batch of the stream. Rows left in the buffer at the end are dropped: run capacity / n steps more than
-    the method is to make. Masked rows are not stored; the row that they would displace stays, masked.
+    The first capacity / n steps only fill the buffer: the method rests and its infos are zeros (buffer_filled grows to
+    1). It then sees one batch per step, as if run alone on the delivered batches, but for `init`, which reads the first
+    batch of the stream. Rows left in the buffer at the end are dropped: for a method that is to make s steps, run
+    s + capacity / n. Masked rows are not stored; the row that they would displace stays, masked.
 
-    What a step learns from was in the buffer before: next to a model, `at_site(apply, site, shuffled(...))`, the forward
-    pass and the update are independent of each other within a step, and the compiler may overlap them (batches of one
-    step earlier or later make no difference, as the model does not change).
+    What a step learns from was in the buffer before: next to a model, `at_site(apply, site, shuffled(...))`, the
+    forward pass and the update are independent of each other within a step, and the compiler may overlap them.
 
     On several devices the buffer is split as the batches are, and rows are dealt among the slots of their own device:
     no communication. Then the order depends on the number of devices.
@@ -140,7 +139,7 @@ def _checked(batch: Batch) -> Rows:
             f"shuffled: batches are dicts of arrays with one row per token, such as x [n, d] and mask [n]; this one: "
             f"{table(batch)}. With a model it goes inside: at_site(model.apply, site, shuffled(method, capacity))."
         )
-    return batch if "mask" in batch else {**batch, "mask": jnp.ones(*sizes, bool)}
+    return dict(batch) if "mask" in batch else {**batch, "mask": jnp.ones(sizes.pop(), bool)}
 
 
 def _stored(a: Any, dtype: str | None) -> Any:
@@ -158,8 +157,8 @@ def _split(x: Any) -> tuple[int, Sharding | None]:
     return parts, where
 
 
-def _spots(seed: int, step: Array, shape: tuple[int, int], slots: int) -> Int[Array, "parts n"]:
-    """The slot that each incoming row is exchanged with: one of each stratum, in random order; while filling, the next."""
+def _spots(seed: int, step: Array, shape: tuple[int, ...], slots: int) -> Int[Array, "parts n"]:
+    """The slot that each incoming row is exchanged with, one of each stratum: random; while filling, the next."""
     depth = slots // shape[1]
     deal, draw = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
     numbers = jnp.broadcast_to(jnp.arange(shape[1], dtype=jnp.int32), shape)

@@ -149,7 +149,9 @@ def _fed(rows: Callable[[Batch], Any], method: Method) -> Method:
 def _rows(apply: Callable[..., Any], parts: Mapping[str, Sites]) -> Callable[[Batch], dict[str, dict[str, Array]]]:
     """token batch -> {part: {"x": [n, ...], "y": if asked for, "mask": [n], labels}}, from one pass of the model."""
     wanted = {part: _named(sites) for part, sites in parts.items()}
-    read = _values(apply, tuple(dict.fromkeys(s for named in wanted.values() for sites in named.values() for s in sites)))
+    read = _values(
+        apply, tuple(dict.fromkeys(s for named in wanted.values() for sites in named.values() for s in sites))
+    )
 
     def rows(batch: Batch) -> dict[str, dict[str, Array]]:
         shape = batch["tokens"].shape
@@ -168,7 +170,9 @@ def _named(sites: Sites) -> dict[str, tuple[str, ...]]:
     named = dict(sites) if isinstance(sites, Mapping) else {"x": sites}
     listed = {name: (s,) if isinstance(s, str) else tuple(s) for name, s in named.items()}
     if not all(listed.values()) or not {"x"} <= listed.keys() <= {"x", "y"}:
-        raise UserError(f"a method learns from a site, a list of sites, or {{'x': ..., 'y': ...}} of these; not {sites!r}.")
+        raise UserError(
+            f"a method learns from a site, a list of sites, or {{'x': ..., 'y': ...}} of these; not {sites!r}."
+        )
     return listed
 
 

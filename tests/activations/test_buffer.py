@@ -112,7 +112,7 @@ def test_rows_wait_geometrically():
 
 
 def test_a_million_tokens_are_mixed_as_well_as_a_uniform_sample():
-    """2^20 rows in windows of 128. Expected: 1 just after filling, towards 1/2 later; whole windows have 127 times that.
+    """2^20 rows in windows of 128. Expected: 1 just after filling, towards 1/2 later; 64 without a buffer.
 
     A batch of 16,384 rows has about 16,000 equal pairs of windows: its share is known to a percent.
     """

@@ -45,5 +45,5 @@ def test_batches_without_pairs_count_nowhere():
 def test_requests_that_mean_nothing():
     with pytest.raises(UserError, match="2 or more"):
         mixing(100, 1)
-    with pytest.raises(UserError, match="no array 'window'. Known: x"):
+    with pytest.raises(UserError, match=r"no array 'window'\. Known: x"):
         run(mixing(100, 10), [{"x": np.ones(3, np.float32)}], key=KEY)
