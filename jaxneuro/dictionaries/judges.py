@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures of damage beside the loss: what `recovered` takes as its judge."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+POSITIONS = 64
+"""Positions whose distributions are held at once: 64 x 256k words in float32 are 64 MiB."""
+
+
+def kl_divergence(
+    output: Float[Array, "batch pos d_vocab"], reference: Float[Array, "batch pos d_vocab"], batch: Any
+) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
+    """KL(original || edited) over the vocabulary, summed over each window's counted tokens, and their number.
+
+        sum_t sum_v p_t(v) (log p_t(v) - log q_t(v)),   p of `reference`, q of `output`;   nats, float32
+
+    A `Judge`: `recovered(..., judge=kl_divergence).original` is 0, and `recovered_zero` is the usual KL score.
+
+    Args:
+      output: logits of the edited model.
+      reference: logits of the model as it is.
+      batch: with "mask" and "counted", bool [batch, pos].
+    Example:
+      >>> on = {"mask": jnp.ones((1, 1), bool), "counted": jnp.ones((1, 1), bool)}
+      >>> kl, n = kl_divergence(jnp.array([[[0.0, 0.0]]]), jnp.log(jnp.array([[[0.75, 0.25]]])), on)
+      >>> round(float(kl[0]), 4), int(n[0])
+      (0.1308, 1)
+    """
+    counted = batch["counted"] & batch["mask"]
+
+    def position(logits: tuple[Array, Array]) -> Array:
+        log_q, log_p = (jax.nn.log_softmax(a.astype(jnp.float32)) for a in logits)
+        p = jnp.exp(log_p)
+        return jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0))
+
+    def window(logits: tuple[Array, Array]) -> Array:
+        return jax.lax.map(position, logits, batch_size=POSITIONS)
+
+    kl = jax.lax.map(window, (output, reference))
+    return jnp.sum(jnp.where(counted, kl, 0), 1), jnp.sum(counted, 1, dtype=jnp.int32)
