@@ -68,3 +68,12 @@ from .parts.learner import TrainingState as TrainingState
 from .parts.selected import AuxK as AuxK
 from .parts.training import Training as Training
 from .topk import topk as topk
+from .atoms import atoms as atoms
+from .batch_topk import batch_topk as batch_topk
+from .gated import gated as gated
+from .group_max import group_max as group_max
+from .jumprelu import jumprelu as jumprelu
+from .matryoshka import matryoshka as matryoshka
+from .multi_topk import multi_topk as multi_topk
+from .relu import relu as relu
+from .transcoder import transcoder as transcoder

@@ -2,7 +2,7 @@
 """What turns pre-activations into latents. Each is a small pytree: what was learned is a leaf, k is static."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,12 @@ class Bounded(Activation, Protocol):
         ...
 
 
-def _leaf(cls):
+@dataclass_transform(frozen_default=True)
+def _leaf[T](cls: type[T]) -> type[T]:
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
-def _static() -> int:
+def _static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 

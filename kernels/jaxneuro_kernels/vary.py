@@ -14,7 +14,7 @@ def varying(*values: Array) -> frozenset[str]:
       >>> varying(jax.numpy.zeros(3))
       frozenset()
     """
-    return frozenset().union(*(_axes(jax.typeof(v)) for v in values))
+    return frozenset().union(*(axes_of(jax.typeof(v)) for v in values))
 
 
 def vary(x: Array, axes: Iterable[str]) -> Array:
@@ -23,6 +23,7 @@ def vary(x: Array, axes: Iterable[str]) -> Array:
     return lax.pcast(x, lacking, to="varying") if lacking else x
 
 
-def _axes(aval: object) -> frozenset[str]:
+def axes_of(aval: object) -> frozenset[str]:
+    """The same of a type, or of what `jax.eval_shape` returns."""
     kind = getattr(aval, "manual_axis_type", None)  # jax 0.11; before that the field was called vma
     return frozenset(getattr(aval, "vma", ()) if kind is None else kind.varying)

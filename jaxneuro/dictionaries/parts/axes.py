@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which axes of a mesh tokens and latents are split over, from inside `shard_map` (or `pmap`)."""
 
+import math
 from typing import NamedTuple
 
 import jax
 from jax import lax
 from jaxneuro_kernels.vary import vary
-from jaxtyping import Array
 
 
 class Axes(NamedTuple):
@@ -25,8 +25,10 @@ class Axes(NamedTuple):
 
     def own[T](self, tree: T) -> T:
         """Parameters as each device's own, so that their gradients are sums over this device's tokens alone."""
-        return tree if self.data is None else jax.tree.map(lambda x: vary(x, (self.data,)), tree)
+        axes = () if self.data is None else (self.data,)
+        return jax.tree.map(lambda x: vary(x, axes), tree)
 
-    def mean_of_tokens(self, x: Array, n: Array) -> Array:
-        """Sum over the leading axis of all devices, over n."""
-        return self.over_tokens(x.sum(0)) / n
+    @property
+    def shards(self) -> int:
+        """Devices that tokens and latents are split over."""
+        return math.prod(lax.axis_size(axis) for axis in self if axis is not None)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxneuro_kernels.vary import axes_of, vary
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ...errors import UserError
@@ -18,7 +19,7 @@ from . import start
 from .axes import Axes
 from .decoder import along_the_sphere, unit_rows
 from .inputs import Inputs, read
-from .optimise import evaluated, settled
+from .optimise import clipped, evaluated, settled
 from .silence import silent_tokens
 from .training import DATA, LATENT, Training
 
@@ -105,7 +106,7 @@ class TrainingState(NamedTuple):
     step: Int[Array, ""]
     """Updates made; schedules read it."""
     skipped: Int[Array, ""]
-    """Batches without an update: no valid token, or a loss or gradient that is not finite."""
+    """Batches without an update: no valid token, or a loss that is not finite."""
     scale_x: Float[Array, "*d_in"]
     scale_y: Float[Array, "*d_out"]
     variance: Float[Array, ""]
@@ -294,8 +295,7 @@ class _Learner:
             p, optimiser = old
             ready = grad | {name: along_the_sphere(grad[name], p[name]) for name in sphere}
             if t.clip_norm is not None:
-                norm = optax.tree.norm(ready)
-                ready = jax.tree.map(lambda g: g * jnp.minimum(1, t.clip_norm / jnp.maximum(norm, 1e-30)), ready)
+                ready = clipped(ready, t.clip_norm)
             with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
                 updates, optimiser = transformation.update(settled(ready), optimiser, p)
             moved: Any = settled(optax.apply_updates(p, updates))
@@ -323,13 +323,13 @@ def _one_by_one(one: Callable, inputs: Inputs, memory: dict, parts: int) -> tupl
     def split(a: Array) -> Array:
         return a.reshape(parts, a.shape[0] // parts, *a.shape[1:])
 
-    arrays = tuple(split(a) for a in (inputs.x, inputs.y, inputs.valid))
-    whole = jax.eval_shape(one, Inputs(*(a[0] for a in arrays), inputs.broken), memory)
-    grads, sums, _, fired = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), whole)
+    arrays = split(inputs.x), split(inputs.y), split(inputs.valid)
+    like = jax.eval_shape(one, inputs._replace(x=arrays[0][0], y=arrays[1][0], valid=arrays[2][0]), memory)
+    grads, sums, _, fired = jax.tree.map(lambda s: vary(jnp.zeros(s.shape, s.dtype), axes_of(s)), like)
 
-    def step(carry: Any, part: Any) -> tuple[Any, None]:
+    def step(carry: Any, part: tuple[Array, Array, Array]) -> tuple[Any, None]:
         grads, sums, memory, fired = carry
-        g, s, memory, f = one(Inputs(*part, inputs.broken), memory)
+        g, s, memory, f = one(inputs._replace(x=part[0], y=part[1], valid=part[2]), memory)
         return (*jax.tree.map(jnp.add, (grads, sums), (g, s)), memory, fired | f), None
 
     (grads, sums, memory, fired), _ = lax.scan(step, (grads, sums, memory, fired), arrays)

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -18,12 +19,12 @@ EPS: Final = 6.25e-10
 """Of Adam (arXiv:2406.04093): gradients of a normalised loss are small, so eps is."""
 
 
-def _signum(rate: Schedule) -> optax.GradientTransformation:
+def _signum(rate: Any) -> optax.GradientTransformation:
     """w <- w - rate * sign(m), m the running mean of gradients (arXiv:1802.04434)."""
     return optax.chain(optax.ema(0.9, debias=False), optax.scale_by_sign(), optax.scale_by_learning_rate(rate))
 
 
-def _schedule_free(rate: Schedule) -> optax.GradientTransformation:
+def _schedule_free(rate: Any) -> optax.GradientTransformation:
     """Adam without momentum inside a running mean of iterates (arXiv:2405.15682); see `evaluated`."""
     return optax.contrib.schedule_free(optax.adam(rate, b1=0.0, eps=EPS), rate, b1=0.9)
 
@@ -93,6 +94,13 @@ def warm_then_decay(peak: float, *, warmup: int, steps: int | None) -> Schedule:
         return jnp.float32(peak) * up * down
 
     return rate
+
+
+def clipped[T](gradients: T, most: float) -> T:
+    """Gradients shortened, all by one factor, where their norm together is above `most`."""
+    norm = jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)), jnp.float32(0)))
+    factor = jnp.minimum(jnp.float32(1), jnp.float32(most) / jnp.maximum(norm, jnp.float32(1e-30)))
+    return jax.tree.map(lambda g: g * factor, gradients)
 
 
 def settled[T](tree: T) -> T:

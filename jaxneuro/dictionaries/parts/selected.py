@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from ...errors import UserError
 from ...protocols import Method
+from ..activations import JumpReLU
 from ..dictionary import SparseCoder
 from . import start
 from .autoencode import Parts, Select, autoencode
@@ -76,6 +77,11 @@ def _remembered(memory: dict[str, Array], threshold: Array) -> dict[str, Array]:
     old, new = memory["threshold"], jnp.maximum(threshold, jnp.float32(0))
     mean = jnp.where(old < 0, new, old + jnp.float32(0.01) * (new - old))
     return memory | {"threshold": jnp.where(jnp.isfinite(new), mean, old)}
+
+
+def inference_threshold(memory: dict[str, Array], scales: Scales) -> JumpReLU:
+    """What stands for a choice over the batch when there is none: its remembered threshold, in raw units."""
+    return JumpReLU(jnp.maximum(memory["threshold"], 0) / (scales.x if scales.x.ndim == 0 else jnp.float32(1)))
 
 
 def skipped(p: Parameters, x: Array) -> Array | float:
@@ -146,18 +152,20 @@ def selecting(
     def more(grads: Parameters, p: Parameters, inputs: Inputs, now: Now, out: Outcome) -> Any:
         assert auxk is not None
         names = ("w_enc", "b_enc", "w_dec")
+        share = axes.over_tokens(inputs.tokens).astype(jnp.float32) / now.divisor  # of a part of the batch
+        weight = jnp.float32(auxk.weight) * share
         rows, value = add_auxk(
             Rows(*(grads[n] for n in names)),
             Rows(*(p[n] for n in names)),
             *(now.dead, out.code, out.error, inputs.valid),
             k_aux=auxk.k or max(1, out.error.shape[1] // 2),
             cap=auxk.cap or max(1, n_latents // 2),
-            weight=auxk.weight,
+            weight=weight,
             turn=now.step,
             axis_name=axes.data,
             latent_axis=axes.latent,
         )
-        return grads | dict(zip(names, rows, strict=True)), jnp.float32(auxk.weight) * value, {"auxk": value}
+        return grads | dict(zip(names, rows, strict=True)), weight * value, {"auxk": share * value}
 
     def finish(p: Parameters, memory: dict[str, Array], scales: Scales) -> SparseCoder:
         return SparseCoder(**raw(p, scales), activation=activation(memory, scales))

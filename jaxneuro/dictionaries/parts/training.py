@@ -37,7 +37,8 @@ class Training:
     clip_norm: float | None = None
     """Largest norm of all gradients together. None: as they are."""
     accumulate: int = 1
-    """Parts in which a batch is worked off, one after the other: less memory, the same gradient."""
+    """Parts in which a batch is worked off, one after the other: less memory, the same gradient of every mean over
+    tokens. (A choice over the batch, a target for L0 and AuxK's unit are those of each part.)"""
     dead_after_tokens: int = 10_000_000
     """A latent is dead when it was not above 0 for so many tokens."""
     normalise: Literal["sqrt_d", "unit", "none"] = "sqrt_d"

@@ -33,7 +33,7 @@ def add_auxk(
     *,
     k_aux: int,
     cap: int,
-    weight: float,
+    weight: Array | float,
     turn: Array | int,
     axis_name: str | tuple[str, ...] | None = None,
     latent_axis: str | tuple[str, ...] | None = None,
@@ -55,7 +55,7 @@ def add_auxk(
       valid: bool [...]: tokens that count.
       k_aux: latents per token.
       cap: most latents treated in one step; of more dead ones, the window starts at another latent every `turn`.
-      weight: of AuxK in the loss.
+      weight: of AuxK in the loss; may be traced.
       turn: int32 scalar, one more every step.
       axis_name: inside shard_map, the axis or axes of the mesh over which tokens are split: the denominator is then
         that of all tokens, gradients and AuxK are this shard's parts of a sum, as those of the main loss must be.
@@ -104,7 +104,7 @@ def add_auxk(
             there = jnp.arange(size, dtype=jnp.int32) < n_dead
             mine = Rows(*(jnp.take(p, ids, axis=0, mode="clip").astype(jnp.float32) for p in parameters))
             aux, more = lax.platform_dependent(mine, (x, residual, valid), there, **by_platform)
-            share = jnp.float32(weight) * scale
+            share = jnp.asarray(weight, jnp.float32) * scale
             added = (
                 g.at[ids].add(share * m, mode="drop") for g, m in zip(gradients, more, strict=True)
             )  # 0 if not there
@@ -160,7 +160,7 @@ def auxk_loss(
 
 
 def _in_blocks(
-    rows: Rows, tokens: tuple[Array, Array, Array], there: Array, k_aux: int, n_bytes: int, latent_axis: Any
+    rows: Rows, tokens: tuple[Array, Array, Array], there: Array, k_aux: int, n_bytes: int, latent_axis: Any = None
 ) -> Array:
     """auxk_loss, some tokens at a time where [tokens, rows] is above n_bytes."""
     n = tokens[0].shape[0]
