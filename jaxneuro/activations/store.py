@@ -4,7 +4,7 @@
     x        float32, bfloat16 or int8 [n, d]          labels   int32 [n, 3]: window, pos, group
     scale    float32 [n], beside int8                  meta.json
 
-Each is cut into blocks of about 1 MiB of x (the chunks, each with a crc32c), 64 of them to a file (the zarr shard,
+Each is cut into blocks of 1 to 2 MiB of x (the chunks, each with a crc32c), 32 of them to a file (the zarr shard,
 whose index has a crc32c too). Nothing is compressed, so the size is known beforehand. Any zarr3 reader opens the
 arrays. The rows of a file are stored in a shuffled order (`writer.py`), so a block holds tokens of many texts, and
 `blocks.py` says how they are read back in random order.
@@ -31,11 +31,12 @@ LABELS: Final = ("window", "pos", "group")
 SCALE: Final = {"scale": ("float32", ())}
 DTYPES: Final[dict[str, dict]] = {"float32": {}, "bfloat16": {}, "int8": SCALE}
 """Storage type of x -> what is stored beside it. float16 is not offered: activations exceed its 65,504."""
-BLOCK_BYTES: Final = 2**20
-"""Of x, at most. Smaller: a read costs about 40 us whatever its size, as much as 100 KB. Larger: nothing is gained."""
+BLOCK_BYTES: Final = 2**21
+"""Of x, at most. A read costs about 100 us whatever its size, so half the size takes a fifth more time; twice the
+size takes as long and mixes less (`blocks.py`)."""
 BLOCK_ROWS: Final = 4096
 """At most, so that a store of narrow rows has blocks to shuffle."""
-SHARD_BLOCKS: Final = 64
+SHARD_BLOCKS: Final = 32
 _CRC: Final = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 

@@ -21,7 +21,7 @@ class Writer:
     """Fills the part of a store that belongs to one of several writers, in order; the last one gives it its name.
 
     The rows of one file are gathered in memory, shuffled and written at once, so that no file is ever half new. The
-    shuffle costs nothing here and makes every block a mixture of the texts of 64 blocks. `mark` keeps the rows that
+    shuffle costs nothing here and makes every block a mixture of the texts of 32 blocks. `mark` keeps the rows that
     fill no file yet beside the store: whatever happens, a repeated call goes on from the last mark and leaves bitwise
     the same files.
 

@@ -247,7 +247,7 @@ def test_a_batch_mixes_texts_as_an_exact_shuffle_does(tmp_path):
         counts = np.unique(batch["window"], return_counts=True)[1]
         same, pairs = same + int((counts * (counts - 1)).sum()), pairs + 512 * 511
     ratio = same / pairs / ((text - 1) / (n - 1))
-    assert 0.9 < ratio < 2  # 1.25 by the formula of blocks.py; 130,000 pairs, so the noise is below 0.01
+    assert 0.9 < ratio < 2  # 1.5 by the formula of blocks.py; 130,000 pairs, so the noise is below 0.01
 
 
 def test_epochs_and_seeds_differ(tmp_path):
@@ -497,8 +497,8 @@ def test_a_damaged_mark_is_named(tmp_path):
 
 
 def test_blocks_of_an_accelerator_s_width():
-    """A power of two of rows, at most 1 MiB of x and 4096 rows."""
-    for d, dtype, block in [(768, "bfloat16", 512), (768, "float32", 256), (64, "int8", 4096), (2**20, "float32", 1)]:
+    """A power of two of rows, at most 2 MiB of x and 4096 rows."""
+    for d, dtype, block in [(768, "bfloat16", 1024), (768, "float32", 512), (64, "int8", 4096), (2**20, "float32", 1)]:
         layout = Layout.of(10**7, d, dtype)
-        assert (layout.block, layout.shard) == (block, 64 * block)
+        assert (layout.block, layout.shard) == (block, 32 * block)
     assert math.isclose(predicted_bytes(10**9, 768, "bfloat16") / (10**9 * (768 * 2 + 12)), 1, rel_tol=1e-4)
