@@ -270,7 +270,7 @@ def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path, toys):
     folder = tmp_path / "broken"
     for kill_at in (8, 23):
         text = code.format(toys.__file__, __file__, str(folder), kill_at)
-        done = subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, timeout=100)
+        done = subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == -9, done.stderr
         assert any((folder / "ckpt").glob("[0-9]*"))
     again, lines = resumable(folder, toys)
