@@ -48,7 +48,7 @@ def logistic(
       >>> x, y = jnp.array([[-2.0], [-1.0], [1.0], [2.0]]), jnp.array([False, False, True, True])
       >>> probe = logistic(x, y, jnp.ones(4))
       >>> (probe(x) > 0).tolist(), round(float(probe.w[0]), 3)
-      ([False, False, True, True], 1.088)
+      ([False, False, True, True], 1.007)
     """
     x = jnp.concatenate([x.astype(jnp.float32), jnp.ones((x.shape[0], 1), jnp.float32)], axis=1)
     sign = jnp.where(y, jnp.float32(1), jnp.float32(-1))

@@ -112,8 +112,8 @@ def balanced(y: Bool[np.ndarray, "n *classes"]) -> Float[np.ndarray, "n *classes
     """Weights that give yes and no the same total (and n together), class by class.
 
     Example:
-      >>> balanced(np.array([True, False, False, False])).round(3).tolist()
-      [2.0, 0.667, 0.667, 0.667]
+      >>> balanced(np.array([True, False, False, False, False])).tolist()
+      [2.5, 0.625, 0.625, 0.625, 0.625]
     """
     n, yes = len(y), y.sum(0)
     return np.where(y, n / (2 * np.maximum(yes, 1)), n / (2 * np.maximum(n - yes, 1))).astype(np.float32)

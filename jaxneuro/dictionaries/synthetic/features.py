@@ -50,13 +50,14 @@ class SyntheticFeatures:
 def synthetic(config: SyntheticConfig, *, key: Key[Array, ""]) -> SyntheticFeatures:
     """Draw a synthetic model: near-orthogonal directions in superposition, Zipf firing, trees, shared causes.
 
-    Two keys give two models of one distribution. The published model (seed 42) was drawn by PyTorch's generator, whose
-    numbers JAX does not have; its folder can be read with `load_synthetic`.
+    Two keys give two models of one distribution. The published model (seed 42) is a third: it was drawn by PyTorch's
+    generators, whose numbers JAX does not have.
 
     Args:
       config: `SyntheticConfig()` is SynthSAEBench-16k, `REDUCED` its small sister.
     Source: arXiv:2602.14687; constants as in SAELens 6.54.
     Example:
+      >>> from jaxneuro.dictionaries.synthetic import REDUCED
       >>> features = synthetic(REDUCED, key=jax.random.key(42))
       >>> x, z = sample(features, jax.random.key(0), 32)
       >>> x.shape, z.shape
@@ -86,8 +87,8 @@ def threshold(p: np.ndarray) -> Float[Array, " n"]:
     """What a standard normal exceeds with probability p.
 
     Example:
-      >>> threshold(np.array([0.5, 0.1586553, 1.0])).round(3).tolist()
-      [0.0, 1.0, -inf]
+      >>> threshold(np.array([0.1586553, 1.0])).round(3).tolist()
+      [1.0, -inf]
     """
     return -ndtri(jnp.asarray(p, jnp.float32))
 
