@@ -67,7 +67,7 @@ def load_gemma_scope(
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as e:
         raise UserError(f"{path} is no whole .npz of arrays: {e}. Download it again.") from None
