@@ -13,8 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ..errors import UserError, unknown
 from .parts.clusters import lloyd
 from .parts.decoder import unit_rows
-from .parts.multiplicative import EPS, GUARDS, basis, dot, improved, winners
-from .semi_nmf import checked
+from .parts.multiplicative import EPS, GUARDS, basis, checked, dot, improved, winners
 
 
 class Factorisation(NamedTuple):
@@ -119,7 +118,8 @@ def factorise(
 
     Without winner-take-all (sparsity = 1) the loss never rises; with it, it may: hence the best iterate, and hence
     `sparsity` must not be below the true share of neurons, where the error grows quickly. A latent whose coefficients
-    have become 0 stays 0 (its w is a row of zeros). Latents of different seeds agree only if the data says so.
+    have become 0 stays 0 (its w is a row of zeros). Take the best of several keys, or a few latents more than expected:
+    a single start with exactly as many latents as groups is stuck now and then.
 
     Args:
       x: activations, tokens as rows, e.g. mlp.post. Rows that hold NaN or infinity do not count.

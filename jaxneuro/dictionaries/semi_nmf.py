@@ -9,19 +9,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..protocols import Method
-from .parts.clusters import plus_plus
+from .factorise import factorise
 from .parts.decoder import unit_rows
 from .parts.inputs import Inputs
-from .parts.multiplicative import GUARDS, basis, coefficients, dot, winners
+from .parts.multiplicative import GUARDS, checked, coefficients, descended, dot, winners
 from .parts.reseed import drawn_tokens, step_key
 from .parts.silence import silent_tokens
 from .parts.start import deviation
 from .parts.untargeted import read_x, starting_tokens
-
-_UNUSED = 1e-6
-"""A latent whose share of the statistics is below this keeps its direction: there is nothing to learn it from."""
 
 
 @jax.tree_util.register_dataclass
@@ -100,6 +97,7 @@ class _SemiNMF:
     sparsity: float
     decay: float
     coefficient_steps: int
+    start_steps: int
     guard: str
     dead_after_tokens: int
 
@@ -108,9 +106,10 @@ class _SemiNMF:
         norm = jnp.where(inputs.valid, jnp.linalg.norm(inputs.x, axis=1), jnp.nan)
         typical = jnp.nanmedian(norm)
         start_key, seed_key = jax.random.split(key)
-        rows = plus_plus(start_key, unit_rows(inputs.x), inputs.valid, self.n_latents)
+        options: Any = {"sparsity": self.sparsity, "guard": self.guard, "steps": self.start_steps}
+        rows = factorise(inputs.x, self.n_latents, key=start_key, mask=inputs.valid, **options).w
         return SemiNMFState(
-            w=unit_rows(winners(rows, self.sparsity)),
+            w=rows,
             cross=jnp.zeros_like(rows),
             gram=jnp.zeros((self.n_latents, self.n_latents), jnp.float32),
             typical=typical,
@@ -144,13 +143,12 @@ class _SemiNMF:
         """Statistics with this batch, and W from them; rescaled with the coefficients so that rows are of norm 1."""
         cross = self.decay * s.cross + dot(g.T, x)
         gram = self.decay * s.gram + dot(g.T, g)
-        use = jnp.diagonal(gram)
-        w = winners(basis(cross, gram), self.sparsity)
+        w = descended(s.w, cross, gram, self.sparsity)
         size = jnp.linalg.norm(w, axis=1)
-        learn = (use > jnp.float32(_UNUSED) * jnp.mean(use)) & (size > 0)
-        size = jnp.where(learn, size, 1)
+        kept = size > 0
+        size = jnp.where(kept, size, 1)
         return s._replace(
-            w=jnp.where(learn[:, None], w / size[:, None], s.w),
+            w=jnp.where(kept[:, None], w / size[:, None], s.w),
             cross=cross * size[:, None],
             gram=gram * size[:, None] * size,
         )
@@ -187,20 +185,23 @@ def semi_nmf(
     sparsity: float = 0.01,
     decay: float = 0.95,
     coefficient_steps: int = 50,
+    start_steps: int = 200,
     guard: Literal["none", "clip", "unit"] = "none",
     dead_after_tokens: int = 1_000_000,
 ) -> Method:
     """Semi-NMF of batches {"x": [n, d], "mask": bool [n], optional}: x ~ z W_dec with z >= 0 and sparse rows in W_dec.
 
         z = argmin_{z >= 0} |x - z W|^2 per batch, `coefficient_steps` multiplicative updates from a fixed start
-        C = decay C + z^T x;   B = decay B + z^T z;   W = unit rows of winners((B + eps I)^-1 C)
+        C = decay C + z^T x;   B = decay B + z^T z
+        w_k = winners(w_k + (C_k - B_k W) / B_kk), one k after the other; then |w_k| = 1
 
     `winners` keeps the ceil(sparsity d) largest entries of each row: the few neurons that make up a latent. Memory is
     that of C and B. This is the *online* form of the published full-batch algorithm, which is `factorise`: use that
     where the activations fit in memory, this where they do not. Both are non-convex, and winner-take-all interrupts
     their descent: compare seeds (`jax.vmap` over init's key and over states).
 
-    Start: tokens drawn by k-means++ among directions. A latent above 0 on none of `dead_after_tokens` tokens begins
+    Start: `factorise` of the first batch, from random coefficients: the larger that batch, the better. A latent
+    above 0 on none of `dead_after_tokens` tokens begins
     again at the residual of a badly explained token. Tokens with NaN or infinity are left out and counted.
 
     Args:
@@ -208,6 +209,7 @@ def semi_nmf(
       sparsity: share of the d neurons in each latent, in (0, 1]. Not below the true share: see `factorise`.
       decay: of the statistics per batch; 1 keeps all of the past, codes by early W included.
       coefficient_steps: see above.
+      start_steps: iterations on the first batch.
       guard: "clip": tokens beyond 4 median norms (of the first batch) are shortened to that; "unit": every token has
         length 1. One massive activation otherwise outweighs thousands of tokens in a squared error.
       dead_after_tokens: see above.
@@ -217,7 +219,7 @@ def semi_nmf(
     Raises:
       UserError: numbers out of range; from `init`, fewer valid tokens than latents.
     Source: semi-NMF: Ding, Li and Jordan 2010, doi:10.1109/TPAMI.2008.277; winner-take-all on MLP activations: the code
-      released as ordavid-s/snmf-mlp-decomposition; decayed statistics: Mairal et al., arXiv:0908.0050.
+      released as ordavid-s/snmf-mlp-decomposition; statistics and descent row by row: Mairal et al., arXiv:0908.0050.
     Example:
       >>> method = semi_nmf(n_latents=2, sparsity=0.5)
       >>> x = jnp.array([[1.0, -1.0, 0, 0], [0, 0, 2.0, 2.0], [3.0, -3.0, 1.0, 1.0]])
@@ -227,6 +229,7 @@ def semi_nmf(
     """
     for name, value, low, high in (
         *(("n_latents", n_latents, 1, 2**30), ("coefficient_steps", coefficient_steps, 1, 2**30)),
+        ("start_steps", start_steps, 1, 2**30),
         *(("dead_after_tokens", dead_after_tokens, 1, 2**30), ("decay", decay, 0, 1)),
     ):
         if not low <= value <= high:
@@ -237,15 +240,8 @@ def semi_nmf(
         sparsity=sparsity,
         decay=decay,
         coefficient_steps=coefficient_steps,
+        start_steps=start_steps,
         guard=guard,
         dead_after_tokens=dead_after_tokens,
     )
     return Method(init=method.init, step=method.step, finish=method.finish)
-
-
-def checked(sparsity: float, guard: str, where: str) -> None:
-    """Refuse a share of neurons outside (0, 1] and an unknown guard."""
-    if not 0 < sparsity <= 1:
-        raise UserError(f"{where}: sparsity = {sparsity} is the share of neurons kept in each latent, in (0, 1].")
-    if guard not in GUARDS:
-        raise unknown("guard", guard, GUARDS, where=where)

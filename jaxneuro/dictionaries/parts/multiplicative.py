@@ -13,6 +13,7 @@ import jax.scipy.linalg as jsl
 from jax import lax
 from jaxtyping import Array, Float
 
+from ...errors import UserError, unknown
 from .decoder import unit_rows
 
 EPS: Final = 1e-6
@@ -42,7 +43,7 @@ def winners(w: Float[Array, "n_latents d"], share: float) -> Float[Array, "n_lat
       >>> winners(jnp.array([[3.0, -4.0, 1.0]]), 0.5).tolist()
       [[3.0, -4.0, 0.0]]
     """
-    kept = math.ceil(share * w.shape[-1])
+    kept = max(1, math.ceil(share * w.shape[-1] - 1e-9))  # 0.07 x 100 is 7
     if kept >= w.shape[-1]:
         return w
     size = jnp.abs(w)
@@ -63,6 +64,29 @@ def basis(cross: Float[Array, "n_latents d"], gram: Float[Array, "n_latents n_la
     exact = root(EPS)
     safe = lax.cond(jnp.isfinite(exact).all(), lambda: exact, lambda: root(1e-6 * gram.shape[0]))
     return jsl.cho_solve((safe, True), cross)
+
+
+def descended(
+    w: Float[Array, "n_latents d"],
+    cross: Float[Array, "n_latents d"],
+    gram: Float[Array, "n_latents n_latents"],
+    share: float,
+) -> Float[Array, "n_latents d"]:
+    """w_k = winners(w_k + (cross_k - gram_k W) / gram_kk), one latent after the other.
+
+    Each is the best sparse row given the others, so |x - G W|^2 never rises, winner-take-all included; `basis` with
+    `winners` does not have that, and without a best iterate to go back to it loses what it had found. A latent with
+    less than 1e-6 of the mean use stays: there is nothing to learn it from.
+    """
+    least = jnp.float32(EPS) * jnp.trace(gram) / gram.shape[0]
+
+    def row(k: Array, w: Array) -> Array:
+        used = gram[k, k] > least
+        slack = cross[k] - dot(gram[k][None], w)[0]
+        best = winners((w[k] + slack / jnp.where(used, gram[k, k], 1))[None], share)[0]
+        return w.at[k].set(jnp.where(used, best, w[k]))
+
+    return lax.fori_loop(0, gram.shape[0], row, w)
 
 
 def improved(
@@ -86,3 +110,11 @@ def coefficients(x: Float[Array, "n d"], w: Float[Array, "n_latents d"], steps: 
     p, q = dot(unit_rows(x), w.T), dot(w, w.T)
     g = lax.fori_loop(0, steps, lambda _, g: improved(g, p, q), jnp.maximum(p, 0) + jnp.float32(0.01))
     return norm * jnp.where(g > NEGLIGIBLE * jnp.max(g, 1, keepdims=True), g, 0)
+
+
+def checked(sparsity: float, guard: str, where: str) -> None:
+    """Refuse a share of neurons outside (0, 1] and an unknown guard."""
+    if not 0 < sparsity <= 1:
+        raise UserError(f"{where}: sparsity = {sparsity} is the share of neurons kept in each latent, in (0, 1].")
+    if guard not in GUARDS:
+        raise unknown("guard", guard, GUARDS, where=where)
