@@ -14,7 +14,10 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 | file | what | source |
 |---|---|---|
 | driver.py | `run` | |
-| site.py | `at_site`: a method at a site of a model, fused into its forward pass; `reader` | |
+| site.py | `at_site`, `at_sites`: methods at sites of a model, fused into one forward pass; `reader` | |
+| together.py | `together`, `replicas`: many methods on one stream, in one program | |
+| buffer.py | `shuffled`: a shuffle buffer in a method's state; `buffer_bytes` | |
+| mixing.py | `mixing`: how well batches are mixed, measured live | |
 | moments.py | `moments`: mean, variance, range | Chan, Golub, LeVeque 1983 |
 | reducers.py | `firing_moments`: what `capture` reduces a site to, where it is | |
 | harvest.py, store.py | `harvest`, `open_activations`: a site's values on disk, as .npy | |
@@ -34,6 +37,8 @@ shard (`shard=`, `sharding=`); the position of the stream is saved once, so all 
 signals act at once there: what was saved last counts.
 """
 
+from .buffer import buffer_bytes as buffer_bytes
+from .buffer import shuffled as shuffled
 from .driver import run as run
 from .harvest import fair_shares as fair_shares
 from .harvest import harvest as harvest
@@ -42,6 +47,7 @@ from .metrics import JsonLines as JsonLines
 from .metrics import MetricSink as MetricSink
 from .metrics import TensorBoard as TensorBoard
 from .metrics import WandB as WandB
+from .mixing import mixing as mixing
 from .moments import Moments as Moments
 from .moments import moments as moments
 from .progress import Progress as Progress
@@ -49,8 +55,11 @@ from .progress import rich_progress as rich_progress
 from .reducers import FiringMoments as FiringMoments
 from .reducers import firing_moments as firing_moments
 from .site import at_site as at_site
+from .site import at_sites as at_sites
 from .site import reader as reader
 from .source import Shuffle as Shuffle
 from .source import array_batches as array_batches
 from .store import ActivationArray as ActivationArray
 from .store import open_activations as open_activations
+from .together import replicas as replicas
+from .together import together as together
