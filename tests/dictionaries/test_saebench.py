@@ -113,7 +113,7 @@ def test_absorption_is_that_of_the_original_example_by_example():
 
 
 def test_sparse_probes_are_those_of_the_original():
-    """Theirs stops after 1,000 Adam steps: the same objective, ours lower; the same first latent where it has arrived."""
+    """Theirs stops after 1,000 Adam steps: ours is lower, with the same first latent where theirs has arrived."""
     golden = GOLDEN["absorption"]
     z, y = original().encode(jnp.asarray(golden["words"])), jnp.asarray(one_against_rest(np.array(golden["labels"])))
     weight = jnp.where(y, 2.0, 1.0)  # no over yes
