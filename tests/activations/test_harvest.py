@@ -5,7 +5,10 @@ import functools
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +159,35 @@ def test_parts_make_the_store_that_one_would(tmp_path, toy, toy_windows, count):
     assert np.array_equal(one.window, many.window)
     assert sum(used) <= 8 + count  # no window is run twice but at the borders, 8 batches of 4 are all there is
     assert MODULE.harvest_part(toy, toy_windows, SITE, tmp_path / "many", shard=(1, count), **options)
+
+
+PROCESS = """
+import runpy, sys
+import jax
+jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))
+from jaxneuro.activations import harvest, store
+store.BLOCK_ROWS, store.SHARD_BLOCKS = 8, 4
+toys = runpy.run_path({toys!r})
+acts = harvest(toys["Toy"](), toys["ToyWindows"](), {site!r}, {path!r}, batch_size=4)
+print("rows:", len(acts))
+"""
+
+
+def test_two_processes_of_one_program(tmp_path, toy, toy_windows, toys):
+    one = harvest(toy, toy_windows, SITE, tmp_path / "one", batch_size=4)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    code = PROCESS.format(address=address, toys=toys.__file__, site=SITE, path=str(tmp_path / "two"))
+    root = str(Path(__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    run = functools.partial(subprocess.Popen, env=env, stdout=subprocess.PIPE, text=True)
+    both = [run([sys.executable, "-c", code, str(i)]) for i in range(2)]
+    assert all(f"rows: {len(one)}\n" in p.communicate(timeout=300)[0] for p in both)
+    two = open_activations(tmp_path / "two")
+    np.testing.assert_allclose(np.asarray(two.x), np.asarray(one.x), rtol=1e-5, atol=1e-6)
+    assert np.array_equal(two.window, one.window)
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]
 
 
 def test_a_part_that_is_killed_goes_on(tmp_path, toy, toy_windows, monkeypatch):
