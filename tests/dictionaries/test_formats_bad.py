@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from jaxneuro.dictionaries import GroupMax, JumpReLU, Relu, SparseCoder, TopK, formats
-from jaxneuro.dictionaries.formats import load_dictionary, load_metadata
+from jaxneuro.dictionaries.formats import load_dictionary, load_metadata, openai
 from jaxneuro.errors import UserError
 from jaxneuro.io import read_safetensors, write_safetensors
+from jaxneuro.io.torch_file import read_torch
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 # One case of each format whose tensors lie in a safetensors file, with that file and two of its tensors.
@@ -379,3 +380,39 @@ def test_weights_of_two_dtypes_are_written_in_the_wider(tmp_path):
     again = load_dictionary(formats.save_saelens(d, tmp_path / "a"))
     assert again.W_enc.dtype == again.activation.threshold.dtype == jnp.float32
     assert np.array_equal(again.activation.threshold, d.activation.threshold)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("topk", {"activation": "Gelu"}, "activation is 'Gelu', ReLU or TopK is read"),
+        ("topk", {"activation_state_dict": {"k": 0, "postact_fn": "ReLU"}}, "activation_state_dict: k = 0 is no count"),
+        ("topk", {"activation_state_dict": None}, "activation_state_dict: k is missing"),
+        ("topk", {"activation_state_dict": {"k": 3, "postact_fn": "Identity"}}, "followed by 'Identity'"),
+        ("topk", {"activation_state_dict": {"k": 13}}, "k = 13 for 12 latents"),
+        ("relu", {"activation_state_dict": {"k": 3}}, "ReLU has no state"),
+        ("relu", {"extra": 5}, "unknown entry 'extra'"),
+        (
+            "relu",
+            {"pre_bias": np.zeros(5, np.float32)},
+            r"encoder.weight has shape \(12, 6\), the others say \(12, 5\)",
+        ),
+        ("relu", {"activation": ...}, "holds no dict with 'activation'"),
+    ],
+)
+def test_an_autoencoder_of_openais_that_says_something_else(monkeypatch, case, changes, message):
+    path = FIXTURES / "openai" / case / "7.pt"
+    content = {k: v for k, v in (read_torch(path) | changes).items() if v is not ...}
+    monkeypatch.setattr(openai, "read_torch", lambda _: content)
+    with pytest.raises(UserError, match=message):
+        formats.load_openai(path)
+
+
+def test_two_flags_that_saex_does_not_store_change_the_function():
+    path = FIXTURES / "saex" / "sae.safetensors"
+    read = [
+        formats.load_saex(path, use_encoder_bias=e, remove_decoder_bias=d) for e in (False, True) for d in (False, True)
+    ]
+    x = jnp.ones((1, 6))
+    outputs = {np.asarray(d(x)).tobytes() for d in read}
+    assert len(outputs) == 4

@@ -32,7 +32,7 @@ from . import strict
 from .gemma_scope import load_gemma_scope
 
 CONFIG: Final = "config.yaml"
-FILES: Final = (CONFIG, "*.safetensors")
+FILES: Final = (CONFIG, "layer_*.safetensors", "W_enc_*.safetensors", "W_dec_*.safetensors")
 _THRESHOLD: Final = "activation_function.threshold"
 _LAYER: Final = {
     "W_enc": ("n_latents", "d_in"),

@@ -74,7 +74,6 @@ def _activation(content: Mapping[str, Any]) -> tuple[Activation, list[str]]:
     if name != "TopK":
         return Relu(), [f"activation is {name!r}, ReLU or TopK is read"]
     state = state if isinstance(state, dict) else {}
-    k, after = state.get("k"), state.get("postact_fn", "ReLU")
-    problems = [] if type(k) is int and k >= 1 else [f"activation_state_dict has k = {k!r}, which is no count"]
+    (k, problems), after = strict.positive(state, "k"), state.get("postact_fn", "ReLU")
     problems += [] if after == "ReLU" else [f"TopK is followed by {after!r}, only ReLU is read"]
-    return TopK(k if not problems else 1), problems
+    return TopK(k.get("k", 1)), [f"activation_state_dict: {p}" for p in problems]
