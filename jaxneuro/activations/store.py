@@ -122,8 +122,8 @@ def predicted_bytes(n: int, d: int, dtype: str) -> int:
     """Size on disk of n rows of d values with their labels and checksums, but for about 3 KB of metadata.
 
     Example:
-      >>> predicted_bytes(1_000_000, 384, "bfloat16") / (1_000_000 * (384 * 2 + 12))
-      1.0005...
+      >>> predicted_bytes(1_000_000, 384, "bfloat16") / (1_000_000 * (384 * 2 + 12))    # the last block is filled up
+      1.0014...
     """
     return Layout.of(n, d, dtype).n_bytes()
 
