@@ -51,9 +51,11 @@ def affinity(
       >>> (affinity(x).mean((1, 2)) > 0.1).tolist()
       [True, False, False]
     """
-    rate = jnp.asarray(jnp.gradient(_averaged(traces.astype(jnp.float32), smooth), axis=1))
+    smoothed = _averaged(traces.astype(jnp.float32), smooth)
+    rate = jnp.asarray(jnp.gradient(smoothed, axis=1))
     rms = jnp.sqrt(jnp.mean(jnp.square(rate), axis=1, keepdims=True))
-    rate = jnp.where(rms > 0, rate / jnp.where(rms > 0, rms, 1), 0)
+    moves = rms > jnp.float32(1e-6) * jnp.sqrt(jnp.mean(jnp.square(smoothed), axis=1, keepdims=True))  # not rounding
+    rate = jnp.where(moves, rate / jnp.where(moves, rms, 1), 0)
     i, j = pair_index(traces.shape[2]).T
     together = jnp.sqrt(jnp.maximum(rate[..., i] * rate[..., j], 0))
     return jnp.moveaxis(_averaged(together, window), (0, 1, 2), (2, 1, 0))

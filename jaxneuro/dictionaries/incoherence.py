@@ -208,8 +208,8 @@ def largest_unique_support(mu: float, n_latents: int) -> int:
     """
     if not unique_support(mu, 1):
         return 0
-    k = n_latents if mu <= 0 else min(n_latents, int((1 / mu + 1) / 2) + 1)
-    return k if unique_support(mu, k) else k - 1
+    near = n_latents if mu <= 0 else min(n_latents - 1, int((1 / mu + 1) / 2))  # up to rounding
+    return max(k for k in range(near - 1, near + 2) if k <= n_latents and unique_support(mu, k))
 
 
 def stability(found: Coherence, supports: Int[np.ndarray, "tokens"]) -> float:
