@@ -36,7 +36,8 @@ MAY_IMPORT = {
         "neurons",
         "reports",
     },
-    "cli": {"errors", "study", "models", "taps"},
+    "training": {"errors", "protocols", "io", "taps", "models", "data", "activations", "dictionaries", "study"},
+    "cli": {"errors", "io", "study", "training", "models", "taps"},
 }
 
 

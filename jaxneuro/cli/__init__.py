@@ -2,6 +2,7 @@
 """The `jaxneuro` command: one sub-command per job, each a typed dataclass and one function.
 
     jaxneuro study --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --out DIR
+    jaxneuro train-dictionary --out DIR live --site blocks.3.resid_post topk --n-latents 4096 --k 32
     jaxneuro sites PATH_OR_HUB_NAME
 
 | exit code | meaning |
@@ -13,13 +14,16 @@
 
 import dataclasses
 import errno
+import functools
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Final
 
 import tyro
 
 from ..errors import UserError
+
+TRAIN: Final = "train-dictionary"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,18 +47,34 @@ def _sites(config: Sites) -> None:
     print(sites(model.apply, model.weights, tokens))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainDictionary:
+    """Train sparse dictionaries on a model's activations: see `jaxneuro train-dictionary --help`."""
+
+
+def _job(argv: Sequence[str]) -> Callable[[], object]:
+    """What the command line asks for; its code is loaded here."""
     from ..study import StudyConfig, run_study
 
+    if argv and argv[0] == TRAIN:
+        from ..training import train_dictionary
+        from .train import parsed
+
+        return functools.partial(train_dictionary, parsed(argv[1:]))
     jobs = {StudyConfig: run_study, Sites: _sites}
     command = (
         Annotated[StudyConfig, tyro.conf.subcommand("study", description=StudyConfig.__doc__)]
+        | Annotated[TrainDictionary, tyro.conf.subcommand(TRAIN, description=TrainDictionary.__doc__)]
         | Annotated[Sites, tyro.conf.subcommand("sites", description=Sites.__doc__)]
     )
     config = tyro.cli(command, args=argv, prog="jaxneuro", config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
+    return functools.partial(jobs[type(config)], config)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
     try:
-        jobs[type(config)](config)
+        _job(sys.argv[1:] if argv is None else argv)()
     except UserError as e:
         print(f"jaxneuro: {e}", file=sys.stderr)
         return 2

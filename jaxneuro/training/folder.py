@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of one training run: whose it is, who is writing it, and what it was made with."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+
+from ..activations.identity import differences
+from ..activations.lock import NAME as LOCK
+from ..activations.lock import exclusive
+from ..errors import UserError
+from ..io import read_json, write_json
+from ..study.results import versions
+from .config import FREE, TrainConfig
+from .strict import plain
+
+CONFIG: Final = "config.json"
+RESULTS: Final = "results.json"
+CHECKPOINTS: Final = "checkpoints"
+DICTIONARY: Final = "dictionary"
+
+
+@contextlib.contextmanager
+def claimed(config: TrainConfig) -> Iterator[Path]:
+    """The folder, for this process alone, its config.json written.
+
+    config.json holds the configuration, versions and commit, the device, and when the run was started and continued.
+    A start that failed before anything was computed claims nothing.
+
+    Raises:
+      UserError: the folder is another configuration's (with the fields that differ), holds something else, or another
+        process is writing it.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a folder. Choose another --out.")
+    if out.exists() and not (out / CONFIG).exists() and {p.name for p in out.iterdir()} - {LOCK}:
+        raise UserError(f"{out} holds something that is no training run. Choose an empty or a new folder for --out.")
+    with exclusive(out):
+        begun = {p.name for p in out.iterdir()} - {LOCK, CONFIG}
+        before = read_json(out / CONFIG) if begun else None
+        write_json(out / CONFIG, _record(config, before))
+        yield out
+
+
+def _record(config: TrainConfig, before: dict[str, Any] | None) -> dict[str, Any]:
+    now = {
+        "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+    }
+    if before is None:
+        return {"config": plain(config), "seed": config.seed, "started": now, "continued": []}
+    theirs = {name: value for name, value in before["config"].items() if name not in FREE}
+    lines = differences(theirs, config.identity())
+    if lines:
+        raise UserError(
+            f"{config.out} belongs to another run (there: in that folder, here: asked for now): {'; '.join(lines)}. "
+            "Choose another --out, or delete it to start anew."
+        )
+    return {**before, "config": plain(config), "continued": [*before["continued"], now]}

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training run itself: checked, planned, run, saved, judged."""
+
+import functools
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ..activations import rich_progress, run
+from ..activations.plan import free_bytes, planned, size
+from ..dictionaries.parts.training import DATA, LATENT
+from ..errors import UserError
+from ..io import read_json
+from ..protocols import Method
+from .config import TrainConfig, check
+from .folder import CHECKPOINTS, RESULTS, claimed
+from .results import check_exports, show, write
+from .sources import Data, open_source
+from .sweep import methods
+from .watch import sink_of
+
+ADVICE = (
+    "Smaller: batch, training.accumulate (parts of a batch in turn), n_latents, fewer members of the sweep, "
+    "source.buffer_tokens; more devices: devices.latent, devices.data."
+)
+
+
+def train_dictionary(config: TrainConfig) -> Path:
+    """Train what the configuration says, or go on with it; the folder with the dictionaries.
+
+    Args:
+      config: see `TrainConfig`; the command line's flags are its fields.
+    Returns:
+      The folder: config.json, metrics.jsonl, dictionary/ (one folder per member of a sweep), results.json.
+    Raises:
+      UserError: what cannot be done, before anything is written where possible; a run that does not fit into memory,
+        with numbers, before anything is allocated.
+    Example:
+      >>> train_dictionary(TrainConfig(source=Live(site=("blocks.3.resid_post",)), method=...))  # doctest: +SKIP
+      PosixPath('jaxneuro-dictionary')
+    """
+    check(config)
+    check_exports(config)
+    mesh = _mesh(config)
+    by_place = methods(config, mesh)
+    with claimed(config) as out:
+        if (out / RESULTS).exists():
+            print(f"{out} is complete", file=sys.stderr)
+            show(read_json(out / RESULTS), out)
+            return out
+        data = open_source(config)
+        found = _learned(config, data, data.attach(by_place), mesh)
+        results = write(config, data, found, out)
+        if not config.keep:
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        show(results, out)
+    return out
+
+
+def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None) -> dict[str, Any]:
+    """Member's name -> its dictionary."""
+    sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(DATA))
+    key = jax.random.key(config.seed)
+    _plan(method, data, key, sharding)
+    with rich_progress("train") as progress:
+        found = run(
+            method,
+            data.stream(),
+            key=key,
+            constants=data.constants,
+            steps=config.updates + data.extra_steps,
+            checkpoint_dir=config.out / CHECKPOINTS,
+            checkpoint_every=config.checkpoint_every,
+            metrics=sink_of(config),
+            progress=progress,
+            log_every=config.log_every,
+            sharding=sharding,
+            identity={**config.identity(), "data": data.fingerprint},
+        )
+    several = all(isinstance(part, Mapping) for part in found.values())
+    return functools.reduce(lambda a, b: {**a, **b}, found.values()) if several else found
+
+
+def _plan(method: Method, data: Data, key: jax.Array, sharding: NamedSharding | None) -> None:
+    """Compile the step and say what it takes; refuse what does not fit."""
+    started = time.perf_counter()
+    plan = planned(method, next(data.stream()), key=key, constants=data.constants, sharding=sharding)
+    free = free_bytes()
+    there = plan.constants if data.constants else 0
+    plan.check(free, there=there, advice=ADVICE)
+    of = "" if free is None else f" of {size(free + there)}"
+    seconds = time.perf_counter() - started
+    print(f"compiled in {seconds:.1f} s; a device needs {size(plan.total)}{of}", file=sys.stderr)
+
+
+def _mesh(config: TrainConfig) -> Mesh | None:
+    d = config.devices
+    if (n := d.data * d.latent) == 1:
+        return None
+    if n > jax.device_count():
+        raise UserError(f"devices: {d.data} x {d.latent} are asked for, {jax.device_count()} are there.")
+    if d.latent > 1 and not hasattr(config.method, "training"):
+        raise UserError(
+            f"devices.latent: {config.method.kind} cannot be split over its latents; devices.data is there."
+        )
+    sizes, names = (d.data, d.latent), (DATA, LATENT)
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:n])

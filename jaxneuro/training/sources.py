@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where activations come from: a model that runs, a store, an array; each as a stream that a method can be run on."""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..activations import array_batches, at_site, open_activations
+from ..activations.buffer import shuffled
+from ..activations.site import at_sites
+from ..data import Subset, Windows, batches, load_tokenizer, read_groups, windows
+from ..dictionaries import Recovered, recovered
+from ..errors import UserError
+from ..io import read_safetensors
+from ..models import Transformer, load
+from ..protocols import Method
+from ..taps.names import parse
+from .config import Array, Live, Store, TrainConfig
+from .sweep import Place, places
+
+type Batches = Iterable[Mapping[str, Any]]
+BLOCKS: Final = 64
+"""Parts of a file that its fingerprint reads, of BLOCK bytes each."""
+BLOCK: Final = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """An open source."""
+
+    stream: Callable[[], Any]
+    """Batches to train on, from the start."""
+    epoch_tokens: int
+    """Tokens of one pass over them."""
+    fingerprint: str
+    """What they are, by content."""
+    judged: Callable[[str], Batches] | None
+    """Place -> batches {"x", "y" if there, "mask"} to judge on; None: nothing is judged."""
+    held_out: bool = True
+    """Whether these are not trained on."""
+    constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attach: Callable[[Mapping[str, Method]], Method] = lambda methods: methods[""]
+    """Methods over rows, by place -> one method over the stream's batches."""
+    extra_steps: int = 0
+    """Before a method's first step: a buffer fills."""
+    recover: Callable[[str, Any, np.ndarray], Recovered | None] = lambda place, dictionary, mean: None
+    """(place, dictionary, mean of the site) -> what the model loses, where that has a meaning."""
+
+
+def open_source(config: TrainConfig) -> Data:
+    """Open what the configuration names.
+
+    Raises:
+      UserError: what is wrong with the model, the text, the site or the file, and what to do.
+    """
+    return _OPEN[type(config.source)](config.source, config)
+
+
+def _live(source: Live, config: TrainConfig) -> Data:
+    model, rows = _model_and_windows(source)
+    kept = math.ceil(config.evaluate_tokens / source.context)
+    if kept and len(rows) < 2 * kept:
+        raise UserError(
+            f"evaluate_tokens = {config.evaluate_tokens} would hold out {kept} of {len(rows)} windows: at most half. "
+            "Ask for fewer, or give more text."
+        )
+    held = np.linspace(0, len(rows) - 1, kept).round().astype(int)
+    studied = Subset(rows, np.setdiff1d(np.arange(len(rows)), held)) if kept else rows
+    at = places(config)
+    size = config.batch // source.context
+
+    def judged(place: str) -> Batches:
+        """The rows of the site at held-out windows, as a method's init would see them."""
+        rows_of = Method(
+            init=lambda key, batch: batch, step=lambda state, batch: (state, {}), finish=lambda state: state
+        )
+        read = at_site(model.apply, _sites(at[place]), rows_of).init
+        for batch in _held(size):
+            yield {n: a for n, a in read(jax.random.key(0), {**batch, "weights": model.weights}).items() if n in _ROWS}
+
+    def _held(size: int) -> Iterable[dict[str, np.ndarray]]:
+        return batches(Subset(rows, held), batch_size=min(size, kept))
+
+    def recover(place: str, dictionary: Any, mean: np.ndarray) -> Recovered | None:
+        site = at[place].site[0]
+        one = len(at[place].site) == 1 and not at[place].target and len(parse(site).layers or ()) == 1
+        if not (one and model.cfg.causal and model.cfg.has_head):
+            return None
+        return recovered(model.apply, model.weights, site, dictionary, mean, _held(min(size, 16)))
+
+    return Data(
+        stream=lambda: batches(studied, batch_size=size, seed=config.seed, epochs=None),
+        epoch_tokens=int(studied.tokens_per_group.sum()),
+        fingerprint=rows.fingerprint,
+        judged=judged if kept else None,
+        constants={"weights": model.weights},
+        attach=functools.partial(_attached, model, at, source, config.seed),
+        extra_steps=math.ceil(source.buffer_tokens / config.batch),
+        recover=recover,
+    )
+
+
+_ROWS: Final = ("x", "y", "mask")
+
+
+def _sites(place: Place) -> dict[str, tuple[str, ...]]:
+    return {"x": place.site} | ({"y": place.target} if place.target else {})
+
+
+def _attached(
+    model: Transformer, at: Mapping[str, Place], source: Live, seed: int, methods: Mapping[str, Method]
+) -> Method:
+    """One pass of the model for all places, up to the highest site; a buffer for each."""
+    ready = {
+        name: (_sites(at[name]), shuffled(method, source.buffer_tokens, seed=seed) if source.buffer_tokens else method)
+        for name, method in methods.items()
+    }
+    return at_sites(model.apply, ready) if len(ready) > 1 else at_site(model.apply, *ready.popitem()[1])
+
+
+def _model_and_windows(source: Live) -> tuple[Transformer, Windows]:
+    model, tokenizer = load(source.model, dtype=jnp.dtype(source.dtype)), load_tokenizer(source.model)
+    if tokenizer.n_vocab > model.cfg.d_vocab:
+        raise UserError(
+            f"the tokenizer of {source.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: "
+            "they do not belong together. Use the tokenizer that the model was trained with."
+        )
+    if model.cfg.learned_positions and source.context > model.cfg.n_ctx:
+        raise UserError(f"source.context is {source.context}, but {source.model} has only {model.cfg.n_ctx} positions.")
+    rows = windows(
+        read_groups(source.groups),
+        tokenizer,
+        length=source.context,
+        packing="windows" if model.cfg.causal else "documents",
+        max_tokens_per_group=source.max_tokens_per_group,
+    )
+    return model, rows
+
+
+def _store(source: Store, config: TrainConfig) -> Data:
+    acts = open_activations(source.path)
+    judge = acts if source.held_out is None else open_activations(source.held_out)
+    if judge.x.shape[1] != acts.x.shape[1]:
+        raise UserError(f"{source.held_out} has width {judge.x.shape[1]}, {source.path} {acts.x.shape[1]}.")
+
+    def judged(place: str) -> Batches:
+        del place
+        size = min(config.batch, config.evaluate_tokens, len(judge))
+        steps = max(1, min(config.evaluate_tokens, len(judge)) // size)
+        for _, batch in zip(range(steps), judge.batches(batch_size=size, seed=None, epochs=1), strict=False):
+            yield {"x": batch["x"], "mask": batch["mask"]}
+
+    return Data(
+        stream=lambda: acts.batches(batch_size=config.batch, seed=config.seed),
+        epoch_tokens=len(acts),
+        fingerprint=_digest(repr((acts.layout, sorted(acts.meta.items()))).encode()),
+        judged=judged if config.evaluate_tokens else None,
+        held_out=source.held_out is not None,
+    )
+
+
+def _array(source: Array, config: TrainConfig) -> Data:
+    found = _arrays(source.path)
+    n, kept = len(found["x"]), config.evaluate_tokens
+    if kept and n < 2 * kept:
+        raise UserError(
+            f"evaluate_tokens = {kept} of the {n} rows of {source.path} would be held out: at most half. Ask for "
+            "fewer, or for 0."
+        )
+    train, held = ({name: a[part] for name, a in found.items()} for part in (slice(0, n - kept), slice(n - kept, n)))
+
+    def stream(arrays: Mapping[str, Any], size: int, **how: Any) -> Any:
+        extra = {name: a for name, a in arrays.items() if name != "x"}
+        return array_batches(arrays["x"], extra=extra, batch_size=size, **how)
+
+    return Data(
+        stream=lambda: stream(train, config.batch, seed=config.seed),
+        epoch_tokens=n - kept,
+        fingerprint=_file_digest(source.path),
+        judged=(lambda place: stream(held, min(config.batch, kept), seed=None, epochs=1)) if kept else None,
+    )
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """x, and y if it is there, checked; a .npy file is mapped, not read."""
+    if path.suffix not in _FILES:
+        raise UserError(f"{path} is no activation array: a file ends in {', '.join(_FILES)}.")
+    try:
+        arrays = _FILES[path.suffix](path)
+    except (OSError, ValueError, EOFError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"cannot read {path}: {e}.") from e
+    arrays = {name: a for name, a in arrays.items() if name in ("x", "y")}
+    shown = {name: f"{a.dtype}{list(a.shape)}" for name, a in arrays.items()}
+    good = all(a.ndim == 2 and jnp.issubdtype(a.dtype, jnp.floating) for a in arrays.values())
+    if "x" not in arrays or not good or len({len(a) for a in arrays.values()}) > 1 or not len(arrays["x"]):
+        raise UserError(f"{path} holds {shown or 'neither x nor y'}: x [n, d_in], and y [n, d_out] if any, floating.")
+    return arrays
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if name in ("x", "y")}
+
+
+_FILES: Final[dict[str, Callable[[Path], Any]]] = {
+    ".npy": lambda path: {"x": np.load(path, mmap_mode="r", allow_pickle=False)},
+    ".npz": _npz,
+    ".safetensors": read_safetensors,
+}
+
+
+def _file_digest(path: Path) -> str:
+    """Of a file's size and of BLOCKS parts spread evenly over it: cheap, and notices another file of that name."""
+    size = os.path.getsize(path)
+    hashed = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as f:
+        for start in sorted({size * i // BLOCKS for i in range(BLOCKS)}):
+            f.seek(start)
+            hashed.update(f.read(BLOCK))
+    return hashed.hexdigest()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+_OPEN: Final[dict[type, Callable[[Any, TrainConfig], Data]]] = {Live: _live, Store: _store, Array: _array}
