@@ -416,3 +416,19 @@ def test_two_flags_that_saex_does_not_store_change_the_function():
     x = jnp.ones((1, 6))
     outputs = {np.asarray(d(x)).tobytes() for d in read}
     assert len(outputs) == 4
+
+
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+def test_a_finetuning_scale_counts_unless_it_is_all_ones(copy, name):
+    """Old files hold it whether it was used or not."""
+    folder = copy("saelens5/standard")
+    want = load_dictionary(folder)
+    scale = np.ones(12, np.float32)
+    rewrite(folder / "sae_weights.safetensors", lambda t: t.update({name: scale}))
+    assert np.array_equal(load_dictionary(folder).W_dec, want.W_dec)
+    scale[3] = 2.0
+    rewrite(folder / "sae_weights.safetensors", lambda t: t.update({name: scale}))
+    with pytest.raises(UserError, match=r"unknown tensor finetuning_scaling_factor"):  # the config says it is unused
+        load_dictionary(folder)
+    reconfigure(folder / "cfg.json", finetuning_scaling_factor=True)
+    np.testing.assert_array_equal(load_dictionary(folder).W_dec, want.W_dec * scale[:, None])
