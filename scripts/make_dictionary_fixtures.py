@@ -428,6 +428,7 @@ def llama_scope() -> None:
     (folder / "config.json").write_text(json.dumps(config | {"expansion_factor": M // D}))
     save_file({**stored, "log_jumprelu_threshold": torch.tensor(log, dtype=torch.float32)},
               folder / "sae_weights.safetensors")  # fmt: skip
+    x = _tokens(60, D).numpy().astype(np.float64)  # so many that some lie between thresholds of other units
     norm = np.linalg.norm(w_dec, axis=1)
     pre = (x * s_in @ w_enc + b_enc) * norm  # in scaled units, as it was trained
     z = np.where(pre > np.exp(log), pre, 0)
