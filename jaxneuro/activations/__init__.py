@@ -20,7 +20,7 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 | mixing.py | `mixing`: how well batches are mixed, measured live | |
 | moments.py | `moments`: mean, variance, range | Chan, Golub, LeVeque 1983 |
 | reducers.py | `firing_moments`: what `capture` reduces a site to, where it is | |
-| harvest.py, store.py | `harvest`, `open_activations`: a site's values on disk, as .npy | |
+| harvest.py, writer.py, store.py, blocks.py | `harvest`, `harvest_part`, `open_activations`, `verify`: a site's values on disk | zarr3 |
 | source.py | `array_batches`: exact shuffles of an array, as a Grain iterator | Black, Rogaway 2002 |
 | metrics.py | `MetricSink`, `JsonLines`, `TensorBoard`, `WandB` | |
 | progress.py | `Progress`, `rich_progress` | |
@@ -42,6 +42,7 @@ from .buffer import shuffled as shuffled
 from .driver import run as run
 from .harvest import fair_shares as fair_shares
 from .harvest import harvest as harvest
+from .harvest import harvest_part as harvest_part
 from .identity import fingerprint as fingerprint
 from .metrics import JsonLines as JsonLines
 from .metrics import MetricSink as MetricSink
@@ -61,5 +62,6 @@ from .source import Shuffle as Shuffle
 from .source import array_batches as array_batches
 from .store import ActivationArray as ActivationArray
 from .store import open_activations as open_activations
+from .store import verify as verify
 from .together import replicas as replicas
 from .together import together as together

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streams with a known truth, and a training loop that is one program."""
 
+import functools
 from typing import Any
 
 import jax
@@ -30,8 +31,13 @@ def train(method: Any, batches: dict[str, np.ndarray], *, seed: int = 0) -> tupl
     """Run all batches (leading axis: steps) in one scan. (state, infos by step)."""
     stream = jax.tree.map(jnp.asarray, batches)
     state = method.init(jax.random.key(seed), jax.tree.map(lambda a: a[0], stream))
-    state, infos = jax.jit(lambda s, b: jax.lax.scan(method.step, s, b))(state, stream)
+    state, infos = _scan(method.step)(state, stream)
     return state, jax.tree.map(np.asarray, infos)
+
+
+@functools.cache
+def _scan(step: Any) -> Any:
+    return jax.jit(functools.partial(jax.lax.scan, step))
 
 
 def matched(found: Any, truth: Any) -> np.ndarray:
