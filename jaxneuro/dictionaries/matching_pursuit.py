@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching-pursuit autoencoders: latents are found one after the other, in what the others leave (Costa et al. 2025)."""
+"""Matching-pursuit autoencoders: each latent is found in what those before it leave (Costa et al., arXiv:2506.03093)."""
 
 import dataclasses
 

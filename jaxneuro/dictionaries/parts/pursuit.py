@@ -100,7 +100,7 @@ def _backward(select: Select, tolerance: float, saved: tuple[Pursuit, Array], ct
         out = backward(vals, idx, -g, r, w, dvals=dvals)
         return (r, g + decode(out.dvals, idx, w), dw + (out.dw_enc + out.dw_dec)), None
 
-    rounds = tuple(jnp.moveaxis(a, -1, 0) for a in (found.vals, found.idx, ct.vals))
+    rounds = jax.tree.map(lambda a: jnp.moveaxis(a, -1, 0), (found.vals, found.idx, ct.vals))
     dw = vary(jnp.zeros_like(w), varying(w))
     (_, dx, dw), _ = lax.scan(back, (found.residual, ct.residual, dw), rounds, reverse=True)
     return dx, dw

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matching pursuit: its gradient, its properties, hierarchies, and how it stops."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxneuro.dictionaries import Training, reconstruction, topk
+from jaxneuro.dictionaries.matching_pursuit import MatchingPursuit, matching_pursuit
+from jaxneuro.dictionaries.parts.autoencode import Select
+from jaxneuro.dictionaries.parts.pursuit import merged, pursue
+from jaxneuro.errors import UserError
+
+from .conftest import D_IN, matched, planted, rows, train
+
+N, K, BATCH = 48, 6, 64
+
+
+def sgd(rate):
+    """Plain descent at rate 1, whatever the schedule: an update is minus the gradient."""
+    del rate
+    return optax.sgd(1.0)
+
+
+def tokens(n=BATCH, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(0.7, 1.3, (n, D_IN)), jnp.float32)
+
+
+def dictionary(n=N, d=D_IN, **kw):
+    rng = np.random.default_rng(1)
+    b_dec = jnp.asarray(rng.normal(size=d), jnp.float32)
+    return MatchingPursuit(**({"W_dec": jnp.asarray(rows(rng, n, d)), "b_dec": b_dec, "max_steps": K} | kw))
+
+
+def dense_rounds(x, w, k):
+    """(latents, residual after every round), from all products."""
+    r, z, residuals = x, jnp.zeros((x.shape[0], w.shape[0])), []
+    at = jnp.arange(x.shape[0], dtype=jnp.int32)
+    for _ in range(k):
+        c = r @ w.T
+        j = jnp.argmax(c, axis=1)
+        size = jax.nn.relu(c[at, j])
+        z, r = z.at[at, j].add(size), r - size[:, None] * w[j]
+        residuals.append(r)
+    return z, residuals
+
+
+def test_codes_equal_the_dense_rounds():
+    d, x = dictionary(), tokens()
+    z, residuals = dense_rounds(x - d.b_dec, d.W_dec, K)
+    np.testing.assert_allclose(d.encode(x), z, atol=1e-5)
+    np.testing.assert_allclose(x - d(x), residuals[-1], atol=1e-5)
+
+
+def test_the_gradient_through_all_rounds_equals_dense_autodiff():
+    """Of a loss that reads residual and values, so that both ways back are tested."""
+    w, x = dictionary().W_dec, tokens()
+    weights = jnp.asarray(np.random.default_rng(4).normal(size=(BATCH, N)), jnp.float32)
+
+    def sparse(x, w):
+        found = pursue(x, w, Select(k=K))
+        at = jnp.arange(BATCH, dtype=jnp.int32)[:, None]
+        return jnp.sum(jnp.sin(found.residual)) + jnp.sum(found.vals * weights[at, found.idx])
+
+    def dense(x, w):
+        z, residuals = dense_rounds(x, w, K)
+        return jnp.sum(jnp.sin(residuals[-1])) + jnp.sum(z * weights)
+
+    got, want = (jax.jit(jax.value_and_grad(f, (0, 1)))(x, w) for f in (sparse, dense))
+    assert float(got[0]) == pytest.approx(float(want[0]), rel=1e-4)
+    for g, v in zip(got[1], want[1], strict=True):
+        np.testing.assert_allclose(g, v, rtol=0, atol=1e-5 * np.abs(v).max())
+
+
+def test_a_training_step_follows_the_gradient_of_the_loss():
+    m = matching_pursuit(N, K, training=Training(optimiser=sgd, learning_rate=1.0))
+    batch = {"x": 30 * tokens()}
+    state = m.init(jax.random.key(0), batch)
+    p, x = state.parameters, batch["x"] * state.scale_x
+
+    def dense(p):
+        r = dense_rounds(x - p["b_dec"], p["w_dec"], K)[1][-1]
+        return jnp.sum(jnp.square(r)) / (BATCH * state.variance)
+
+    loss, g = jax.jit(jax.value_and_grad(dense))(p)
+    new, info = jax.jit(m.step)(state, batch)
+    assert float(info["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert np.abs(g["b_dec"]).max() > 1e-3
+    np.testing.assert_allclose(p["b_dec"] - new.parameters["b_dec"], g["b_dec"], atol=1e-6)
+    w, g = np.asarray(p["w_dec"], np.float64), np.asarray(g["w_dec"], np.float64)
+    moved = w - (g - (g * w).sum(1, keepdims=True) * w)
+    np.testing.assert_allclose(new.parameters["w_dec"], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_memory_of_a_step_does_not_grow_with_the_rounds_residuals():
+    def bytes_of(k):
+        m = matching_pursuit(64, k)
+        batch = {"x": jax.ShapeDtypeStruct((4096, 128), jnp.float32)}
+        state = jax.eval_shape(m.init, jax.random.key(0), batch)
+        return jax.jit(m.step, donate_argnums=0).lower(state, batch).compile().memory_analysis().temp_size_in_bytes
+
+    residual = 4096 * 128 * 4
+    assert bytes_of(24) - bytes_of(4) < 20 * residual / 4  # kept residuals: 20
+
+
+def test_each_round_leaves_what_is_orthogonal_to_its_direction_and_not_longer():
+    d, x = dictionary(), tokens()
+    length = np.linalg.norm(x - d.b_dec, axis=1)
+    for k in range(1, 12):
+        found = pursue(x - d.b_dec, d.W_dec, Select(k=k))
+        last = np.asarray(d.W_dec)[np.asarray(found.idx)[:, -1]]
+        inner = (np.asarray(found.residual) * last).sum(1)
+        took = np.asarray(found.vals)[:, -1] > 0
+        np.testing.assert_allclose(inner[took], 0, atol=1e-5)
+        shorter = np.linalg.norm(found.residual, axis=1)
+        assert (shorter <= length + 1e-5).all()
+        assert (shorter < length - 1e-4)[took].mean() > 0.95
+        length = shorter
+
+
+def test_any_number_of_rounds_is_the_beginning_of_the_same_code():
+    d, x = dictionary(max_steps=9), tokens()
+    r = x - d.b_dec
+    long, short = (pursue(r, d.W_dec, Select(k=k)) for k in (9, 4))
+    np.testing.assert_array_equal(short.idx, long.idx[:, :4])
+    np.testing.assert_allclose(short.vals, long.vals[:, :4], atol=1e-6)
+    errors = [reconstruction(dataclasses.replace(d, max_steps=k), [{"x": x}]).fvu for k in (1, 3, 9)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 2 * errors[2]
+
+
+def test_a_direction_that_is_found_twice_is_one_latent():
+    """Two rows at an obtuse angle: subtracting the second brings some of the first back."""
+    d = MatchingPursuit(W_dec=jnp.array([[1.0, 0.0], [-0.6, 0.8]]), b_dec=jnp.zeros(2), max_steps=3)
+    x = jnp.array([[2.0, 0.5], [1.5, 2.0], [1.9, -2.2]])
+    found = pursue(x, d.W_dec, Select(k=3))
+    z = np.asarray(d.encode(x))
+    vals, idx = d.encode_sparse(x)
+    assert found.idx[0].tolist() == [0, 1, 0]
+    assert (found.vals[0] > 0).all()
+    np.testing.assert_allclose(z @ np.asarray(d.W_dec) + np.asarray(found.residual), x, atol=1e-6)
+    np.testing.assert_allclose(d.decode_sparse(vals, idx), d(x), atol=1e-6)
+    assert reconstruction(d, [{"x": x}]).l0 == pytest.approx((z > 0).sum() / 3)
+    assert (np.asarray(vals) > 0).sum() == (z > 0).sum() == 5
+    batch = {"x": tokens()}
+    m = matching_pursuit(4, 30)  # four rows, thirty rounds
+    _, info = jax.jit(m.step)(m.init(jax.random.key(0), batch), batch)
+    assert 1 < float(info["l0"]) <= 4
+
+
+def test_merged_by_hand():
+    vals, idx = merged(jnp.array([[3.0, 1.0, 2.0, 0.0]]), jnp.array([[5, 0, 5, 0]]), 6)
+    assert vals.tolist() == [[5.0, 1.0, 0.0, 0.0]]
+    assert idx.tolist() == [[5, 0, 6, 6]]
+
+
+def test_where_nothing_points_along_the_residual_nothing_is_done():
+    d = MatchingPursuit(W_dec=jnp.eye(3), b_dec=jnp.zeros(3), max_steps=2)
+    x = jnp.array([[-1.0, -2.0, -3.0], [1.0, -2.0, -3.0]])
+    assert d.encode(x).tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert d(x).tolist() == [[0, 0, 0], [1, 0, 0]]
+
+
+def test_with_a_tolerance_each_token_takes_what_it_needs():
+    half = rows(np.random.default_rng(1), N, D_IN)
+    d, x = dictionary(max_steps=40, W_dec=jnp.asarray(np.concatenate([half, -half]))), tokens(200)
+    near = dataclasses.replace(d, tolerance=1.0)
+    vals, _ = near.encode_sparse(x)
+    used = (np.asarray(pursue(x - d.b_dec, d.W_dec, Select(k=40), 1.0).vals) > 0).sum(1)
+    assert (np.linalg.norm(x - near(x), axis=1) <= 1.0 + 1e-5).all()
+    assert used.min() < used.max() < 40
+    for i in np.flatnonzero(used)[:5]:  # one round less is not enough
+        less = dataclasses.replace(d, max_steps=int(used[i]) - 1)
+        assert np.linalg.norm(x[i] - less(x[i])) > 1.0
+        np.testing.assert_allclose(near(x[i]), dataclasses.replace(d, max_steps=int(used[i]))(x[i]), atol=1e-5)
+    assert vals.shape == (200, 40)
+    jax.jit(jax.grad(lambda d: jnp.sum(jnp.square(x - d(x)))))(near)  # differentiable as well
+
+
+def test_bfloat16_chooses_and_float32_subtracts():
+    """Products in bfloat16, yet code and residual make up x to float32's precision."""
+    w, x = dictionary().W_dec, tokens()
+    found = pursue(x, w, Select(k=K, dtype="bfloat16"))
+    whole = found.residual + jnp.einsum("nk,nkd->nd", found.vals, w[found.idx])
+    np.testing.assert_allclose(whole, x, atol=1e-5)
+    exact = pursue(x, w, Select(k=K))
+    a, b = (float(jnp.sum(jnp.square(f.residual))) for f in (found, exact))
+    assert a == pytest.approx(b, rel=0.02)
+
+
+def test_what_finish_returns_takes_raw_activations():
+    m, batch = matching_pursuit(N, K), {"x": 30 * tokens()}
+    state = m.init(jax.random.key(0), batch)
+    learned = m.finish(state)
+    _, info = jax.jit(m.step)(state, batch)
+    judged = reconstruction(learned, [batch])
+    assert float(info["fvu"]) == pytest.approx(judged.fvu, rel=1e-4)
+    assert float(info["l0"]) == pytest.approx(judged.l0, rel=1e-6)
+    assert learned.k == K
+    np.testing.assert_allclose(np.linalg.norm(learned.W_dec, axis=1), 1, rtol=1e-5)
+
+
+def test_finds_a_planted_dictionary():
+    x, truth = planted(1, 300 * 256)
+    m = matching_pursuit(N, 2, training=Training(learning_rate=1e-2, steps=300, warmup_steps=10))
+    state, infos = train(m, {"x": x.reshape(300, 256, D_IN)})
+    cosine = matched(m.finish(state).W_dec, truth)
+    assert np.median(cosine) > 0.97
+    assert infos["fvu"][-20:].mean() < 0.05 < infos["fvu"][0]
+
+
+def tree(n, d=16):
+    """(x [n, d], directions [20, d]): 11 parents, in half of the coordinates, three of which have three children.
+
+    A parent is on at a tenth of the tokens, with one child of its own at half of these; coefficients N(1.5, 0.25^2).
+    Children are orthogonal to parents, and directions of one level resemble each other (cosines up to 0.5 and 0.3).
+    """
+    rng = np.random.default_rng(11)
+
+    def level(m):
+        drawn = (rows(rng, m, d // 2) for _ in range(3000))
+        return min(drawn, key=lambda w: (w @ w.T - np.eye(m)).max())
+
+    truth = np.zeros((20, d), np.float32)
+    truth[:11, : d // 2], truth[11:, d // 2 :] = level(11), level(9)
+    on = np.zeros((n, 20), bool)
+    on[:, :11] = rng.random((n, 11)) < 0.1
+    for parent in range(3):
+        chosen = 11 + 3 * parent + rng.integers(0, 3, n)
+        on[np.arange(n), chosen] = on[:, parent] & (rng.random(n) < 0.5)
+    z = np.where(on, rng.normal(1.5, 0.25, (n, 20)), 0).astype(np.float32)
+    return z @ truth, truth
+
+
+def test_a_hierarchy_that_topk_does_not_recover():
+    """The synthetic case of arXiv:2506.03093: parents and children, at equal k, size and training."""
+    steps, k = 1000, 5
+    x, truth = tree(steps * 256)
+    training = Training(learning_rate=1e-2, steps=steps, warmup_steps=10, b_dec_start="zeros")
+    recovered = {}
+    for name, m in (
+        ("matching_pursuit", matching_pursuit(24, k, training=training)),
+        ("topk", topk(24, k, auxk=None, training=training)),
+    ):
+        state, _ = train(m, {"x": x.reshape(steps, 256, -1)})
+        recovered[name] = matched(m.finish(state).W_dec, truth) > 0.95
+    ours, theirs = recovered["matching_pursuit"], recovered["topk"]
+    assert ours.sum() >= 10 > 6 >= theirs.sum()  # 12 and 4 of 20; 15 and 3 with other draws of the tree
+    assert ours[11:].sum() >= 3 > 1 >= theirs[11:].sum()  # children: 4 and 0 of 9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"k": 0}, "k = 0 rounds"), ({"training": Training(widths=(8, 8))}, "leave out widths")],
+)
+def test_wrong_choices(change, message):
+    with pytest.raises(UserError, match=message):
+        matching_pursuit(**({"n_latents": N, "k": K} | change))
+
+
+def test_targets_of_their_own_are_refused():
+    with pytest.raises(UserError, match="leave y out"):
+        matching_pursuit(N, K).init(jax.random.key(0), {"x": tokens(), "y": tokens()})
