@@ -6,7 +6,7 @@ import importlib
 
 from . import harness
 
-NAMES = ("capture", "sweep", "topk_step", "kernels", "store")
+NAMES = ("capture", "sweep", "topk_step", "kernels", "store", "dictionaries")
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ Names load on first use, so `import jaxneuro` is light.
 | `activations` | how does a stream feed a learner? |
 | `neurons` | which neurons belong to a group, and is it true? |
 | `dictionaries` | which features explain the activations? |
+| `training` | how is a dictionary trained in one command? |
+| `parallel` | a step by `pmap` |
 | `reports`, `study` | what came out? |
 """
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "dictionaries": {"errors", "protocols", "io", "taps", "models"},
     "neurons": {"errors", "protocols", "io", "taps", "models"},
     "reports": {"errors", "io"},
+    "parallel": {"errors", "protocols"},
     "study": {
         "errors",
         "protocols",

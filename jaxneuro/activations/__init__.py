@@ -20,7 +20,8 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 | mixing.py | `mixing`: how well batches are mixed, measured live | |
 | moments.py | `moments`: mean, variance, range | Chan, Golub, LeVeque 1983 |
 | reducers.py | `firing_moments`: what `capture` reduces a site to, where it is | |
-| harvest.py, writer.py, store.py, blocks.py | `harvest`, `harvest_part`, `open_activations`, `verify`: a site's values on disk | zarr3 |
+| harvest.py, writer.py | `harvest`, `harvest_part`: values of a site to disk, by one host or many | |
+| store.py, blocks.py | `open_activations`, `verify`: what is there, checksummed, in shuffled blocks | zarr3 |
 | source.py | `array_batches`: exact shuffles of an array, as a Grain iterator | Black, Rogaway 2002 |
 | metrics.py | `MetricSink`, `JsonLines`, `TensorBoard`, `WandB` | |
 | progress.py | `Progress`, `rich_progress` | |

@@ -116,24 +116,24 @@ class JumpReLU:
 
 @_leaf
 class Gated:
-    """z = max(pre * scale + shift, 0) where pre > 0, else 0 (arXiv:2404.16014).
+    """z = max(pre exp(r_mag) + b_mag, 0) where pre + b_gate > 0, else 0 (arXiv:2404.16014).
 
-    With the paper's names: pre = pi_gate, scale = exp(r_mag), shift = b_mag - b_gate * exp(r_mag), so that
-    pre * scale + shift = pi_mag, and the gate's bias is the dictionary's b_enc.
+    The gate and the magnitude have biases of their own, so the b_enc of a gated dictionary is 0.
 
     Example:
-      >>> gated = Gated(jnp.full(3, 2.0), jnp.array([0.0, -9.0, 0.0]))
+      >>> gated = Gated(r_mag=jnp.zeros(3), b_mag=jnp.array([0.5, -9.0, 0.5]), b_gate=jnp.zeros(3))
       >>> gated(jnp.array([1.0, 1.0, -1.0])).tolist()
-      [2.0, 0.0, 0.0]
+      [1.5, 0.0, 0.0]
     """
 
-    scale: Float[Array, "n_latents"]
-    shift: Float[Array, "n_latents"]
+    r_mag: Float[Array, "n_latents"]
+    b_mag: Float[Array, "n_latents"]
+    b_gate: Float[Array, "n_latents"]
 
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
-        magnitude = pre * self.scale.astype(pre.dtype) + self.shift.astype(pre.dtype)
-        return jnp.where(pre > 0, jax.nn.relu(magnitude), jnp.zeros((), pre.dtype))
+        scale, b_mag, b_gate = (a.astype(pre.dtype) for a in (jnp.exp(self.r_mag), self.b_mag, self.b_gate))
+        return jnp.where(pre + b_gate > 0, jax.nn.relu(pre * scale + b_mag), jnp.zeros((), pre.dtype))
 
 
 def dense(vals: Float[Array, "*batch k"], idx: Int[Array, "*batch k"], n_latents: int) -> Array:

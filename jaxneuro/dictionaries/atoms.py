@@ -25,7 +25,7 @@ def atoms(
 ) -> Method:
     """A threshold dictionary: z = pre where pre > tau, else 0, with one tau for all latents.
 
-        W_enc = S D^T at first,  S = (E[x x^T] + shrinkage * tr / d * I)^-1,  each latent scaled so that <d_i, S d_i> = 1
+        W_enc = S D^T at first,  S = (E[x x^T] + shrinkage * tr / d * I)^-1,  rows scaled so that <d_i, S d_i> = 1
         loss: as `jumprelu`
 
     The decoder's rows D are the atoms. Seen through S (the atomic inner product, a cosine after whitening), atoms that

@@ -129,10 +129,10 @@ def _none(x: Array) -> Normalised:
 
 
 def _layer_norm(x: Array) -> Normalised:
-    """(x - mean) / (std + 1e-5), the std with n - 1: OpenAI's."""
+    """(x - mean) / (std + 1e-5), the std with n - 1; back: y std + mean. OpenAI's and SAELens'."""
     mean = jnp.mean(x, axis=-1, keepdims=True)
-    std = jnp.std(x, axis=-1, keepdims=True, ddof=1) + jnp.float32(1e-5)
-    return Normalised((x - mean) / std, lambda y: y * std + mean)
+    std = jnp.std(x, axis=-1, keepdims=True, ddof=1)
+    return Normalised((x - mean) / (std + jnp.float32(1e-5)), lambda y: y * std + mean)
 
 
 def _constant_norm(x: Array) -> Normalised:

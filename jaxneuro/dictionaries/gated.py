@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gated dictionaries: which latents are on, and how much, are two questions (Rajamanoharan et al., arXiv:2404.16014)."""
+"""Gated dictionaries: a gate chooses latents, a magnitude says how much (Rajamanoharan et al., 2404.16014)."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from ..errors import UserError
 from ..protocols import Method
@@ -12,6 +12,7 @@ from .parts.dense import Latents, against, dense
 from .parts.inputs import Inputs
 from .parts.learner import Now, Parameters
 from .parts.optimise import ramp
+from .parts.selected import begin
 from .parts.training import Training
 
 
@@ -22,7 +23,7 @@ def gated(n_latents: int, l1: float, *, l1_warmup_steps: int = 0, training: Trai
         loss = mean_n (|y - z W_dec - b_dec|^2 + l1 sum_i relu(pi_gate,i) + |y - relu(pi_gate) W_dec' - b_dec'|^2) / V
 
     W_dec' and b_dec' are constants there: the gate learns to reconstruct with the decoder as it is. Decoder rows have
-    norm 1. The gate's bias is stored as b_enc. V: see `topk`.
+    norm 1. V: see `topk`.
 
     Args:
       l1: coefficient, for inputs of mean norm sqrt(d); converted where `training.normalise` makes them of another.
@@ -44,21 +45,24 @@ def gated(n_latents: int, l1: float, *, l1_warmup_steps: int = 0, training: Trai
 
     def latents(p: Parameters, pre: Array, inputs: Inputs, now: Now) -> Latents:
         on, size = inputs.valid[:, None], against("sqrt_d", training, inputs.x.shape[1])
-        gate = jax.nn.relu(pre)
-        magnitude = jax.nn.relu((pre - p["b_enc"]) * jnp.exp(p["r_mag"]) + p["b_mag"])
-        z = jnp.where(pre > 0, magnitude, jnp.float32(0))
+        gate = jax.nn.relu(pre + p["b_gate"])
+        z = jnp.where(gate > 0, jax.nn.relu(pre * jnp.exp(p["r_mag"]) + p["b_mag"]), jnp.float32(0))
         penalty = coefficient(now.step) * jnp.float32(size) * jnp.sum(jnp.where(on, gate, jnp.float32(0)))
         return Latents(z, penalty, also=gate)
 
     def activation(p: Parameters, unit: Array) -> Gated:
-        scale = jnp.exp(p["r_mag"])
-        return Gated(scale, (p["b_mag"] - p["b_enc"] * scale) / unit)
+        return Gated(r_mag=p["r_mag"], b_mag=p["b_mag"] / unit, b_gate=p["b_gate"] / unit)
+
+    def start(key: Key[Array, ""], inputs: Inputs, tied: bool) -> Parameters:
+        p = begin(n_latents, training)(key, inputs, tied)
+        del p["b_enc"]
+        return p | {name: jnp.zeros(n_latents, jnp.float32) for name in ("b_gate", "b_mag", "r_mag")}
 
     return dense(
         n_latents,
         latents,
         activation,
         training=training,
-        extra=lambda n, inputs: {name: jnp.zeros(n, jnp.float32) for name in ("b_mag", "r_mag")},
-        through_centre=lambda grads, p: grads["b_enc"] + jnp.exp(p["r_mag"]) * grads["b_mag"],
+        start=start,
+        through_centre=lambda grads, p: grads["b_gate"] + jnp.exp(p["r_mag"]) * grads["b_mag"],
     )

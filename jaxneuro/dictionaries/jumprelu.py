@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxneuro_kernels import jumprelu as above
 from jaxneuro_kernels import step as counts
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from ..errors import UserError
 from ..protocols import Method
@@ -16,6 +16,7 @@ from .parts.dense import Latents, against, dense
 from .parts.inputs import Inputs
 from .parts.learner import Now, Parameters
 from .parts.optimise import ramp
+from .parts.selected import begin
 from .parts.training import Training
 
 
@@ -51,7 +52,7 @@ def jumprelu(
       A Method; `finish` gives a `SparseCoder` with `JumpReLU`.
     Raises:
       UserError: neither sparsity nor target_l0; numbers that are not positive.
-    Source: arXiv:2407.14435 (loss, pseudo-derivatives), 2408.05147 (bandwidth, start); target as in dictionary_learning.
+    Source: arXiv:2407.14435 (loss, pseudo-derivatives), 2408.05147 (bandwidth, start); dictionary_learning (target).
     Example:
       >>> import jax
       >>> method = jumprelu(n_latents=16, target_l0=4)
@@ -107,11 +108,12 @@ def thresholded(
         l0 = axes.over_tokens(axes.over_latents(on)) / tokens
         return jnp.square(l0 / jnp.float32(target_l0) - 1) * tokens / jnp.float32(axes.shards)
 
-    def extra(n: int, inputs: Inputs) -> Parameters:
+    def begin_above(key: Key[Array, ""], inputs: Inputs, tied: bool) -> Parameters:
         value = jnp.log(jnp.float32(threshold_start * size_of(inputs.x.shape[1])))
-        return {theta: jnp.full(() if shared else (n,), value, jnp.float32)}
+        thresholds = {theta: jnp.full(() if shared else (n_latents,), value, jnp.float32)}
+        return (start or begin(n_latents, training))(key, inputs, tied) | thresholds
 
     def activation(p: Parameters, unit: Array) -> JumpReLU:
         return JumpReLU(jnp.exp(p[theta]) / unit)
 
-    return dense(n_latents, latents, activation, training=training, extra=extra, start=start)
+    return dense(n_latents, latents, activation, training=training, start=begin_above)

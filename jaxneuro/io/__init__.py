@@ -5,6 +5,7 @@
 |---|---|---|
 | `files.py` | whole-file writes that either happen or do not | any |
 | `sources.py` | what a model's name stands for: bundled, MiniLM, a folder, the Hub | Hugging Face folder |
+| `torch_file.py`, `pickled.py` | files of torch.save, without torch and without unpickling | zip and legacy .pt |
 | `safetensors.py` | read over mmap with full validation, write | safetensors 0.x header |
 """
 
@@ -16,3 +17,4 @@ from .files import write_text as write_text
 from .safetensors import read_checkpoint as read_checkpoint
 from .safetensors import read_safetensors as read_safetensors
 from .safetensors import write_safetensors as write_safetensors
+from .torch_file import read_torch as read_torch

@@ -56,8 +56,7 @@ def _threshold(p: Stored, k: int) -> Activation:
 
 
 def _gated(p: Stored, k: int) -> Activation:
-    scale = jnp.exp(jnp.asarray(p["r_mag"]))
-    return Gated(scale, jnp.asarray(p["mag_bias"]) - jnp.asarray(p["gate_bias"]) * scale)
+    return Gated(*(jnp.asarray(p[name]) for name in ("r_mag", "mag_bias", "gate_bias")))
 
 
 _LINEAR: Final = {"encoder.weight": ("n_latents", "d_in"), "decoder.weight": ("d_in", "n_latents")}
@@ -84,7 +83,7 @@ _CLASSES: Final = {
     ),
     "GatedAutoEncoder": _Class(
         {**_LINEAR, **dict.fromkeys(("r_mag", "gate_bias", "mag_bias"), ("n_latents",)), "decoder_bias": ("d_in",)},
-        {**_WEIGHTS, "b_enc": "gate_bias", "b_dec": "decoder_bias"},
+        {**_WEIGHTS, "b_dec": "decoder_bias"},  # the gate has its own bias
         _gated,
     ),
     "AutoEncoderTopK": _Class(_TOPK, _LINEAR_NAMES, _topk, optional=("k", "threshold")),
@@ -135,7 +134,7 @@ def load_dictionary_learning(
     return SparseCoder(
         W_enc=p["W_enc"],
         W_dec=p["W_dec"],
-        b_enc=p["b_enc"],
+        b_enc=p["b_enc"] if "b_enc" in p else jnp.zeros_like(p["W_dec"][:, 0]),
         b_dec=p["b_dec"],
         activation=cls.activation(stored, stated.get("k", 0)),
         apply_b_dec_to_input=cls.subtracts,

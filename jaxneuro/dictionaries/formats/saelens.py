@@ -72,9 +72,7 @@ def _one_jump(config: Mapping[str, Any], p: Parameters) -> Activation:
 
 
 def _gated(config: Mapping[str, Any], p: Parameters) -> Activation:
-    scale = jnp.exp(p["r_mag"].astype(jnp.float32))
-    shift = p["b_mag"].astype(jnp.float32) - p["b_gate"].astype(jnp.float32) * scale
-    return Gated(scale.astype(p["r_mag"].dtype), shift.astype(p["b_mag"].dtype))
+    return Gated(r_mag=p["r_mag"], b_mag=p["b_mag"], b_gate=p["b_gate"])
 
 
 _BATCHTOPK: Final = _Architecture(
@@ -145,7 +143,7 @@ def load_saelens(
     return SparseCoder(
         W_enc=p["W_enc"],
         W_dec=p["W_dec"],
-        b_enc=p["b_enc"] if "b_enc" in p else p["b_gate"],
+        b_enc=p["b_enc"] if "b_enc" in p else jnp.zeros_like(p["b_gate"]),
         b_dec=p["b_dec"],
         activation=architecture.activation(config, p),
         W_skip=p.get("W_skip"),

@@ -89,11 +89,5 @@ def _stored(d: SparseCoder) -> dict[str, Any]:
     if isinstance(d.activation, JumpReLU):
         values["threshold"] = jnp.broadcast_to(d.activation.threshold, (d.n_latents,))
     if isinstance(d.activation, Gated):
-        scale, shift = (a.astype(jnp.float32) for a in (d.activation.scale, d.activation.shift))
-        magnitude = shift + d.b_enc.astype(jnp.float32) * scale
-        values |= {
-            "b_gate": d.b_enc,
-            "b_mag": magnitude.astype(d.b_enc.dtype),
-            "r_mag": jnp.log(scale).astype(d.b_enc.dtype),
-        }
+        values |= {name: getattr(d.activation, name) for name in ("r_mag", "b_mag", "b_gate")}
     return values

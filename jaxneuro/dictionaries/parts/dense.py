@@ -47,7 +47,6 @@ def dense(
     activation: Callable[[Parameters, Array], Any],
     *,
     training: Training,
-    extra: Callable[[int, Inputs], Parameters] = lambda n, inputs: {},
     start: Callable[[Key[Array, ""], Inputs, bool], Parameters] | None = None,
     through_centre: Callable[[Parameters, Parameters], Array] = lambda grads, p: grads["b_enc"],
     unit_decoder: bool = True,
@@ -55,22 +54,21 @@ def dense(
     """A method whose loss is mean_n |y_n - y_hat_n|^2 / V and a penalty of its latents.
 
     Args:
-      latents: (parameters, pre [n, n_latents], inputs, now) -> `Latents`; pre = (x - b_dec) W_enc + b_enc, float32.
+      latents: (parameters, pre [n, n_latents], inputs, now) -> `Latents`; pre = (x - b_dec) W_enc + b_enc, float32
+        (b_enc: 0 where there is none).
       activation: (parameters in scaled units, unit) -> `Activation` in raw units: divide what adds to pre by unit.
-      extra: (n_latents, scaled first batch) -> further parameters.
-      start: replaces `selected.begin`.
+      start: replaces `selected.begin`; adds further parameters.
       through_centre: see `Recipe`.
       unit_decoder: rows of W_dec are kept at norm 1; otherwise the norm is moved into the latents at the end.
     """
     axes, cast = training.axes, jnp.dtype(training.dtype)
-    first = start or begin(n_latents, training)
 
     def product(a: Array, b: Array) -> Array:
         return jnp.dot(a.astype(cast), b.astype(cast), preferred_element_type=jnp.float32)
 
     def loss(p: Parameters, inputs: Inputs, now: Now) -> tuple[Array, Outcome]:
         on = inputs.valid[:, None]
-        pre = product(centred(inputs, p["b_dec"], now.tied), p["w_enc"].T) + p["b_enc"]
+        pre = product(centred(inputs, p["b_dec"], now.tied), p["w_enc"].T) + p.get("b_enc", jnp.float32(0))
         out = latents(p, pre, inputs, now)
         z = jnp.where(on, out.z, jnp.float32(0))
 
@@ -98,7 +96,7 @@ def dense(
         return SparseCoder(**raw(p, scales), activation=activation(p, unit))
 
     recipe = Recipe(
-        begin=lambda key, inputs, tied: first(key, inputs, tied) | extra(n_latents, inputs),
+        begin=start or begin(n_latents, training),
         loss=loss,
         finish=finish,
         through_centre=through_centre,

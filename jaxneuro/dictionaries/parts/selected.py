@@ -63,7 +63,7 @@ def raw(p: Parameters, scales: Scales) -> dict[str, Any]:
     arrays = {
         "W_enc": p["w_enc"].T if sx.ndim == 0 else sx[:, None] * p["w_enc"].T,
         "W_dec": p["w_dec"] * (unit / sy),
-        "b_enc": p["b_enc"] / unit,
+        "b_enc": p["b_enc"] / unit if "b_enc" in p else jnp.zeros(len(p["w_enc"]), jnp.float32),
         "b_dec": p["b_dec"] / sy,
         "apply_b_dec_to_input": scales.tied,
     }
