@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matching-pursuit autoencoders: each latent is found in what those before it leave (Costa et al., arXiv:2506.03093)."""
+"""Matching-pursuit autoencoders: each latent is found in what those before it leave (arXiv:2506.03093)."""
 
 import dataclasses
 
