@@ -13,9 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from ..errors import UserError
 from ..protocols import Method
+from .buffer import BufferState
 from .driver import IN_FLIGHT
 from .feed import AHEAD
-from .placement import compiled
+from .identity import is_key
+from .placement import compiled, everywhere
 from .progress import quantity
 
 _CGROUP: Final = (
@@ -65,8 +67,8 @@ class Plan:
             )
         )
         raise UserError(
-            f"this run needs {size(self.total)} on each device ({parts}), of which {size(there)} are there already, but "
-            f"{size(free)} are free. Nothing was started. {advice}".rstrip()
+            f"this run needs {size(self.total)} on each device ({parts}), of which {size(there)} are there already, "
+            f"but {size(free)} are free. Nothing was started. {advice}".rstrip()
         )
 
 
@@ -108,10 +110,12 @@ def planned(
     fixed = dict(constants or {})
     one = SingleDeviceSharding(jax.devices()[0])
     shapes = jax.tree.map(lambda x: _shape(x, _laid(x, sharding)), batch)
-    held = jax.tree.map(lambda x: _shape(x, getattr(x, "sharding", None) if sharding is not None else None), fixed)
-    state = _state(method, key, {**shapes, **held} if fixed else shapes, sharding)
+    spread = everywhere(sharding)
+    held = jax.tree.map(lambda x: _shape(x, _kept(x) or spread), fixed)
+    state = _state(method, _shape(key, spread), {**shapes, **held} if fixed else shapes, sharding)
     layout = jax.tree.map(lambda x: _shape(x, x.sharding or one), state)
-    program = compiled(method.step, layout).lower(state, shapes, held).compile()
+    step: Any = compiled(method.step, layout)
+    program = step.lower(state, shapes, held).compile()
     memory = program.memory_analysis()
     arrays = _bytes(layout) + _bytes(held) + _bytes(shapes)
     return Plan(
@@ -127,12 +131,26 @@ def planned(
     )
 
 
-def _state(method: Method, key: jax.Array, batch: Any, sharding: Sharding | None) -> Any:
+def _state(method: Method, key: Any, batch: Any, sharding: Sharding | None) -> Any:
     if sharding is None:
         return jax.eval_shape(method.init, key, batch)
     init = jax.jit(method.init).lower(key, batch).compile()
-    shapes = jax.eval_shape(method.init, key, batch)
-    return jax.tree.map(_shape, shapes, init.output_shardings)
+    shapes = jax.tree.map(_shape, jax.eval_shape(method.init, key, batch), init.output_shardings)
+    return jax.tree.map(lambda x: _split(x, sharding), shapes, is_leaf=lambda x: isinstance(x, BufferState))
+
+
+def _split(x: Any, sharding: Sharding) -> Any:
+    """A buffer as its init lays it out where it sees devices, which shapes do not show: rows split as batches are."""
+    if not isinstance(x, BufferState) or not isinstance(sharding, NamedSharding):
+        return x
+    along = NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0] if sharding.spec else None))
+
+    def part(rows: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        slots = rows.shape[1]
+        parts = slots // along.shard_shape((slots,))[0]
+        return _shape(jax.ShapeDtypeStruct((parts, slots // parts, *rows.shape[2:]), rows.dtype), along)
+
+    return x._replace(rows=jax.tree.map(part, x.rows))
 
 
 def _laid(x: Any, sharding: Sharding | None) -> Sharding | None:
@@ -142,8 +160,14 @@ def _laid(x: Any, sharding: Sharding | None) -> Sharding | None:
     return sharding
 
 
+def _kept(x: Any) -> Sharding | None:
+    """The layout of what lies on several devices already."""
+    return x.sharding if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1 else None
+
+
 def _shape(x: Any, sharding: Sharding | None) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding)
+    dtype = x.dtype if is_key(x) else jax.dtypes.canonicalize_dtype(x.dtype)
+    return jax.ShapeDtypeStruct(np.shape(x), dtype, sharding=sharding)
 
 
 def _bytes(tree: Any) -> int:
@@ -155,9 +179,11 @@ def _bytes(tree: Any) -> int:
     return total
 
 
-def free_bytes(device: jax.Device | None = None) -> int | None:
+def free_bytes(device: Any = None) -> int | None:
     """What can still be allocated on a device: of its own limit, on a CPU of the machine's or the container's memory.
 
+    Args:
+      device: a `jax.Device`; None: the first.
     Returns:
       None where neither says.
     """

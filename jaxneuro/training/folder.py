@@ -41,7 +41,7 @@ def claimed(config: TrainConfig) -> Iterator[Path]:
     if out.exists() and not (out / CONFIG).exists() and {p.name for p in out.iterdir()} - {LOCK}:
         raise UserError(f"{out} holds something that is no training run. Choose an empty or a new folder for --out.")
     with exclusive(out):
-        begun = {p.name for p in out.iterdir()} - {LOCK, CONFIG}
+        begun = any((out / name).exists() for name in (CHECKPOINTS, DICTIONARY, RESULTS))
         before = read_json(out / CONFIG) if begun else None
         write_json(out / CONFIG, _record(config, before))
         yield out

@@ -149,7 +149,7 @@ def _said_of_fields(kind: Any) -> dict[str, str]:
     """The strings below the fields of a dataclass."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     return {
-        field.target.id: re.sub(r"\s+", " ", said.value.value)
+        field.target.id: re.sub(r"\s+", " ", str(said.value.value))
         for field, said in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(said, ast.Expr)
         if isinstance(said.value, ast.Constant)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training run itself: checked, planned, run, saved, judged."""
 
+import contextlib
 import functools
 import shutil
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ..activations import rich_progress, run
+from ..activations import MetricSink, rich_progress, run
 from ..activations.plan import free_bytes, planned, size
 from ..dictionaries.parts.training import DATA, LATENT
 from ..errors import UserError
@@ -54,8 +55,9 @@ def train_dictionary(config: TrainConfig) -> Path:
             print(f"{out} is complete", file=sys.stderr)
             show(read_json(out / RESULTS), out)
             return out
-        data = open_source(config)
-        found = _learned(config, data, data.attach(by_place), mesh)
+        with contextlib.closing(sink_of(config)) as sink:  # first: its package may be missing
+            data = open_source(config)
+            found = _learned(config, data, data.attach(by_place), mesh, sink)
         results = write(config, data, found, out)
         if not config.keep:
             shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
@@ -63,7 +65,7 @@ def train_dictionary(config: TrainConfig) -> Path:
     return out
 
 
-def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None) -> dict[str, Any]:
+def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None, sink: MetricSink) -> dict[str, Any]:
     """Member's name -> its dictionary."""
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(DATA))
     key = jax.random.key(config.seed)
@@ -77,7 +79,7 @@ def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None)
             steps=config.updates + data.extra_steps,
             checkpoint_dir=config.out / CHECKPOINTS,
             checkpoint_every=config.checkpoint_every,
-            metrics=sink_of(config),
+            metrics=sink,
             progress=progress,
             log_every=config.log_every,
             sharding=sharding,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dataclasses as JSON and back, strictly: an unknown key, a missing one and a value of another type are errors."""
 
+import contextlib
 import dataclasses
 import os
 import types
@@ -91,17 +92,12 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
         if value.get(KIND) not in tagged:
             raise unknown(KIND, value.get(KIND), tagged, where=where)
         return _dataclass(tagged[value[KIND]], value, where)
+    if value is None and types.NoneType in kinds:
+        return None
     for kind in kinds:
-        try:
-            return read(kind, value, where) if kind is not types.NoneType else _none(value)
-        except UserError as e:
-            if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-                raise
-            last = e
-    names = ", ".join(getattr(k, "__name__", str(k)) for k in kinds)
-    raise UserError(f"{where} = {value!r} is none of {names}.") from last
-
-
-def _none(value: Any) -> None:
-    if value is not None:
-        raise UserError(f"{value!r} is not null.")
+        if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+            return _dataclass(kind, value, where)
+        with contextlib.suppress(UserError):
+            return read(kind, value, where)
+    names = ", ".join("null" if k is types.NoneType else getattr(k, "__name__", str(k)) for k in kinds)
+    raise UserError(f"{where} = {value!r} is none of {names}.")

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory is known before it is taken: the numbers, the refusal, and that the program is compiled once."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxneuro.activations import moments, run
+from jaxneuro.activations.buffer import shuffled
+from jaxneuro.activations.plan import Plan, free_bytes, planned, size
+from jaxneuro.errors import UserError
+from jaxneuro.protocols import Method
+
+KEY = jax.random.key(0)
+
+
+def heavy(width, temporary):
+    """A state of 4 * width bytes, and a product that needs as much as `temporary` numbers for a while."""
+
+    def step(state, batch):
+        outer = jnp.sort(jnp.sin(batch["x"][:, :1] * jnp.arange(temporary, dtype=jnp.float32)), axis=1)
+        return state + outer.sum() * batch.get("scale", jnp.float32(1)), {}
+
+    return Method(lambda key, batch: jnp.zeros(width), step, np.asarray)
+
+
+def test_the_parts_of_a_plan():
+    x = jax.ShapeDtypeStruct((1, 16), jnp.float32)
+    plan = planned(heavy(1000, 1 << 16), {"x": x}, key=KEY, constants={"scale": np.float32(2)})
+    assert (plan.state, plan.constants, plan.batches) == (4000, 4, 4 * 64)
+    assert 4 << 16 <= plan.temporary < 40 << 16, "the array that is sorted, and a small number of copies"
+    assert plan.total == plan.state + plan.constants + plan.batches + plan.temporary
+
+
+def test_what_fits_passes_and_what_does_not_is_said_with_numbers():
+    plan = Plan(state=3_000_000_000, constants=2_000_000_000, batches=5_000_000, temporary=0)
+    plan.check(None)
+    plan.check(plan.total)
+    plan.check(plan.total - 2_000_000_000, there=2_000_000_000)
+    with pytest.raises(UserError, match=r"5 GB .*state 3 GB, constants 2 GB, batches 5 MB.*2 GB are there.*Halve it"):
+        plan.check(plan.total - 2_000_000_001, there=2_000_000_000, advice="Halve it.")
+
+
+def test_nothing_is_computed_and_run_finds_the_program(caplog):
+    """Compiled once: the log names every compilation of a program called `one`, the driver's step."""
+    method, batch = heavy(64, 256), {"x": np.ones((1, 16), np.float32)}
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        planned(method, batch, key=KEY)
+        first = caplog.text.count("Compiling jit(one)")
+        run(method, [batch] * 3, key=KEY)
+        assert first == 1 == caplog.text.count("Compiling jit(one)")
+
+
+def test_several_devices_as_run_lays_them_out(caplog):
+    """Replicated state and a buffer split over the devices: the plan is of the same program."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    method, batch = shuffled(moments(), 64), {"x": np.ones((16, 4), np.float32), "mask": np.ones(16, bool)}
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        plan = planned(method, batch, key=KEY, sharding=sharding)
+        first = caplog.text.count("Compiling jit(one)")
+        run(method, [batch] * 6, key=KEY, sharding=sharding)
+        assert first == 1 == caplog.text.count("Compiling jit(one)")
+    assert plan.state < 64 * 17 // 4 + 400, "a quarter of the buffer's rows, and moments of 4 numbers"
+
+
+def test_wrong_shapes_are_found_here_too():
+    with pytest.raises(UserError, match="moments"):
+        planned(moments(), {"y": np.ones(3)}, key=KEY)
+
+
+def test_what_is_free():
+    there = free_bytes()
+    assert there is not None
+    assert 1 << 20 < there < 1 << 50
+    assert size(950) == "950 B"

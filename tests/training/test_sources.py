@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live models and stores, trained on as a person would."""
+
+import contextlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxneuro.activations.store import Layout
+from jaxneuro.activations.writer import Writer
+from jaxneuro.dictionaries import load_dictionary
+from jaxneuro.dictionaries.native import load_native
+from jaxneuro.errors import UserError
+from jaxneuro.training import OPTIONS, Live, Store, TrainConfig, train_dictionary
+
+SMALL = {"context": 32, "max_tokens_per_group": 400, "buffer_tokens": 200}
+
+
+def live(out, **more):
+    given = {"method": OPTIONS["relu"](n_latents=32, l1=0.1), "source": Live(site=("blocks.0.resid_post",), **SMALL)}
+    return TrainConfig(**{"out": out, "steps": 4, "batch": 64, "evaluate_tokens": 128, "log_every": 4, **given, **more})
+
+
+def results(config):
+    return json.loads((config.out / "results.json").read_text())["dictionaries"]
+
+
+def test_sites_of_one_pass_each_with_its_own_dictionary(tmp_path):
+    sites = ("blocks.0.resid_post", "blocks.1.mlp_out")
+    config = live(tmp_path / "out", sweep={"site": sites, "l1": (0.1, 1.0)}, export=("saelens",))
+    train_dictionary(config)
+    found = results(config)
+    assert list(found) == [f"{site}/l1={l1}" for site in sites for l1 in (0.1, 1.0)]
+    assert all(0 < row["fvu"] < 2 and row["ce_nats"]["zero"] > row["ce_nats"]["original"] for row in found.values())
+    assert found["blocks.1.mlp_out/l1=1.0"]["l0"] != found["blocks.0.resid_post/l1=1.0"]["l0"]
+    folder = config.out / "dictionary/blocks.1.mlp_out/l1=0.1"
+    ours, theirs = load_native(folder), load_dictionary(folder / "saelens")
+    assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
+    assert json.loads((folder / "saelens/cfg.json").read_text())["metadata"]["hook_name"] == sites[1]
+
+
+def test_a_transcoder_and_a_cross_layer_one_from_a_running_model(tmp_path):
+    source = Live(site=("blocks.0.ln2.normalized",), target=("blocks.0.mlp_out",), **SMALL)
+    config = live(tmp_path / "one", source=source, method=OPTIONS["transcoder"](n_latents=32, k=4, auxk=None))
+    train_dictionary(config)
+    assert "ce_nats" not in results(config)["dictionary"], "what the model loses is not a transcoder's site replaced"
+    assert not load_native(config.out / "dictionary").apply_b_dec_to_input
+    several = {
+        name: tuple(f"blocks.{layer}.{site}" for layer in (0, 1))
+        for name, site in (("site", "ln2.normalized"), ("target", "mlp_out"))
+    }
+    method = OPTIONS["cross_layer_transcoder"](n_latents=16, n_layers=2, k=2)
+    config = live(tmp_path / "several", source=Live(**several, **SMALL), method=method)
+    train_dictionary(config)
+    assert load_native(config.out / "dictionary").n_layers == 2
+    assert 0 < results(config)["dictionary"]["l0"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ({"site": ("blocks.0.resid_pst",)}, "resid_post"),
+        ({"site": ("blocks.99.resid_post",)}, "99"),
+        ({"site": ("blocks.*.resid_post",)}, r"x \[n, d_in\]"),
+        ({"site": ()}, "source.site is empty"),
+        ({"context": 48}, "batch = 64 tokens are no whole windows of context = 48: choose 48"),
+        ({"model": "nothing/there"}, "nothing/there"),
+    ],
+)
+def test_what_a_model_cannot_give_is_refused(tmp_path, source, says):
+    config = live(tmp_path / "out", source=Live(**{"site": ("blocks.0.resid_post",), **SMALL, **source}))
+    with pytest.raises(UserError, match=says):
+        train_dictionary(config)
+    assert not (config.out / "checkpoints").exists()
+
+
+def test_more_held_out_than_half_is_refused(tmp_path):
+    with pytest.raises(UserError, match="would hold out .* windows: at most half"):
+        train_dictionary(live(tmp_path / "out", evaluate_tokens=100_000))
+
+
+@pytest.fixture
+def stores(tmp_path, planted_rows):
+    """Two stores of 512 rows, as harvest leaves them."""
+    layout = Layout.of(512, 8, "float32")
+    for seed, name in enumerate(("acts", "more")):
+        with contextlib.closing(Writer(tmp_path / name, {"site": name}, layout)) as writer:
+            rows = np.arange(512, dtype=np.int32)
+            writer.append({"x": planted_rows(512, seed), "window": rows, "pos": rows, "group": rows})
+            writer.mark(1)
+            writer.finish()
+    return tmp_path / "acts", tmp_path / "more"
+
+
+def test_a_store_judged_on_another_or_said_to_be_judged_on_itself(tmp_path, stores):
+    acts, more = stores
+    found = []
+    for name, source in {"own": Store(path=acts), "held": Store(path=acts, held_out=more)}.items():
+        config = live(tmp_path / name, source=source)
+        train_dictionary(config)
+        found.append(json.loads((config.out / "results.json").read_text()))
+    assert [f["held_out"] for f in found] == [False, True]
+    a, b = (f["dictionaries"]["dictionary"] for f in found)
+    assert a["tokens"] == b["tokens"] == 128
+    assert a["fvu"] != b["fvu"]
+    with pytest.raises(UserError, match="holds no activations"):
+        train_dictionary(live(tmp_path / "none", source=Store(path=tmp_path / "nothing")))
