@@ -119,9 +119,7 @@ def cross_layer_transcoder(
     def loss(p: Parameters, inputs: Inputs, now: Now) -> tuple[Array, Outcome]:
         x, d_out = jnp.split(inputs.x, n_layers, axis=1), inputs.y.shape[1] // n_layers
         written = [layer(_of(p, at), x[at], inputs, now, now.dead[:, at]) for at in layers]
-        y_hat = jnp.broadcast_to(p["b_dec"], inputs.y.shape)
-        for at, out in enumerate(written):
-            y_hat = y_hat.at[:, at * d_out :].add(out.y)
+        y_hat = p["b_dec"] + sum(jnp.pad(out.y, ((0, 0), (at * d_out, 0))) for at, out in enumerate(written))
         error = jnp.where(inputs.valid[:, None], inputs.y - y_hat, jnp.float32(0))
         penalty = training.axes.over_latents(sum(out.penalty for out in written))
         return (jnp.sum(jnp.square(error)) + penalty) / (now.divisor * now.variance), Outcome(

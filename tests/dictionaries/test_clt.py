@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 from jaxneuro.dictionaries import Training
 from jaxneuro.dictionaries.clt import cross_layer_transcoder
@@ -199,6 +200,19 @@ def test_silence_is_counted_for_the_latents_of_every_layer(kind):
     assert sorted((s, i) for i, s in np.argwhere(silent == 120)) == silenced
     assert (silent == 0).sum() == M * L - len(silenced)
     assert float(info["dead_fraction"]) == pytest.approx(len(silenced) / (M * L))
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_mesh_as_on_one_device(kind):
+    mesh = jax.make_mesh((2, 2), ("data", "latent"), axis_types=(AxisType.Auto,) * 2)
+    batch, ends = pairs(), []
+    for where in (None, mesh):
+        m = cross_layer_transcoder(M, L, **KINDS[kind], training=Training(learning_rate=1e-3, mesh=where))
+        state, info = jax.jit(m.step)(m.init(jax.random.key(0), batch), batch)
+        ends.append((state.parameters, state.silent, info))
+    for one, two in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
