@@ -36,8 +36,8 @@ class MatchingPursuit:
 
     Example:
       >>> d = MatchingPursuit(W_dec=jnp.array([[1.0, 0.0], [0.6, 0.8]]), b_dec=jnp.zeros(2), max_steps=2)
-      >>> d.encode(jnp.array([1.5, 1.0])).round(2).tolist()
-      [0.48, 1.7]
+      >>> d.encode(jnp.array([2.0, -1.0])).tolist()  # nothing points along what is left, (0, -1)
+      [2.0, 0.0]
     """
 
     W_dec: Float[Array, "n_latents d_in"]
