@@ -57,12 +57,16 @@ class Ours:
 
 
 class Theirs:
-    """A peer in its own process."""
+    """A peer in its own process, which sees none of our modules (`-P`: one of these folders is called kernels)."""
 
     def __init__(self, python: str, name: str, *shape: int):
         script = Path(__file__).with_name("dictionary_peers.py")
-        command = [python, str(script), name, *map(str, shape), str(cores())]
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        command = [python, "-P", str(script), name, *map(str, shape), str(cores())]
+        pipes: Any = {
+            "env": {k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+        }
         self.process = subprocess.Popen(command, **pipes, text=True, bufsize=1)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -98,7 +102,7 @@ def against_peers(repeats: int) -> Iterator[dict]:
     programs: dict[str, Any] = {"topk": Ours(d.topk(N, K), noise(TOKENS, D))}
     with contextlib.ExitStack() as stack:
         if python := os.environ.get("JAXNEURO_PEERS"):
-            for name in ("sparsify", "sae_lens", "sae_lens, dense latents"):
+            for name in ("sparsify", "sae_lens, sparse latents", "sae_lens"):
                 peer = programs[name] = Theirs(python, name, D, N, K, TOKENS)
                 stack.callback(peer.process.terminate)
         times = in_turn({name: p.sample for name, p in programs.items()}, repeats, inner=2)

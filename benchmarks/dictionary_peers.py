@@ -43,12 +43,17 @@ def sparsify(d: int, n: int, k: int) -> Callable:
     return step
 
 
-def sae_lens(d: int, n: int, k: int, sparse: bool = True) -> Callable:
-    """SAELens' TopKTrainingSAE and its SAETrainer's step. sparse: latents as a COO tensor, its faster way."""
+def sae_lens(d: int, n: int, k: int, *, sparse: bool) -> Callable:
+    """SAELens' TopKTrainingSAE and its SAETrainer's step.
+
+    sparse: latents as a COO tensor, its faster way; its backward pass then has no decoder norms in the selection.
+    """
     from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.saes.sae import TrainStepInput
 
-    config = TopKTrainingSAEConfig(d_in=d, d_sae=n, k=k, use_sparse_activations=sparse)
+    config = TopKTrainingSAEConfig(
+        d_in=d, d_sae=n, k=k, use_sparse_activations=sparse, rescale_acts_by_decoder_norm=not sparse
+    )
     sae = TopKTrainingSAE(config)
     optimiser = torch.optim.Adam(sae.parameters(), lr=RATE, betas=(0.9, 0.999))
     since_fired, counts, steps = torch.zeros(n), torch.zeros(n), [0]
@@ -82,8 +87,8 @@ def sae_lens(d: int, n: int, k: int, sparse: bool = True) -> Callable:
 
 PEERS = {
     "sparsify": ("eai-sparsify", sparsify),
-    "sae_lens": ("sae-lens", sae_lens),
-    "sae_lens, dense latents": ("sae-lens", lambda d, n, k: sae_lens(d, n, k, sparse=False)),
+    "sae_lens": ("sae-lens", lambda d, n, k: sae_lens(d, n, k, sparse=False)),
+    "sae_lens, sparse latents": ("sae-lens", lambda d, n, k: sae_lens(d, n, k, sparse=True)),
 }
 
 

@@ -63,6 +63,8 @@ from .batch_topk import batch_topk as batch_topk
 from .clt import cross_layer_transcoder as cross_layer_transcoder
 from .cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
 from .crosscoder import crosscoder as crosscoder
+from .crosscoder import relative_norms as relative_norms
+from .crosscoder import site_norms as site_norms
 from .dictionary import SparseCoder as SparseCoder
 from .evaluate import Reconstruction as Reconstruction
 from .evaluate import Recovered as Recovered

@@ -165,7 +165,7 @@ class _KMeans:
         return unit_rows(x) if self.spherical else jnp.where(valid[:, None], x - centre, 0)
 
     def _moved(self, centroids: Array, sums: Array, now: Array, counts: Array) -> Array:
-        """c += (n_b / n)(mean_b - c): the mean of the tokens so far; on the sphere, normalised. As it was without one."""
+        """c += (n_b / n)(mean_b - c): the mean of the tokens so far, or as it was; on the sphere, normalised."""
         n_b = now.astype(jnp.float32)[:, None]
         rate = jnp.minimum(n_b / jnp.maximum(counts, 1).astype(jnp.float32)[:, None], 1)
         moved = centroids + rate * (sums / jnp.maximum(n_b, 1) - centroids)

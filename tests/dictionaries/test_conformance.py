@@ -37,11 +37,12 @@ METHODS = {
     "topk": Row(lambda: d.topk(N_LATENTS, ACTIVE, **SHORT)),
     "batch_topk": Row(lambda: d.batch_topk(N_LATENTS, ACTIVE, **SHORT)),
     "multi_topk": Row(lambda: d.multi_topk(N_LATENTS, ACTIVE, **SHORT)),
-    "group_max": Row(lambda: d.group_max(N_LATENTS, 2 * ACTIVE, **SHORT), symmetric=False),
-    "matryoshka": Row(lambda: d.matryoshka(N_LATENTS, ACTIVE, prefixes=(TRUE, N_LATENTS), **SHORT), symmetric=False),
+    "group_max": Row(lambda: d.group_max(N_LATENTS, 2 * ACTIVE, **SHORT), False),
+    "matryoshka": Row(lambda: d.matryoshka(N_LATENTS, ACTIVE, prefixes=(TRUE, N_LATENTS), **SHORT), False, cosine=0.93),
     "relu": Row(lambda: d.relu(N_LATENTS, 1.0, **SHORT)),
     "jumprelu": Row(lambda: d.jumprelu(N_LATENTS, target_l0=ACTIVE, **JUMP, **SHORT)),
     "gated": Row(lambda: d.gated(N_LATENTS, 3.0, **SHORT)),
+    "matching_pursuit": Row(lambda: d.matching_pursuit(N_LATENTS, ACTIVE, **SHORT)),
     "atoms": Row(lambda: d.atoms(N_LATENTS, target_l0=ACTIVE, **JUMP, **SHORT)),
 }
 
@@ -183,8 +184,8 @@ def test_leading_axes(name, learned):
 @each_method
 def test_saved_and_loaded_is_identical(name, learned, tmp_path):
     dictionary = learned[name][3]
-    d.save_saelens(dictionary, tmp_path / "sae")
-    again = d.load_saelens(tmp_path / "sae")
+    d.save_native(dictionary, tmp_path / "dictionary")
+    again = d.load_native(tmp_path / "dictionary")
     assert jax.tree.structure(again) == jax.tree.structure(dictionary)
     for one, two in zip(jax.tree.leaves(dictionary), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, two)

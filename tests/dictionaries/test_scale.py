@@ -33,6 +33,7 @@ METHODS = {
     "relu": lambda t: d.relu(N, 1.0, training=t),
     "jumprelu": lambda t: d.jumprelu(N, target_l0=2, **JUMP, training=t),
     "gated": lambda t: d.gated(N, 1.0, training=t),
+    "matching_pursuit": lambda t: d.matching_pursuit(N, 2, training=t),
     "atoms": lambda t: d.atoms(N, target_l0=2, **JUMP, training=t),
 }
 X = planted(1, STEPS * BATCH)[0].reshape(STEPS, BATCH, D_IN)
