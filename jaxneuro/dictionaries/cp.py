@@ -101,8 +101,8 @@ def _hals(u: Array, cross: Array, gram: Array) -> Array:
     return lax.fori_loop(0, u.shape[1], column, u)
 
 
-@functools.partial(jax.jit, static_argnames=("rank", "sweeps"))
-def _fit(x: Array, mask: Array, key: Array, tolerance: Array, *, rank: int, sweeps: int) -> CP:
+@functools.partial(jax.jit, static_argnames="rank")
+def _fit(x: Array, mask: Array, key: Array, sweeps: Array, tolerance: Array, *, rank: int) -> CP:
     whole = jnp.maximum(jnp.sum(jnp.square(x)), _TINY)
     keys = jax.random.split(key, x.ndim)
     factors = tuple(jax.random.uniform(k, (n, rank), jnp.float32) for k, n in zip(keys, x.shape, strict=True))
@@ -178,8 +178,8 @@ def cp_starts(
     Source: HALS: Cichocki and Phan 2009, doi:10.1587/transfun.E92.A.708; masked as weighted least squares, row by row.
     """
     x, weight = _checked(tensor, rank, mask, starts, sweeps)
-    fit = functools.partial(_fit, rank=rank, sweeps=sweeps)
-    return jax.vmap(fit, (None, None, 0, None))(x, weight, jax.random.split(key, starts), jnp.float32(tolerance))
+    fit = jax.vmap(functools.partial(_fit, rank=rank), (None, None, 0, None, None))
+    return fit(x, weight, jax.random.split(key, starts), jnp.int32(sweeps), jnp.float32(tolerance))
 
 
 def _checked(tensor: Array, rank: int, mask: Array | None, starts: int, sweeps: int) -> tuple[Array, Array]:

@@ -44,7 +44,7 @@ class RankScore:
     loss: float
     """Of the best start; see `CP.loss`."""
     seed_similarity: float
-    """Mean `similarity` of the best start and the others."""
+    """Mean `similarity` of the best start and another, median over the others: one stuck start does not decide."""
     split_similarity: float
     """Mean `similarity` of the two halves of the split axis, over the other modes."""
 
@@ -84,7 +84,7 @@ def rank_curve(
         return RankScore(
             rank=rank,
             loss=float(cps[best].loss),
-            seed_similarity=float(np.mean(agree)) if agree else float("nan"),
+            seed_similarity=float(np.median(agree)) if agree else float("nan"),
             split_similarity=float(jnp.mean(similarity(halves[0], halves[1], modes=others))),
         )
 
@@ -93,6 +93,9 @@ def rank_curve(
 
 def chosen_rank(curve: Sequence[RankScore], *, least: float = 0.8) -> int | None:
     """The largest rank whose starts and halves both agree to `least` on average; None if there is none.
+
+    An average forgives a spurious component beside several true ones, and non-negative vectors are never far apart:
+    read the whole curve, and where its loss has its elbow.
 
     Example:
       >>> score = RankScore(rank=2, loss=0.1, seed_similarity=0.99, split_similarity=0.9)

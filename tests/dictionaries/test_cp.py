@@ -81,7 +81,7 @@ def test_the_masked_loss_never_rises():
 
 @functools.cache
 def fitted():
-    return nonnegative_cp(jnp.asarray(planted()[0]), RANK, key=jax.random.key(0))
+    return nonnegative_cp(jnp.asarray(planted()[0]), RANK, key=jax.random.key(0), starts=4)
 
 
 def test_finds_planted_components():
@@ -101,7 +101,7 @@ def test_missing_entries_are_predicted():
     x, factors = planted()
     mask = np.random.default_rng(3).random(SIZES) < 0.7
     spoiled = np.where(mask, x, np.nan).astype(np.float32)
-    cp = nonnegative_cp(jnp.asarray(spoiled), RANK, key=jax.random.key(0), mask=jnp.asarray(mask))
+    cp = nonnegative_cp(jnp.asarray(spoiled), RANK, key=jax.random.key(0), mask=jnp.asarray(mask), starts=4)
     assert float(similarity(cp, as_cp(factors)).min()) > 0.98
     missing = np.square(x - np.asarray(cp.full()))[~mask].sum() / np.square(x)[~mask].sum()
     assert missing < 0.02
@@ -109,7 +109,7 @@ def test_missing_entries_are_predicted():
 
 def test_a_mask_of_ones_is_no_mask_and_a_thin_one_its_broadcast():
     x, key = jnp.asarray(planted()[0]), jax.random.key(0)
-    options = {"key": key, "starts": 2, "sweeps": 20}
+    options = {"key": key, "starts": 4, "sweeps": 20}
     none, ones = cp_starts(x, RANK, **options), cp_starts(x, RANK, mask=jnp.ones(SIZES, bool), **options)
     np.testing.assert_allclose(none.loss, ones.loss, atol=1e-4)
     thin = jnp.asarray(np.random.default_rng(0).random((SIZES[0], 1, SIZES[2])) < 0.8)
@@ -122,13 +122,13 @@ def test_starts_under_vmap_equal_their_own_runs_in_one_program():
     from jaxneuro.dictionaries import cp as module
 
     x, key = jnp.asarray(planted()[0]), jax.random.key(4)
-    together = cp_starts(x, RANK, key=key, starts=3, sweeps=15, tolerance=0)
-    for i, k in enumerate(jax.random.split(key, 3)):
-        alone = module._fit(x, jnp.ones((1, 1, 1)), k, jnp.float32(0), rank=RANK, sweeps=15)
+    together = cp_starts(x, RANK, key=key, starts=4, sweeps=15, tolerance=0)
+    for i, k in enumerate(jax.random.split(key, 4)):
+        alone = module._fit(x, jnp.ones((1, 1, 1)), k, jnp.int32(15), jnp.float32(0), rank=RANK)
         assert float(alone.loss) == pytest.approx(float(together.loss[i]), rel=0.01, abs=1e-5)
         assert int(alone.sweeps) <= 15
     size = module._fit._cache_size()
-    cp_starts(x * 2, RANK, key=jax.random.key(5), starts=3, sweeps=15, tolerance=0.1)
+    cp_starts(x * 2, RANK, key=jax.random.key(5), starts=4, sweeps=20, tolerance=0.1)
     assert module._fit._cache_size() == size
 
 
@@ -150,13 +150,12 @@ def test_similarity_matches_permuted_components_and_no_others():
 
 
 def test_the_rank_is_where_starts_and_halves_agree():
-    x, _ = planted(noise=0.1)
-    curve = rank_curve(jnp.asarray(x), (2, 3, 5), key=jax.random.key(0), starts=4, sweeps=100)
+    x, _ = planted(noise=0.3)
+    curve = rank_curve(jnp.asarray(x), (3, 8), key=jax.random.key(0), starts=4, sweeps=300)
     assert chosen_rank(curve) == RANK
     assert [s.loss for s in curve] == sorted((s.loss for s in curve), reverse=True)
-    assert curve[0].loss > 2 * curve[1].loss  # the elbow
     noise = jnp.asarray(np.random.default_rng(0).random(SIZES) - 0.5, jnp.float32)
-    assert chosen_rank(rank_curve(noise, (3,), key=jax.random.key(0), starts=4, sweeps=30)) is None
+    assert chosen_rank(rank_curve(noise, (3,), key=jax.random.key(0), starts=4, sweeps=300)) is None
 
 
 def test_affinity_equals_its_formula():
