@@ -134,8 +134,10 @@ def planned(
 def _state(method: Method, key: Any, batch: Any, sharding: Sharding | None) -> Any:
     if sharding is None:
         return jax.eval_shape(method.init, key, batch)
+    spread = everywhere(sharding)
     init = jax.jit(method.init).lower(key, batch).compile()
-    shapes = jax.tree.map(_shape, jax.eval_shape(method.init, key, batch), init.output_shardings)
+    where = jax.tree.map(lambda s: s if len(s.device_set) > 1 else spread, init.output_shardings)
+    shapes = jax.tree.map(_shape, jax.eval_shape(method.init, key, batch), where)
     return jax.tree.map(lambda x: _split(x, sharding), shapes, is_leaf=lambda x: isinstance(x, BufferState))
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -78,14 +77,16 @@ def _live(source: Live, config: TrainConfig) -> Data:
     at = places(config)
     size = config.batch // source.context
 
+    @functools.cache
+    def reading(place: str) -> Callable[..., Mapping[str, Any]]:
+        """(key, batch) -> the rows of the place, as a method's init would see them."""
+        rows_of = Method(init=lambda key, rows: rows, step=lambda state, rows: (state, {}), finish=lambda state: state)
+        return at_site(model.apply, _sites(at[place]), rows_of).init
+
     def judged(place: str) -> Batches:
-        """The rows of the site at held-out windows, as a method's init would see them."""
-        rows_of = Method(
-            init=lambda key, batch: batch, step=lambda state, batch: (state, {}), finish=lambda state: state
-        )
-        read = at_site(model.apply, _sites(at[place]), rows_of).init
         for batch in _held(size):
-            yield {n: a for n, a in read(jax.random.key(0), {**batch, "weights": model.weights}).items() if n in _ROWS}
+            found = reading(place)(None, {**batch, "weights": model.weights})
+            yield {name: a for name, a in found.items() if name in _ROWS}
 
     def _held(size: int) -> Iterable[dict[str, np.ndarray]]:
         return batches(Subset(rows, held), batch_size=min(size, kept))

@@ -89,7 +89,6 @@ def test_help_names_sources_and_methods(capsys):
 
 
 def test_the_script_is_the_command():
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--help"], env=ENVIRONMENT, capture_output=True, text=True, check=True
-    )
-    assert "usage: jaxneuro train-dictionary" in done.stdout
+    command = [sys.executable, SCRIPT, "--help"]
+    said = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+    assert "usage: jaxneuro train-dictionary" in said

@@ -72,7 +72,7 @@ def test_a_file_and_flags_over_it(tmp_path):
         (lambda c: c["method"].update(kind="tpk"), "config.method: no kind 'tpk'. Did you mean 'topk'"),
         (
             lambda c: c["method"]["training"].update(learnig_rate=1),
-            "no option 'learnig_rate'. Did you mean 'learning_rate'",
+            "option 'learnig_rate'. Did you mean 'learning_rate'",
         ),
         (lambda c: c["method"].update(k="2"), "config.method.k = '2' is not int"),
         (lambda c: c["method"].update(k=True), "config.method.k = True is not int"),

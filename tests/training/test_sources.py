@@ -13,6 +13,7 @@ from jaxneuro.activations.writer import Writer
 from jaxneuro.dictionaries import load_dictionary
 from jaxneuro.dictionaries.native import load_native
 from jaxneuro.errors import UserError
+from jaxneuro.models import load
 from jaxneuro.training import OPTIONS, Live, Store, TrainConfig, train_dictionary
 
 SMALL = {"context": 32, "max_tokens_per_group": 400, "buffer_tokens": 200}
@@ -29,40 +30,43 @@ def results(config):
 
 def test_sites_of_one_pass_each_with_its_own_dictionary(tmp_path):
     sites = ("blocks.0.resid_post", "blocks.1.mlp_out")
-    config = live(tmp_path / "out", sweep={"site": sites, "l1": (0.1, 1.0)}, export=("saelens",))
+    config = live(tmp_path / "out", sweep={"site": sites}, export=("saelens",))
     train_dictionary(config)
     found = results(config)
-    assert list(found) == [f"{site}/l1={l1}" for site in sites for l1 in (0.1, 1.0)]
+    assert list(found) == list(sites)
     assert all(0 < row["fvu"] < 2 and row["ce_nats"]["zero"] > row["ce_nats"]["original"] for row in found.values())
-    assert found["blocks.1.mlp_out/l1=1.0"]["l0"] != found["blocks.0.resid_post/l1=1.0"]["l0"]
-    folder = config.out / "dictionary/blocks.1.mlp_out/l1=0.1"
+    assert found[sites[0]]["fvu"] != found[sites[1]]["fvu"]
+    folder = config.out / "dictionary" / sites[1]
     ours, theirs = load_native(folder), load_dictionary(folder / "saelens")
     assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
     assert json.loads((folder / "saelens/cfg.json").read_text())["metadata"]["hook_name"] == sites[1]
 
 
-def test_a_transcoder_and_a_cross_layer_one_from_a_running_model(tmp_path):
-    source = Live(site=("blocks.0.ln2.normalized",), target=("blocks.0.mlp_out",), **SMALL)
-    config = live(tmp_path / "one", source=source, method=OPTIONS["transcoder"](n_latents=32, k=4, auxk=None))
+MLP = {"site": "ln2.normalized", "target": "mlp_out"}
+TRANSCODERS = {
+    "transcoder": ({"n_latents": 32, "k": 4, "auxk": None}, 1),
+    "cross_layer_transcoder": ({"n_latents": 16, "n_layers": 2, "k": 2}, 2),
+}
+
+
+@pytest.mark.parametrize("name", TRANSCODERS)
+def test_transcoders_from_a_running_model(tmp_path, name):
+    """What the model loses is not said: their site is not what they write."""
+    given, layers = TRANSCODERS[name]
+    at = {part: tuple(f"blocks.{layer}.{site}" for layer in range(layers)) for part, site in MLP.items()}
+    config = live(tmp_path / "out", source=Live(**at, **SMALL), method=OPTIONS[name](**given))
     train_dictionary(config)
-    assert "ce_nats" not in results(config)["dictionary"], "what the model loses is not a transcoder's site replaced"
-    assert not load_native(config.out / "dictionary").apply_b_dec_to_input
-    several = {
-        name: tuple(f"blocks.{layer}.{site}" for layer in (0, 1))
-        for name, site in (("site", "ln2.normalized"), ("target", "mlp_out"))
-    }
-    method = OPTIONS["cross_layer_transcoder"](n_latents=16, n_layers=2, k=2)
-    config = live(tmp_path / "several", source=Live(**several, **SMALL), method=method)
-    train_dictionary(config)
-    assert load_native(config.out / "dictionary").n_layers == 2
-    assert 0 < results(config)["dictionary"]["l0"] <= 4
+    found = results(config)["dictionary"]
+    assert "ce_nats" not in found
+    assert 0 < found["l0"] <= 4
+    assert load_native(config.out / "dictionary").b_dec.size == layers * load("bundled").cfg.d_model
 
 
 @pytest.mark.parametrize(
     ("source", "says"),
     [
         ({"site": ("blocks.0.resid_pst",)}, "resid_post"),
-        ({"site": ("blocks.99.resid_post",)}, "99"),
+        ({"site": ("blocks.99.resid_post",)}, "this model has 6 layers"),
         ({"site": ("blocks.*.resid_post",)}, r"x \[n, d_in\]"),
         ({"site": ()}, "source.site is empty"),
         ({"context": 48}, "batch = 64 tokens are no whole windows of context = 48: choose 48"),
@@ -77,7 +81,7 @@ def test_what_a_model_cannot_give_is_refused(tmp_path, source, says):
 
 
 def test_more_held_out_than_half_is_refused(tmp_path):
-    with pytest.raises(UserError, match="would hold out .* windows: at most half"):
+    with pytest.raises(UserError, match=r"would hold out .* windows: at most half"):
         train_dictionary(live(tmp_path / "out", evaluate_tokens=100_000))
 
 
