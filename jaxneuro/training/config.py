@@ -124,7 +124,8 @@ class TrainConfig:
     devices: Devices = Devices()
     """Over how many devices one run is spread."""
     evaluate_tokens: int = 65_536
-    """Held out (rounded up to whole windows), to judge on at the end; 0: no judgement."""
+    """Held out, to judge on at the end: windows spread over the text (at least so many tokens), the last rows of an
+    array; for a store see there. 0: no judgement."""
     export: tuple[Literal["saelens", "sparsify"], ...] = ()
     """Other libraries' formats to write beside our own."""
     checkpoint_every: int | None = None

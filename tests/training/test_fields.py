@@ -288,3 +288,7 @@ def test_every_field_of_a_live_source(live, live_traced, changed, field):
             traced(other)
     else:
         assert traced(other) != live_traced
+
+
+def test_the_seed_reaches_the_buffer_of_a_live_source(live, live_traced, changed):
+    assert traced(changed(live, seed=1))[2] != live_traced[2]
