@@ -24,6 +24,7 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 | store.py, blocks.py | `open_activations`, `verify`: what is there, checksummed, in shuffled blocks | zarr3 |
 | source.py | `array_batches`: exact shuffles of an array, as a Grain iterator | Black, Rogaway 2002 |
 | metrics.py | `MetricSink`, `JsonLines`, `TensorBoard`, `WandB` | |
+| plan.py | `planned`: the memory of a run, before anything is allocated | XLA |
 | progress.py | `Progress`, `rich_progress` | |
 | checkpoint.py, identity.py, plain.py | a folder of checkpoints that knows its run | Orbax |
 | lock.py, interrupts.py | one run per folder; Ctrl-C at a step boundary | |
@@ -52,6 +53,8 @@ from .metrics import WandB as WandB
 from .mixing import mixing as mixing
 from .moments import Moments as Moments
 from .moments import moments as moments
+from .plan import Plan as Plan
+from .plan import planned as planned
 from .progress import Progress as Progress
 from .progress import rich_progress as rich_progress
 from .reducers import FiringMoments as FiringMoments

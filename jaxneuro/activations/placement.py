@@ -94,7 +94,8 @@ def _compiled(step: Callable[[Any, Any], tuple[Any, Any]], treedef: Any, where: 
         new, info = step(state, {**batch, **constants} if constants else batch)
         return _same_type(new, state), _scalars(info), jnp.zeros((), jnp.int32)
 
-    return jax.jit(one, donate_argnums=0, out_shardings=(treedef.unflatten(where), None, None))
+    several = any(len(s.device_set) > 1 for s in where)  # on one device it would commit the state: another program
+    return jax.jit(one, donate_argnums=0, out_shardings=(treedef.unflatten(where), None, None) if several else None)
 
 
 def _same_type(new: Any, old: Any) -> Any:

@@ -21,6 +21,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from ..dictionaries import Training, atoms, batch_topk, gated, group_max, jumprelu, matryoshka, multi_topk, relu, topk
 from ..dictionaries import transcoder as transcoder
 from ..dictionaries.clt import cross_layer_transcoder
+from ..dictionaries.crosscoder import crosscoder
 from ..dictionaries.kmeans import kmeans
 from ..dictionaries.matching_pursuit import matching_pursuit
 from ..dictionaries.pca import pca
@@ -31,7 +32,7 @@ METHODS: Final = {
     f.__name__: f
     for f in (
         *(topk, batch_topk, matryoshka, multi_topk, group_max, matching_pursuit, relu, jumprelu, gated, atoms),
-        *(transcoder, cross_layer_transcoder, pca, kmeans, semi_nmf),
+        *(transcoder, cross_layer_transcoder, crosscoder, pca, kmeans, semi_nmf),
     )
 }
 """Every method of the command: a new one is a name here, and its file."""

@@ -292,7 +292,7 @@ def test_what_is_no_dictionary_says_what_is_there(copy, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"is none of saelens, .*it holds model.safetensors"):
+    with pytest.raises(UserError, match=r"is none of jaxneuro, saelens, .*it holds model.safetensors"):
         load_dictionary(tmp_path / "other")
     with pytest.raises(UserError, match=r"empty"):
         load_dictionary(tmp_path / "empty")

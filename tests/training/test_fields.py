@@ -43,6 +43,7 @@ BASE = {
     "atoms": {"n_latents": 16, "sparsity": 0.1, "target_l0": 2.0},
     "transcoder": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5},
     "cross_layer_transcoder": {"n_latents": 16, "n_layers": 2, "sparsity": 0.1},
+    "crosscoder": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5, "widths": (4, 4)},
     "pca": {"n_latents": 4, "sketch": 6},
     "kmeans": {"n_latents": 4},
     "semi_nmf": {"n_latents": 4},
@@ -70,6 +71,7 @@ CHANGES = {
         "revive": 1e-3,
         "sparsity_warmup_steps": 5,
     },
+    "crosscoder": {**SELECTS, "widths": (3, 5), "rule": "topk"},
     "pca": {"n_latents": 3, "whiten": True, "sketch": 8},
     "kmeans": {"n_latents": 5, "spherical": True, "memory_tokens": 100, "dead_after_tokens": 50},
     "semi_nmf": {

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from ...errors import UserError, unknown
 from ...io.torch_file import read_torch
+from .. import native
 from ..cross_layer import CrossLayerTranscoder
 from ..dictionary import SparseCoder
 from . import circuit_tracer, dictionary_learning, gemma_scope, llama_scope, saelens, sparsify, strict
@@ -61,6 +62,7 @@ def _json(*names: str) -> Callable[[Path], dict[str, Any]]:
 
 
 _FORMATS: Final = {
+    "jaxneuro": _Format(_has(native.RECORD, native.ARRAYS), native.load_native, _nothing),
     "saelens": _Format(
         _has(saelens.CONFIG, saelens.WEIGHTS), saelens.load_saelens, lambda p: saelens.v6_config(p).get("metadata", {})
     ),
@@ -85,7 +87,14 @@ _FORMATS: Final = {
 _FETCHED: Final = tuple(
     dict.fromkeys(
         (
-            *(*saelens.FILES, *sparsify.FILES, *dictionary_learning.FILES, *gemma_scope.FILES),
+            *(
+                native.RECORD,
+                native.ARRAYS,
+                *saelens.FILES,
+                *sparsify.FILES,
+                *dictionary_learning.FILES,
+                *gemma_scope.FILES,
+            ),
             *(*llama_scope.FILES, *circuit_tracer.FILES),
         )
     )
@@ -99,6 +108,7 @@ def load_dictionary(
 
     | format | library | returns |
     |---|---|---|
+    | jaxneuro | `save_native` | any |
     | saelens | SAELens v5, v6 | `SparseCoder` |
     | sparsify | sparsify | `SparseCoder` |
     | dictionary_learning | dictionary_learning | `SparseCoder` |
