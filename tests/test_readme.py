@@ -10,17 +10,20 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_blocks_run():
+def test_python_blocks_run(tmp_path, monkeypatch):
+    """One after the other, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
+    assert len(blocks) == 2
     for block in blocks:
-        names = {}
         exec(compile(block, "README.md", "exec"), names)
-        assert names["acts"]["blocks.*.mlp.post"].shape[0] == names["model"].cfg.n_layers
-        few = names["ablations"](names["model"].weights, names["tokens"], names["jax"].numpy.arange(3))
-        assert few.shape == (3, names["model"].cfg.d_vocab)
-        change = names["steered"](names["model"].weights, names["tokens"]) - names["logits"]
-        assert abs(change).max() > 1e-3
+    assert names["acts"]["blocks.*.mlp.post"].shape[0] == names["model"].cfg.n_layers
+    few = names["ablations"](names["model"].weights, names["tokens"], names["jax"].numpy.arange(3))
+    assert few.shape == (3, names["model"].cfg.d_vocab)
+    change = names["steered"](names["model"].weights, names["tokens"]) - names["logits"]
+    assert abs(change).max() > 1e-3
+    assert names["learned"].encode(names["x"][:3]).shape == (3, 512)
 
 
 def test_both_commands_stand_on_the_first_screen():

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -178,7 +179,7 @@ def array_batches(
       >>> [b["x"].tolist() for b in batches]
       [[0, 1], [2, 3], [4, 0]]
     """
-    arrays = {"x": x, **(extra or {})}
+    arrays = {name: np.asarray(a) if isinstance(a, jax.Array) else a for name, a in {"x": x, **(extra or {})}.items()}
     lengths = {name: len(a) for name, a in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"arrays of one stream have equal numbers of rows, but these have {lengths}.")

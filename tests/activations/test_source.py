@@ -119,3 +119,11 @@ def test_wrong_arguments(options, match):
 def test_no_rows():
     with pytest.raises(UserError, match="has no rows"):
         array_batches(X[:0], batch_size=2)
+
+
+def test_a_device_array_is_a_source():
+    import jax.numpy as jnp
+
+    ours, theirs = (array_batches(a, batch_size=3, epochs=1) for a in (jnp.arange(7.0), np.arange(7, dtype=np.float32)))
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one["x"], two["x"])
