@@ -36,7 +36,7 @@ class Reconstruction:
     explained_variance_centred: float
     """1 - sum_j var(e_j) / sum_j var(x_j), e = x - x_hat: blind to a constant error (dictionary_learning's FVE)."""
     l0: float
-    """Mean number of latents above 0 per token."""
+    """Mean number of active latents per token: above 0, of signed latents (PCA) not 0."""
     dead_fraction: float
     """Latents that never fired in `tokens` tokens."""
     shrinkage: float
@@ -76,9 +76,9 @@ def _sums(dictionary: Dictionary, batch: Mapping[str, Array]) -> dict[str, Array
 
 
 def _reconstructed(dictionary: Dictionary, x: Array, on: Array) -> tuple[Array, Array]:
-    """x_hat, and at how many valid tokens each latent is above 0."""
+    """x_hat, and at how many valid tokens each latent is active."""
     if not isinstance(dictionary, SparseCoder) or dictionary.k is None:
-        return dictionary(x), jnp.sum((dictionary.encode(x) > 0) & on, axis=0, dtype=jnp.int32)
+        return dictionary(x), jnp.sum((dictionary.encode(x) != 0) & on, axis=0, dtype=jnp.int32)
     vals, idx = dictionary.encode_sparse(x)
     fired = ((vals > 0) & on).astype(jnp.int32)
     return dictionary(x), jnp.zeros(dictionary.n_latents, jnp.int32).at[idx].add(fired, mode="drop")
