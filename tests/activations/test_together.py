@@ -13,7 +13,7 @@ from jaxneuro.activations.buffer import shuffled
 from jaxneuro.activations.mixing import mixing
 from jaxneuro.activations.placement import compiled, own
 from jaxneuro.activations.together import replicas, together
-from jaxneuro.dictionaries import topk
+from jaxneuro.dictionaries import Training, topk
 from jaxneuro.errors import UserError
 from jaxneuro.protocols import Method
 
@@ -44,7 +44,8 @@ def test_a_sweep_equals_its_solo_runs(toys, stream):
 
 def test_dictionaries_of_a_sweep_equal_their_solo_runs(stream):
     """Without AuxK, which takes longer to compile than all the rest."""
-    sweep = {f"k{k}": topk(8 * k, k, learning_rate=0.03 / k, aux_weight=0, b_dec_start="mean") for k in (2, 4)}
+    how = {k: Training(learning_rate=0.03 / k, b_dec_start="mean") for k in (2, 4)}
+    sweep = {f"k{k}": topk(8 * k, k, auxk=None, training=training) for k, training in how.items()}
 
     def learned(method):
         step = jax.jit(lambda s: jax.lax.scan(method.step, s, jax.tree.map(lambda *a: jnp.stack(a), *stream)))
