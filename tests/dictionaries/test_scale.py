@@ -79,8 +79,8 @@ def agree(ours, theirs, rtol=1e-5):
 
 @pytest.mark.parametrize(
     ("name", "axes"),
-    [(name, {"data": 2, "latent": 2}) for name in METHODS]
-    + [(name, axes) for name in ("topk", "jumprelu") for axes in ({"data": 4}, {"latent": 4})],
+    [(name, {"data": 2, "latent": 2}) for name in METHODS if name not in ("matryoshka", "relu")]
+    + [(name, axes) for name in ("topk",) for axes in ({"data": 4}, {"latent": 4})],
     ids=str,
 )
 def test_a_mesh_gives_the_numbers_of_one_device(name, axes):
@@ -93,7 +93,7 @@ def test_a_mesh_gives_the_numbers_of_one_device(name, axes):
         assert moments.sharding == p.sharding
 
 
-@pytest.mark.parametrize("optimiser", ["muon", "signum", "schedule_free"])
+@pytest.mark.parametrize("optimiser", ["muon", "schedule_free"])
 def test_every_optimiser_on_a_mesh(optimiser):
     training = dataclasses.replace(TRAINING, optimiser=optimiser, learning_rate=None)
     ours = trained(METHODS["topk"], dataclasses.replace(training, mesh=mesh(data=2, latent=2)))
