@@ -87,13 +87,9 @@ def autoencode(
 
 
 def _topk(x: Array, w: Array, b: Array, valid: Array, k_now: Array, s: Select) -> Chosen:
-    encode = encode_topk if s.axes.latent is None else functools.partial(_sharded_topk, axis=s.axes.latent)
+    encode = encode_topk if s.axes.latent is None else functools.partial(sharded_encode_topk, axis_name=s.axes.latent)
     vals, idx = encode(x, w, b, s.k, implementation=s.implementation)
     return Chosen(jnp.where(jnp.arange(s.k, dtype=jnp.int32) < k_now, vals, jnp.float32(0)), idx)
-
-
-def _sharded_topk(x: Array, w: Array, b: Array, k: int, *, axis: str, **how) -> tuple[Array, Array]:
-    return sharded_encode_topk(x, w, b, k, axis, **how)
 
 
 def _batch_topk(x: Array, w: Array, b: Array, valid: Array, k_now: Array, s: Select) -> Chosen:
@@ -160,7 +156,7 @@ def _backward(select, parts, saved, ct):
     x_cast, w_cast = x.astype(cast), w_dec.astype(cast)
     backward = sae_backward
     if select.axes.latent is not None:
-        backward = functools.partial(_sharded_backward, axis=select.axes.latent)
+        backward = functools.partial(sharded_sae_backward, axis_name=select.axes.latent)
     outs = []
     for (v, i), g in zip(_each(vals, idx, parts), ct.x_hat, strict=True):
         dvals = jnp.where(i == OFF, jnp.float32(0), ct.vals)
@@ -169,10 +165,6 @@ def _backward(select, parts, saved, ct):
     dx = _decode(out.dvals, idx, w_enc.astype(cast), select)  # where x is a constant this is not computed
     grads = (dx, x), (out.dw_enc, w_enc), (out.db_enc, b_enc), (out.dw_dec, w_dec)
     return *(g.astype(like.dtype) for g, like in grads), None, None
-
-
-def _sharded_backward(*code, axis: str, **how):
-    return sharded_sae_backward(*code, axis, **how)
 
 
 _autoencode = jax.custom_vjp(_primal, nondiff_argnums=(6, 7))
