@@ -25,7 +25,7 @@ METHODS = {
     "pca, sketched": lambda: pca(N, sketch=2 * N),
     "kmeans": lambda: kmeans(N, dead_after_tokens=100),
     "kmeans, spherical": lambda: kmeans(N, spherical=True),
-    "semi_nmf": lambda: semi_nmf(N, sparsity=0.5, coefficient_steps=20, dead_after_tokens=100),
+    "semi_nmf": lambda: semi_nmf(N, sparsity=1.0, coefficient_steps=20, dead_after_tokens=100),
 }
 SIGNED = {"pca", "pca, sketched"}
 each_method = pytest.mark.parametrize("name", METHODS)
