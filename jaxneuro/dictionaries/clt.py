@@ -97,7 +97,7 @@ def cross_layer_transcoder(
     if training.widths:
         raise UserError("cross_layer_transcoder: n_layers says how x and y are divided: leave out Training.widths.")
     if k is None:
-        weight = ramp(0.0 if sparsity_warmup_steps else sparsity or 0.0, sparsity or 0.0, sparsity_warmup_steps)
+        weight = ramp(0.0, sparsity or 0.0, sparsity_warmup_steps)
         layer = _jumping(weight, tanh_scale, bandwidth, revive, training)
     else:
         layer = _selecting(k, training)

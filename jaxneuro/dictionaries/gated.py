@@ -41,7 +41,7 @@ def gated(n_latents: int, l1: float, *, l1_warmup_steps: int = 0, training: Trai
     """
     if not l1 >= 0 or l1_warmup_steps < 0:
         raise UserError(f"gated: l1 = {l1}, l1_warmup_steps = {l1_warmup_steps}: neither is below 0.")
-    coefficient = ramp(0.0 if l1_warmup_steps else l1, l1, l1_warmup_steps)
+    coefficient = ramp(0.0, l1, l1_warmup_steps)
 
     def latents(p: Parameters, pre: Array, inputs: Inputs, now: Now) -> Latents:
         on, size = inputs.valid[:, None], against("sqrt_d", training, inputs.x.shape[1])

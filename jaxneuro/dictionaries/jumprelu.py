@@ -89,7 +89,7 @@ def thresholded(
             raise UserError(f"{name}: {what} = {value} is not above 0.")
     if not weight >= 0 or warmup_steps < 0:
         raise UserError(f"{name}: sparsity = {weight}, sparsity_warmup_steps = {warmup_steps}: neither is below 0.")
-    coefficient = ramp(0.0 if warmup_steps else weight, weight, warmup_steps)
+    coefficient = ramp(0.0, weight, warmup_steps)
     axes, size_of = training.axes, functools.partial(against, "unit", training)
     theta = "log_theta" if shared else "log_threshold"
 

@@ -44,7 +44,7 @@ def relu(n_latents: int, l1: float, *, l1_warmup_steps: int = 0, training: Train
     """
     if not l1 >= 0 or l1_warmup_steps < 0:
         raise UserError(f"relu: l1 = {l1}, l1_warmup_steps = {l1_warmup_steps}: neither is below 0.")
-    coefficient = ramp(0.0, l1, l1_warmup_steps) if l1_warmup_steps else ramp(l1, l1, 0)
+    coefficient = ramp(0.0, l1, l1_warmup_steps)
     axes = training.axes
 
     def latents(p: Parameters, pre: Array, inputs: Inputs, now: Now) -> Latents:

@@ -92,8 +92,7 @@ def dense(
     def finish(p: Parameters, memory: dict[str, Array], scales: Scales) -> SparseCoder:
         if not unit_decoder:
             p = folded(p)
-        unit = scales.x if scales.x.ndim == 0 else jnp.float32(1)
-        return SparseCoder(**raw(p, scales), activation=activation(p, unit))
+        return SparseCoder(**raw(p, scales), activation=activation(p, scales.unit))
 
     recipe = Recipe(
         begin=start or begin(n_latents, training),

@@ -42,7 +42,7 @@ def read(batch: Any, scale_x: Array, scale_y: Array, *, first: bool = False) -> 
     Raises:
       UserError: arrays missing, of wrong rank, type or length; with `first`, no finite token or all tokens equal.
     """
-    _check(batch)
+    check(batch)
     x, y, mask = batch["x"], batch.get("y"), batch.get("mask")
     x = x.astype(jnp.float32)
     y = x if y is None else y.astype(jnp.float32)
@@ -61,7 +61,8 @@ def read(batch: Any, scale_x: Array, scale_y: Array, *, first: bool = False) -> 
     return inputs
 
 
-def _check(batch: Any) -> None:
+def check(batch: Any) -> None:
+    """Raises: UserError: arrays missing, of wrong rank, type or length."""
     if not isinstance(batch, Mapping) or "x" not in batch:
         found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(f"a dictionary learns from batches {{'x': [n, d_in], ...}}; this one is {found}.")

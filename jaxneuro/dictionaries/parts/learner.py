@@ -18,7 +18,7 @@ from ...protocols import Method
 from . import start
 from .axes import Axes
 from .decoder import along_the_sphere, unit_rows
-from .inputs import Inputs, read
+from .inputs import Inputs, check, read
 from .optimise import clipped, evaluated, settled
 from .silence import silent_tokens
 from .training import DATA, LATENT, Training
@@ -77,8 +77,6 @@ class Recipe(NamedTuple):
     gradient through x - b_dec is one product, and not a pass over the tokens."""
     on_sphere: tuple[str, ...] = ("w_dec",)
     """Parameters whose rows keep norm 1."""
-    after: Callable[[Parameters], Parameters] = lambda p: p
-    """What an update must leave true (a threshold that is not negative)."""
     needs_y: bool = False
     """A transcoder: batches must have targets of their own."""
     layers: int | None = None
@@ -93,6 +91,11 @@ class Scales(NamedTuple):
     y: Float[Array, "*d_out"]
     tied: bool
     """An autoencoder: b_dec is subtracted from the input."""
+
+    @property
+    def unit(self) -> Float[Array, ""]:
+        """What latents are divided by to be in raw units; 1 where every site has its own scale: they stay scaled."""
+        return self.x if self.x.ndim == 0 else jnp.float32(1)
 
 
 class TrainingState(NamedTuple):
@@ -204,7 +207,7 @@ class _Learner:
         return self.training.widths if layers is None else (a.shape[1] // layers,) * layers
 
     def step(self, state: TrainingState, batch: Any) -> tuple[TrainingState, dict[str, Array]]:
-        read(batch, jnp.float32(1), jnp.float32(1))  # refuses wrong shapes here, not inside shard_map
+        check(batch)  # here, not inside shard_map
         grads, sums, seen, memory, fired = self._gradients(state, batch)
         new = self._updated(state, grads, jnp.isfinite(sums.loss) & (seen["tokens"] > 0))
         new = new._replace(
@@ -299,7 +302,7 @@ class _Learner:
             with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
                 updates, optimiser = transformation.update(settled(ready), optimiser, p)
             moved: Any = settled(optax.apply_updates(p, updates))
-            return self.recipe.after(moved | {name: unit_rows(moved[name]) for name in sphere}), optimiser
+            return moved | {name: unit_rows(moved[name]) for name in sphere}, optimiser
 
         parameters, optimiser = lax.cond(ok, move, lambda old: old, (state.parameters, state.optimiser))
         return state._replace(

@@ -64,7 +64,7 @@ def evaluated(state: Any, parameters: Any) -> Any:
 
 
 def ramp(start: float, end: float, steps: int) -> Schedule:
-    """From start to end, linear over so many steps, then end.
+    """From start to end, linear over so many steps, then end; with no steps, end at once.
 
     Example:
       >>> [float(ramp(0.0, 4.0, 4)(jnp.int32(s))) for s in (0, 1, 4, 9)]

@@ -58,8 +58,7 @@ def raw(p: Parameters, scales: Scales) -> dict[str, Any]:
 
     Latents come out in raw units where one number scales all of x; with a scale per site they stay in scaled units.
     """
-    sx, sy = scales.x, scales.y
-    unit = sx if sx.ndim == 0 else jnp.float32(1)
+    sx, sy, unit = scales.x, scales.y, scales.unit
     arrays = {
         "W_enc": p["w_enc"].T if sx.ndim == 0 else sx[:, None] * p["w_enc"].T,
         "W_dec": p["w_dec"] * (unit / sy),
@@ -81,7 +80,7 @@ def _remembered(memory: dict[str, Array], threshold: Array) -> dict[str, Array]:
 
 def inference_threshold(memory: dict[str, Array], scales: Scales) -> JumpReLU:
     """What stands for a choice over the batch when there is none: its remembered threshold, in raw units."""
-    return JumpReLU(jnp.maximum(memory["threshold"], 0) / (scales.x if scales.x.ndim == 0 else jnp.float32(1)))
+    return JumpReLU(jnp.maximum(memory["threshold"], 0) / scales.unit)
 
 
 def skipped(p: Parameters, x: Array) -> Array | float:
