@@ -49,6 +49,12 @@ def _randomise(module: torch.nn.Module) -> None:
             p.copy_(noise)
 
 
+def _near_unit(w_dec: torch.nn.Parameter) -> None:
+    """Rows of norms 0.8 to 1.1, as rounds of matching pursuit lead away from x where rows are longer than sqrt(2)."""
+    with torch.no_grad():
+        w_dec *= torch.linspace(0.8, 1.1, len(w_dec))[:, None] / w_dec.norm(dim=1, keepdim=True)
+
+
 def _tokens(*shape: int) -> torch.Tensor:
     return torch.randn(shape or (TOKENS, D), generator=torch.Generator().manual_seed(SEED + 1)) * 1.5 + 0.2
 
@@ -81,6 +87,18 @@ SAELENS: dict[str, tuple[str, dict[str, Any]]] = {
     "standard_hook_z": ("standard", {"reshape_activations": "hook_z"}),
     "topk": ("topk", {"k": K}),
     "topk_rescaled": ("topk", {"k": K, "rescale_acts_by_decoder_norm": True}),
+    "abstopk": ("abstopk", {"k": K}),
+    "abstopk_rescaled": ("abstopk", {"k": K, "rescale_acts_by_decoder_norm": True}),
+    "matching_pursuit": ("matching_pursuit", {}),
+    "matching_pursuit_threshold": ("matching_pursuit", {"residual_threshold": 1.0, "stop_on_duplicate_support": False}),
+    "matching_pursuit_repeat": ("matching_pursuit", {"residual_threshold": 0.0, "max_iterations": 9}),
+    "matching_pursuit_rounds": (
+        "matching_pursuit",
+        {"residual_threshold": 0.0, "max_iterations": 9, "stop_on_duplicate_support": False},
+    ),
+    "matching_pursuit_uncentred": ("matching_pursuit", {"max_iterations": K, "apply_b_dec_to_input": False}),
+    "matching_pursuit_layer_norm": ("matching_pursuit", {"max_iterations": K, "normalize_activations": "layer_norm"}),
+    "matching_pursuit_hook_z": ("matching_pursuit", {"max_iterations": K, "reshape_activations": "hook_z"}),
     "jumprelu": ("jumprelu", {}),
     "gated": ("gated", {}),
     "transcoder": ("transcoder", {"d_out": D_OUT}),
@@ -92,6 +110,12 @@ SAELENS: dict[str, tuple[str, dict[str, Any]]] = {
 SAELENS_TRAINING: dict[str, tuple[str, dict[str, Any]]] = {
     "training_standard": ("standard", {}),
     "training_topk": ("topk", {"k": K}),
+    "training_abstopk": ("abstopk", {"k": K}),
+    "training_matching_pursuit": ("matching_pursuit", {"max_iterations": K}),
+    "training_matching_pursuit_factor": (
+        "matching_pursuit",
+        {"residual_threshold": 2.0, "normalize_activations": "expected_average_only_in"},
+    ),
     "training_jumprelu": ("jumprelu", {}),
     "training_gated": ("gated", {}),
     "training_batchtopk": ("batchtopk", {"k": float(K)}),
@@ -117,6 +141,8 @@ def saelens() -> None:
         subtracts = {"apply_b_dec_to_input": False} if "d_out" in changes else {}
         sae = cls(config(d_in=D, d_sae=M, metadata=SAEMetadata(**{**_SITE, **hook}), **{**subtracts, **changes}))
         _randomise(sae)
+        if architecture == "matching_pursuit":
+            _near_unit(sae.W_dec)
         sae.save_model(FIXTURES / "saelens" / case)
         sae = sae.to(torch.float32)
         x = _tokens(TOKENS, 2, D // 2) if case.endswith("hook_z") else _tokens()
@@ -127,6 +153,8 @@ def saelens() -> None:
         cls, config = get_sae_training_class(architecture)
         sae = cls(config(d_in=D, d_sae=M, metadata=SAEMetadata(**_SITE), **changes))
         _randomise(sae)
+        if architecture == "matching_pursuit":
+            _near_unit(sae.W_dec)
         folder = FIXTURES / "saelens" / case
         sae.save_model(folder)
         if case.endswith("_factor"):

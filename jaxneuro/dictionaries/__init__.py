@@ -47,12 +47,13 @@ command `jaxneuro train-dictionary`.
 source in the docstring. (2) What it learns: `SparseCoder`, or a frozen pytree dataclass with the protocol's functions.
 (3) A row in METHODS of tests/dictionaries/test_conformance.py, and in test_scale.py. (4) Its line in this table.
 
-**Conventions.** `W_enc [d_in, n_latents]`, `W_dec [n_latents, d_out]`. A latent is active if its value is above 0, dead
+**Conventions.** `W_enc [d_in, n_latents]`, `W_dec [n_latents, d_out]`. A latent is active if its value is not 0, dead
 if it was not active for a stated number of *tokens*. Input scales are folded into what `finish` returns. The sparse
 products are `jaxneuro_kernels`': of methods that select k latents, no [tokens, n_latents] array exists in training.
 Meshes: `Training.mesh`. It does not capture activations (`jaxneuro.activations`) and knows no model class.
 """
 
+from .activations import AbsTopK as AbsTopK
 from .activations import Gated as Gated
 from .activations import GroupMax as GroupMax
 from .activations import JumpReLU as JumpReLU
@@ -88,6 +89,7 @@ from .formats import save_sparsify as save_sparsify
 from .gated import gated as gated
 from .group_max import group_max as group_max
 from .judges import kl_divergence as kl_divergence
+from .judges import next_token_loss as next_token_loss
 from .jumprelu import jumprelu as jumprelu
 from .kmeans import KMeansDictionary as KMeansDictionary
 from .kmeans import kmeans as kmeans

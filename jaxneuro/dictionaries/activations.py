@@ -14,7 +14,7 @@ type Code = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
 
 
 class Activation(Protocol):
-    """From pre-activations to latents that are at least 0."""
+    """From pre-activations to latents, which are at least 0 (`AbsTopK`: of either sign)."""
 
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents, in pre's dtype."""
@@ -74,6 +74,29 @@ class TopK:
     def encode(self, x: Array, w: Array, b: Array) -> Code:
         """See `Bounded`; values descend."""
         return encode_topk(x, w, b, self.k)
+
+
+@_leaf
+class AbsTopK:
+    """z = pre, with its sign, at the k largest |pre|, else 0 (arXiv:2510.00404).
+
+    Example:
+      >>> AbsTopK(1)(jnp.array([2.0, -3.0, 1.0])).tolist()
+      [0.0, -3.0, 0.0]
+    """
+
+    k: int = _static()
+
+    def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
+        """The latents."""
+        _, idx = topk(jnp.abs(pre), self.k)
+        return dense(jnp.take_along_axis(pre, idx, axis=-1), idx, pre.shape[-1])
+
+    def encode(self, x: Array, w: Array, b: Array) -> Code:
+        """See `Bounded`; magnitudes descend. Of w and -w, a latent's two signs, at most one gives more than 0."""
+        vals, idx = encode_topk(x, jnp.concatenate([w, -w]), jnp.concatenate([b, -b]), self.k)
+        n = jnp.int32(w.shape[0])
+        return jnp.where(idx < n, vals, -vals), idx % n
 
 
 @_leaf

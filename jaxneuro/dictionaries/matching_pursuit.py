@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int, Key
 from ..errors import UserError
 from ..protocols import Method
 from .activations import Code, dense
+from .dictionary import INPUT_NORMS
 from .parts import start
 from .parts.autoencode import Select
 from .parts.inputs import Inputs
 from .parts.learner import Now, Outcome, Parameters, Recipe, Scales, learner
-from .parts.pursuit import merged, pursue
+from .parts.pursuit import Until, merged, pursue
 from .parts.silence import fired
 from .parts.training import Training
 
@@ -34,6 +35,9 @@ class MatchingPursuit:
     `dataclasses.replace(d, max_steps=8)` is the beginning of the same code. A direction can be found again, when later
     ones are not orthogonal to it: a token has at most max_steps active latents. r is float32 throughout.
 
+    Where training keeps rows at norm 1, other libraries' files need not: the formula is used as it stands, in which a
+    row of another norm takes |W_dec,j|^2 times the projection away from r. SAELens computes the same.
+
     Example:
       >>> d = MatchingPursuit(W_dec=jnp.array([[1.0, 0.0], [0.6, 0.8]]), b_dec=jnp.zeros(2), max_steps=2)
       >>> d.encode(jnp.array([2.0, -1.0])).tolist()  # nothing points along what is left, (0, -1)
@@ -41,12 +45,16 @@ class MatchingPursuit:
     """
 
     W_dec: Float[Array, "n_latents d_in"]
-    """Rows of norm 1."""
+    """Directions: rows of norm 1 if `matching_pursuit` learned them."""
     b_dec: Float[Array, "d_in"]
     max_steps: int = dataclasses.field(metadata={"static": True})
     """Rounds."""
     tolerance: float = dataclasses.field(default=0.0, metadata={"static": True})
-    """A token is done when |r| is not above it, in units of x: as many latents as it takes, up to max_steps."""
+    """Above 0: a token is done after the first round that leaves |r| below it, in units of x, up to max_steps."""
+    stop_on_repeat: bool = dataclasses.field(default=False, metadata={"static": True})
+    """A token is done after the first round that finds no new latent: one of an earlier round again, or none."""
+    input_norm: str = dataclasses.field(default="none", metadata={"static": True})
+    """As in `SparseCoder`: x is then the normalised token, and calling the dictionary reconstructs the token."""
 
     @property
     def d_in(self) -> int:
@@ -75,9 +83,9 @@ class MatchingPursuit:
 
     def encode_sparse(self, x: Float[Array, "*batch d_in"]) -> Code:
         """(values, indices) of the active latents, float32 and int32: each latent once, unused entries 0."""
-        w = self.W_dec.astype(jnp.float32)
-        r = x.astype(jnp.float32) - self.b_dec.astype(jnp.float32)
-        found = pursue(r, w, Select(k=self.max_steps), self.tolerance)
+        x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32)).x
+        r, w = x - self.b_dec.astype(jnp.float32), self.W_dec.astype(jnp.float32)
+        found = pursue(r, w, Select(k=self.max_steps), Until(self.tolerance, self.stop_on_repeat))
         return merged(found.vals, found.idx, self.n_latents)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
@@ -91,7 +99,8 @@ class MatchingPursuit:
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """The reconstruction of x, in x's dtype."""
-        return self.decode_sparse(*self.encode_sparse(x)).astype(x.dtype)
+        _, back = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))
+        return back(self.decode_sparse(*self.encode_sparse(x))).astype(x.dtype)
 
 
 def matching_pursuit(n_latents: int, k: int, *, training: Training = Training()) -> Method:

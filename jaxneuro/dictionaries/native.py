@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import UserError, unknown
 from ..io import read_json, read_safetensors, write_json, write_safetensors
-from .activations import Gated, GroupMax, JumpReLU, Relu, TopK
+from .activations import AbsTopK, Gated, GroupMax, JumpReLU, Relu, TopK
 from .cross_layer import CrossLayerTranscoder
 from .dictionary import SparseCoder
 from .kmeans import KMeansDictionary
@@ -34,7 +34,7 @@ CLASSES: Final[Mapping[str, type]] = {
     c.__name__: c
     for c in (
         *(SparseCoder, CrossLayerTranscoder, MatchingPursuit, PCADictionary, KMeansDictionary, SemiNMFDictionary),
-        *(TopK, GroupMax, JumpReLU, Relu, Gated),
+        *(TopK, AbsTopK, GroupMax, JumpReLU, Relu, Gated),
     )
 }
 """What can be stored: dataclasses of arrays, plain values, and each other."""

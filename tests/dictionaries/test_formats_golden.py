@@ -59,7 +59,7 @@ def test_encode_and_decode_are_the_librarys(case):
     z, x_hat = computed(load(case), jnp.asarray(want["x"]))
     # 1e-5: float32 sums of at most 12 products of size below 10 in another order
     np.testing.assert_allclose(z, want["z"], atol=1e-5, rtol=1e-5)
-    assert ((np.asarray(z) > 0) == (want["z"] > 0)).all()
+    assert (np.sign(z) == np.sign(want["z"])).all()
     np.testing.assert_allclose(x_hat, want["x_hat"], atol=1e-5, rtol=1e-5)
 
 
@@ -79,7 +79,15 @@ WRITABLE = {
     "circuit_tracer": (formats.save_circuit_tracer, None),
 }
 WRITTEN = [c for c in CASES if c.split("/")[0] in WRITABLE and "training_" not in c]
-FOLDED = {"saelens/topk_rescaled"}
+FOLDED = {"saelens/topk_rescaled", "saelens/abstopk_rescaled", "saelens/matching_pursuit_uncentred"}
+DIFFER = {
+    "saelens/topk_rescaled": {"rescale_acts_by_decoder_norm"},
+    "saelens/abstopk_rescaled": {"rescale_acts_by_decoder_norm"},
+    # null is d_in, and a b_dec that is neither subtracted nor added is 0
+    **{f"saelens/matching_pursuit{c}": {"max_iterations"} for c in ("", "_threshold")},
+    "saelens/matching_pursuit_uncentred": {"apply_b_dec_to_input"},
+    "sparsify/sae_expansion": {"num_latents"},
+}
 
 
 def write(case, folder):
@@ -96,10 +104,9 @@ def test_what_is_written_is_what_was_read(case, tmp_path):
     for name in ours:
         mine, theirs = tmp_path / name, FIXTURES / case / name
         if name.endswith(".json"):
-            differ = {"topk_rescaled": {"rescale_acts_by_decoder_norm"}, "sae_expansion": {"num_latents"}}
             a, b = json.loads(mine.read_text()), json.loads(theirs.read_text())
             different = {k for k in a.keys() | b.keys() if a.get(k, "absent") != b.get(k, "absent")}
-            assert different == differ.get(case.split("/")[1], set())
+            assert different == DIFFER.get(case, set())
         elif name.endswith(".yaml"):
             assert load_metadata(tmp_path) == load_metadata(FIXTURES / case)
         elif case in FOLDED:
@@ -123,7 +130,13 @@ def test_the_library_reads_what_is_written(case, tmp_path):
     write(case, tmp_path)
     kept = FIXTURES / "written" / case
     for path in tmp_path.iterdir():
-        assert path.read_bytes() == (kept / path.name).read_bytes(), f"{path.name}: make the fixtures again"
+        if case in FOLDED and path.suffix == ".safetensors":  # rows' norms: the last digit is the compiler's
+            mine, theirs = read_safetensors(path), read_safetensors(kept / path.name)
+            assert set(mine) == set(theirs)
+            for name in mine:
+                np.testing.assert_allclose(mine[name], theirs[name], rtol=1e-6)
+        else:
+            assert path.read_bytes() == (kept / path.name).read_bytes(), f"{path.name}: make the fixtures again"
     want = np.load(kept / "expected.npz")
     z, x_hat = computed(load_dictionary(tmp_path), jnp.asarray(want["x"]))
     np.testing.assert_allclose(z, want["z"], atol=1e-5, rtol=1e-5)

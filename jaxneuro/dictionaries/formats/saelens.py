@@ -4,10 +4,11 @@
 | architecture | activation | tensors besides W_enc, W_dec, b_dec |
 |---|---|---|
 | standard, transcoder, skip_transcoder | `Relu` | b_enc [+ W_skip] |
-| topk | `TopK` | b_enc |
+| topk, abstopk | `TopK`, `AbsTopK` | b_enc |
 | jumprelu, jumprelu_transcoder, jumprelu_skip_transcoder | `JumpReLU` | b_enc, threshold or log_threshold [+ W_skip] |
 | gated | `Gated` | b_gate, b_mag, r_mag |
 | batchtopk, matryoshka_batchtopk (training files) | `JumpReLU` | b_enc, topk_threshold |
+| matching_pursuit | a `MatchingPursuit` | W_dec and b_dec alone |
 
 Source: SAELens 6.54 and 5.11 (saes/*.py, loading/pretrained_sae_loaders.py).
 """
@@ -23,8 +24,9 @@ from jaxtyping import Array
 
 from ...errors import UserError, unknown
 from ...io import read_safetensors
-from ..activations import Activation, Gated, JumpReLU, Relu, TopK
+from ..activations import AbsTopK, Activation, Gated, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
+from ..matching_pursuit import MatchingPursuit
 from . import strict
 from .flat import to_v6
 from .strict import Axes
@@ -38,6 +40,7 @@ _DTYPES: Final = tuple(str(d) for d in strict.FLOATS)
 _SAE: Final = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 _TRANSCODER: Final = {**_SAE, "W_dec": ("d_sae", "d_out"), "b_dec": ("d_out",)}
 _PLAIN: Final = {name: _SAE[name] for name in ("W_enc", "W_dec", "b_dec")}
+_TIED: Final = {name: _SAE[name] for name in ("W_dec", "b_dec")}
 _FINETUNED: Final = "finetuning_scaling_factor"
 _SKIP: Final = {"W_skip": ("d_out", "d_in")}
 _THRESHOLD: Final = {"threshold": ("d_sae",)}
@@ -47,12 +50,15 @@ type Parameters = dict[str, Array]
 
 
 class _Architecture(NamedTuple):
-    """What files of one architecture hold, and the activation that they mean."""
+    """What files of one architecture hold, and the dictionary that they mean."""
 
     tensors: Axes
-    activation: Callable[[Mapping[str, Any], Parameters], Activation]
+    build: Callable[[Mapping[str, Any], Parameters, float], SparseCoder | MatchingPursuit]
+    """From the config, the tensors, and the factor that inputs were multiplied by, which it folds."""
     counts: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    wrong: Callable[[Mapping[str, Any]], list[str]] = lambda config: []
+    """What is wrong with the values of its flags."""
 
 
 def _relu(config: Mapping[str, Any], p: Parameters) -> Activation:
@@ -61,6 +67,10 @@ def _relu(config: Mapping[str, Any], p: Parameters) -> Activation:
 
 def _topk(config: Mapping[str, Any], p: Parameters) -> Activation:
     return TopK(config["k"])
+
+
+def _abs_topk(config: Mapping[str, Any], p: Parameters) -> Activation:
+    return AbsTopK(config["k"])
 
 
 def _jump(config: Mapping[str, Any], p: Parameters) -> Activation:
@@ -75,20 +85,68 @@ def _gated(config: Mapping[str, Any], p: Parameters) -> Activation:
     return Gated(r_mag=p["r_mag"], b_mag=p["b_mag"], b_gate=p["b_gate"])
 
 
-_BATCHTOPK: Final = _Architecture(
-    {**_SAE, "topk_threshold": ()}, _one_jump, flags=("k", "rescale_acts_by_decoder_norm")
-)
+def _coder(
+    activation: Callable[[Mapping[str, Any], Parameters], Activation],
+) -> Callable[[Mapping[str, Any], Parameters, float], SparseCoder]:
+    def build(config: Mapping[str, Any], p: Parameters, factor: float) -> SparseCoder:
+        p = _folded(config, p, factor)
+        return SparseCoder(
+            W_enc=p["W_enc"],
+            W_dec=p["W_dec"],
+            b_enc=p["b_enc"] if "b_enc" in p else jnp.zeros_like(p["b_gate"]),
+            b_dec=p["b_dec"],
+            activation=activation(config, p),
+            W_skip=p.get("W_skip"),
+            apply_b_dec_to_input=config.get("apply_b_dec_to_input", "d_out" not in config),
+            input_norm=NORMS[config.get("normalize_activations", "none")],
+        )
+
+    return build
+
+
+_PURSUIT: Final = {"residual_threshold": 1e-2, "max_iterations": None, "stop_on_duplicate_support": True}
+"""What SAELens takes where a config does not say."""
+
+
+def _pursuit(config: Mapping[str, Any], p: Parameters, factor: float) -> MatchingPursuit:
+    """Rows read and write, so a factor cancels in them; without apply_b_dec_to_input, b_dec is not added either."""
+    says = {**_PURSUIT, **config}
+    b_dec = p["b_dec"] if config.get("apply_b_dec_to_input", True) else jnp.zeros_like(p["b_dec"])
+    return MatchingPursuit(
+        W_dec=p["W_dec"],
+        b_dec=strict.scaled(b_dec, 1 / factor),
+        max_steps=says["max_iterations"] or config["d_in"],
+        tolerance=says["residual_threshold"] / factor,
+        stop_on_repeat=says["stop_on_duplicate_support"],
+        input_norm=NORMS[config.get("normalize_activations", "none")],
+    )
+
+
+def _wrong_pursuit(config: Mapping[str, Any]) -> list[str]:
+    threshold, steps, repeats = ({**_PURSUIT, **config}[key] for key in _PURSUIT)
+    number = type(threshold) in (int, float) and 0 <= threshold < float("inf")
+    problems = [] if number else [f"residual_threshold = {threshold!r} is no number of at least 0"]
+    problems += [] if steps is None else strict.positive(config, "max_iterations")[1]
+    return problems + (
+        [] if type(repeats) is bool else [f"stop_on_duplicate_support = {repeats!r} is not true or false"]
+    )
+
+
+_RESCALED: Final = "rescale_acts_by_decoder_norm"
+_BATCHTOPK: Final = _Architecture({**_SAE, "topk_threshold": ()}, _coder(_one_jump), flags=("k", _RESCALED))
 ARCHITECTURES: Final = {
-    "standard": _Architecture(_SAE, _relu),
-    "topk": _Architecture(_SAE, _topk, ("k",), ("rescale_acts_by_decoder_norm",)),
-    "jumprelu": _Architecture({**_SAE, **_THRESHOLD}, _jump),
-    "gated": _Architecture({**_PLAIN, **_GATES}, _gated),
+    "standard": _Architecture(_SAE, _coder(_relu)),
+    "topk": _Architecture(_SAE, _coder(_topk), ("k",), (_RESCALED,)),
+    "abstopk": _Architecture(_SAE, _coder(_abs_topk), ("k",), (_RESCALED,)),
+    "jumprelu": _Architecture({**_SAE, **_THRESHOLD}, _coder(_jump)),
+    "gated": _Architecture({**_PLAIN, **_GATES}, _coder(_gated)),
     "batchtopk": _BATCHTOPK,
     "matryoshka_batchtopk": _BATCHTOPK,
-    "transcoder": _Architecture(_TRANSCODER, _relu, ("d_out",)),
-    "skip_transcoder": _Architecture({**_TRANSCODER, **_SKIP}, _relu, ("d_out",)),
-    "jumprelu_transcoder": _Architecture({**_TRANSCODER, **_THRESHOLD}, _jump, ("d_out",)),
-    "jumprelu_skip_transcoder": _Architecture({**_TRANSCODER, **_THRESHOLD, **_SKIP}, _jump, ("d_out",)),
+    "matching_pursuit": _Architecture(_TIED, _pursuit, flags=tuple(_PURSUIT), wrong=_wrong_pursuit),
+    "transcoder": _Architecture(_TRANSCODER, _coder(_relu), ("d_out",)),
+    "skip_transcoder": _Architecture({**_TRANSCODER, **_SKIP}, _coder(_relu), ("d_out",)),
+    "jumprelu_transcoder": _Architecture({**_TRANSCODER, **_THRESHOLD}, _coder(_jump), ("d_out",)),
+    "jumprelu_skip_transcoder": _Architecture({**_TRANSCODER, **_THRESHOLD, **_SKIP}, _coder(_jump), ("d_out",)),
 }
 SCALED: Final = "expected_average_only_in"
 NORMS: Final = {"none": "none", SCALED: "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
@@ -110,13 +168,17 @@ def load_saelens(
     subfolder: str | None = None,
     revision: str | None = None,
     scaling_factor: float | None = None,
-) -> SparseCoder:
+) -> SparseCoder | MatchingPursuit:
     """Read a dictionary in SAELens' layout: v6 of every architecture in the table above, v5 and older (flat cfg.json).
+
+    Of SAELens' architectures "temporal" alone is not read: it attends over a sequence, so that its latents are no
+    function of one token.
 
     Folded, as SAELens folds them after training: a scaling factor s of the inputs (W_enc s, W_dec / s, b_dec / s:
     latents stay in normalised units); with `rescale_acts_by_decoder_norm` the norm n_i of decoder row i
-    (W_enc[:, i] n_i, b_enc[i] n_i, W_dec[i] / n_i); a finetuning scale (W_dec[i] s_i). "hook_z" files take the heads
-    concatenated.
+    (W_enc[:, i] n_i, b_enc[i] n_i, W_dec[i] / n_i); a finetuning scale (W_dec[i] s_i). Matching pursuit, whose rows
+    read and write, has b_dec / s and its threshold / s: its latents are in the input's units. "hook_z" files take the
+    heads concatenated.
 
     Args:
       name: a folder, or a repository of the Hugging Face Hub.
@@ -133,23 +195,13 @@ def load_saelens(
         raise unknown("architecture", config.get("architecture"), ARCHITECTURES, where=str(folder / CONFIG))
     architecture = ARCHITECTURES[config["architecture"]]
     tensors = _spelled(read_safetensors(folder / WEIGHTS))
-    finetuned = {_FINETUNED: ("d_sae",)} if config.get(_FINETUNED) and _FINETUNED in tensors else {}
-    axes = {**architecture.tensors, **finetuned}
+    finetuned = config.get(_FINETUNED) and _FINETUNED in tensors and "W_enc" in architecture.tensors
+    axes = {**architecture.tensors, **({_FINETUNED: ("d_sae",)} if finetuned else {})}
     sizes, problems = _checked(config, architecture)
     problems += _wrong_dtypes(config, {n: a for n, a in tensors.items() if n in axes})
     strict.check(folder, tensors, axes, sizes, says=f"{CONFIG} says", problems=problems)
     factor = _factor(folder, config, scaling_factor)
-    p = _folded(config, {n: jnp.asarray(a) for n, a in tensors.items()}, factor)
-    return SparseCoder(
-        W_enc=p["W_enc"],
-        W_dec=p["W_dec"],
-        b_enc=p["b_enc"] if "b_enc" in p else jnp.zeros_like(p["b_gate"]),
-        b_dec=p["b_dec"],
-        activation=architecture.activation(config, p),
-        W_skip=p.get("W_skip"),
-        apply_b_dec_to_input=config.get("apply_b_dec_to_input", "d_out" not in architecture.counts),
-        input_norm=NORMS[config.get("normalize_activations", "none")],
-    )
+    return architecture.build(config, {n: jnp.asarray(a) for n, a in tensors.items()}, factor)
 
 
 def v6_config(folder: Path) -> dict[str, Any]:
@@ -174,6 +226,7 @@ def _checked(config: Mapping[str, Any], architecture: _Architecture) -> tuple[di
         problems.append(f"normalize_activations is {norm!r}, which a transcoder cannot undo")
     if "d_out" in architecture.counts and config.get("apply_b_dec_to_input"):
         problems.append("apply_b_dec_to_input is true, but a transcoder's b_dec is not of its input")
+    problems += architecture.wrong(config)
     if "d_sae" in sizes and (k := sizes.pop("k", 1)) > sizes["d_sae"]:
         problems.append(f"k = {k} for {sizes['d_sae']} latents")
     return sizes, problems
@@ -225,7 +278,7 @@ def _folded(config: Mapping[str, Any], p: Parameters, s: float) -> Parameters:
         p["W_dec"] = strict.scaled(p["W_dec"], p.pop(_FINETUNED)[:, None])
     if s != 1:
         p |= {"W_enc": strict.scaled(p["W_enc"], s)} | {n: strict.scaled(p[n], 1 / s) for n in ("W_dec", "b_dec")}
-    if config.get("rescale_acts_by_decoder_norm"):
+    if config.get(_RESCALED):
         norm = jnp.linalg.norm(p["W_dec"].astype(jnp.float32), axis=1)
         back = 1 / jnp.where(norm > 0, norm, jnp.float32(1))
         p |= {n: strict.scaled(p[n], norm) for n in ("W_enc", "b_enc")} | {

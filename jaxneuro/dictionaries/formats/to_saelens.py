@@ -11,27 +11,54 @@ import numpy as np
 
 from ...errors import UserError
 from ...io import write_json, write_safetensors
-from ..activations import Gated, JumpReLU, Relu, TopK
+from ..activations import AbsTopK, Gated, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
+from ..matching_pursuit import MatchingPursuit
 from . import strict
 from .saelens import ARCHITECTURES, CONFIG, NORMS, SCALED, WEIGHTS
 
 WRITTEN_AS: Final = "6.18.0"
 """SAELens' release whose layout is written: without a version of 6 or above it takes a folder for an older layout."""
 
-_NAMES: Final = {Relu: "standard", TopK: "topk", JumpReLU: "jumprelu", Gated: "gated"}
+_NAMES: Final = {
+    Relu: "standard",
+    TopK: "topk",
+    AbsTopK: "abstopk",
+    JumpReLU: "jumprelu",
+    Gated: "gated",
+    MatchingPursuit: "matching_pursuit",
+}
 _AS_TRANSCODER: Final = {
     "standard": ("transcoder", "skip_transcoder"),
     "jumprelu": ("jumprelu_transcoder", "jumprelu_skip_transcoder"),
 }
 
 
-def save_saelens(dictionary: SparseCoder, folder: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> Path:
+def _k(d: Any) -> dict[str, Any]:
+    return {"k": d.k, "rescale_acts_by_decoder_norm": False}
+
+
+def _stops(d: Any) -> dict[str, Any]:
+    return {
+        "residual_threshold": d.tolerance,
+        "max_iterations": d.max_steps,
+        "stop_on_duplicate_support": d.stop_on_repeat,
+    }
+
+
+_MORE: Final = {"topk": _k, "abstopk": _k, "matching_pursuit": _stops}
+"""What only the configs of some architectures have."""
+
+
+def save_saelens(
+    dictionary: SparseCoder | MatchingPursuit, folder: str | os.PathLike, metadata: Mapping[str, Any] | None = None
+) -> Path:
     """Write a dictionary as SAELens (v6) reads it, with the architecture that its activation stands for.
 
     Args:
       dictionary: an autoencoder, or (not subtracting b_dec, with other widths, a skip or a "hook_name_out" in the
         metadata) a transcoder. Scales of the input are in its weights, so no "expected_average_only_in" is written.
+        A `MatchingPursuit` is an autoencoder.
       folder: made if need be. The config is written last: a folder with it is whole.
       metadata: model_name, hook_name and what else SAELens keeps there. A hook name that ends in "hook_z" is written
         with reshape_activations "hook_z".
@@ -58,33 +85,43 @@ def save_saelens(dictionary: SparseCoder, folder: str | os.PathLike, metadata: M
             **extra,
             "dtype": str(dtype),
             "device": "cpu",
-            "apply_b_dec_to_input": dictionary.apply_b_dec_to_input,
+            "apply_b_dec_to_input": _subtracts(dictionary),
             "metadata": metadata,
         },
     )
     return folder
 
 
-def _named(d: SparseCoder, metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _subtracts(d: SparseCoder | MatchingPursuit) -> bool:
+    return isinstance(d, MatchingPursuit) or d.apply_b_dec_to_input
+
+
+def _kind(d: SparseCoder | MatchingPursuit) -> type:
+    """What SAELens names an architecture by."""
+    return MatchingPursuit if isinstance(d, MatchingPursuit) else type(d.activation)
+
+
+def _named(d: SparseCoder | MatchingPursuit, metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(architecture, what only its config has)."""
-    name = type(d.activation).__name__
-    architecture = _NAMES.get(type(d.activation))
-    transcodes = d.d_in != d.d_out or d.W_skip is not None or "hook_name_out" in metadata
+    name, architecture = _kind(d).__name__, _NAMES.get(_kind(d))
+    skips = getattr(d, "W_skip", None) is not None
     if architecture is None:
         raise UserError(f"SAELens has no architecture for {name}; it has {', '.join(t.__name__ for t in _NAMES)}.")
-    if not transcodes:
-        return architecture, {"k": d.k, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
-    if d.apply_b_dec_to_input or d.input_norm != "none" or architecture not in _AS_TRANSCODER:
+    if d.d_in == d.d_out and not skips and "hook_name_out" not in metadata:
+        return architecture, _MORE.get(architecture, lambda d: {})(d)
+    if _subtracts(d) or d.input_norm != "none" or architecture not in _AS_TRANSCODER:
         raise UserError(
             f"SAELens has no layout for a {name} transcoder (d_in {d.d_in}, d_out {d.d_out}, input_norm {d.input_norm}"
-            f"{', b_dec subtracted' if d.apply_b_dec_to_input else ''}). Save an autoencoder, or keep the arrays with "
+            f"{', b_dec subtracted' if _subtracts(d) else ''}). Save an autoencoder, or keep the arrays with "
             "jaxneuro.io."
         )
-    return _AS_TRANSCODER[architecture][d.W_skip is not None], {"d_out": d.d_out}
+    return _AS_TRANSCODER[architecture][skips], {"d_out": d.d_out}
 
 
-def _stored(d: SparseCoder) -> dict[str, Any]:
+def _stored(d: SparseCoder | MatchingPursuit) -> dict[str, Any]:
     """Every tensor that some architecture stores."""
+    if isinstance(d, MatchingPursuit):
+        return {"W_dec": d.W_dec, "b_dec": d.b_dec}
     values: dict[str, Any] = {n: getattr(d, n) for n in ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip")}
     if isinstance(d.activation, JumpReLU):
         values["threshold"] = jnp.broadcast_to(d.activation.threshold, (d.n_latents,))

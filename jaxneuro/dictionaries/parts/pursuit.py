@@ -3,7 +3,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,18 @@ from jaxtyping import Array, Float, Int
 from .autoencode import Select
 
 
+class Until(NamedTuple):
+    """What makes a token done after a round, before its last; the first round is always taken. Static."""
+
+    tolerance: float = 0.0
+    """|r| is below it."""
+    repeats: bool = False
+    """The round found nothing new: c = 0, or a latent of an earlier round (what it adds still counts)."""
+
+
+TO_THE_END: Final = Until()
+
+
 class Pursuit(NamedTuple):
     """What was found, round by round, and what is left."""
 
@@ -33,18 +45,18 @@ class Pursuit(NamedTuple):
 
 
 def pursue(
-    x: Float[Array, "*batch d"], w: Float[Array, "n_latents d"], select: Select, tolerance: float = 0.0
+    x: Float[Array, "*batch d"], w: Float[Array, "n_latents d"], select: Select, until: Until = TO_THE_END
 ) -> Pursuit:
     """select.k rounds: r_0 = x;  j = argmax_i <w_i, r>,  c = max(<w_j, r>, 0);  r <- r - c w_j.
 
-    x and w are float32, rows of norm 1. `select.dtype` is that of the products <w_i, r> alone: r stays float32, so that
-    x = residual + vals w[idx] whatever the dtype. Where |r| <= tolerance a token is done; rounds in which all are done
-    cost nothing.
+    x and w are float32, rows of any norm. `select.dtype` is that of the products <w_i, r> alone: r stays float32, so
+    that x = residual + vals w[idx] whatever the dtype. `until` says where a token stops earlier; there are as many
+    rounds as the token that needs most takes.
 
     Differentiable once. On the way back every residual is made again from the one after it, r_t = r_(t+1) + c_t w_jt:
     memory does not grow with tokens x k x d. With `select.axes.latent`, w holds this device's rows and idx counts all.
     """
-    return _pursue(x, w, select, tolerance)
+    return _pursue(x, w, select, until)
 
 
 def _products(select: Select) -> tuple[Callable, Callable, Callable]:
@@ -59,36 +71,50 @@ def _products(select: Select) -> tuple[Callable, Callable, Callable]:
     return encode, decode, backward
 
 
-def _primal(x: Array, w: Array, select: Select, tolerance: float) -> Pursuit:
+def _primal(x: Array, w: Array, select: Select, until: Until) -> Pursuit:
     encode, decode, _ = _products(select)
     cast = jnp.dtype(select.dtype)
     rows, no_bias = w.astype(cast), vary(jnp.zeros(w.shape[0], jnp.float32), varying(w))
 
-    def find(r: Array) -> tuple[Array, tuple[Array, Array]]:
+    def find(r: Array, done: Array | None = None) -> tuple[Array, tuple[Array, Array]]:
         vals, idx = encode(r.astype(cast), rows, no_bias, k=1)
-        vals = jnp.where(_unfinished(r, tolerance), vals, jnp.float32(0)) if tolerance else vals
+        vals = vals if done is None else jnp.where(done[..., None], jnp.float32(0), vals)
         return r - decode(vals, idx, w), (vals[..., 0], idx[..., 0])
 
-    def rest(r: Array) -> tuple[Array, tuple[Array, Array]]:
-        return r, (jnp.zeros(r.shape[:-1], jnp.float32), jnp.zeros(r.shape[:-1], jnp.int32))
-
-    def round(r: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
-        return lax.cond(jnp.any(_unfinished(r, tolerance)), find, rest, r) if tolerance else find(r)
-
-    r, code = lax.scan(round, x, None, length=select.k)
+    if any(until):
+        return _stopping(x, find, select.k, until)
+    r, code = lax.scan(lambda r, _: find(r), x, None, length=select.k)
     return Pursuit(r, *(jnp.moveaxis(a, 0, -1) for a in code))
 
 
-def _unfinished(r: Array, tolerance: float) -> Array:
-    return jnp.sum(jnp.square(r), axis=-1, keepdims=True) > jnp.float32(tolerance**2)
+def _stopping(x: Array, find: Callable[[Array, Array], tuple], k: int, until: Until) -> Pursuit:
+    """Rounds until all tokens are done; those not taken are 0 of latent 0."""
+    vals, idx = (vary(jnp.zeros((*x.shape[:-1], k), t), varying(x)) for t in (jnp.float32, jnp.int32))
+
+    def unfinished(state: tuple[Array, Array, Pursuit]) -> Array:
+        t, done, _ = state
+        return (t < k) & ~jnp.all(done)
+
+    def round(state: tuple[Array, Array, Pursuit]) -> tuple[Array, Array, Pursuit]:
+        t, done, (r, vals, idx) = state
+        r, (c, j) = find(r, done)
+        if until.repeats:
+            done |= (c == 0) | jnp.any((idx == j[..., None]) & (vals > 0), axis=-1)
+        if until.tolerance:
+            done |= jnp.linalg.norm(r, axis=-1) < jnp.float32(until.tolerance)
+        return t + 1, done, Pursuit(r, vals.at[..., t].set(c), idx.at[..., t].set(j))
+
+    done = vary(jnp.zeros(x.shape[:-1], bool), varying(x))
+    *_, found = lax.while_loop(unfinished, round, (jnp.int32(0), done, Pursuit(x, vals, idx)))
+    return found
 
 
-def _forward(x: Array, w: Array, select: Select, tolerance: float) -> tuple[Pursuit, tuple[Pursuit, Array]]:
-    out = _primal(x, w, select, tolerance)
+def _forward(x: Array, w: Array, select: Select, until: Until) -> tuple[Pursuit, tuple[Pursuit, Array]]:
+    out = _primal(x, w, select, until)
     return out, (out, w)
 
 
-def _backward(select: Select, tolerance: float, saved: tuple[Pursuit, Array], ct: Pursuit) -> tuple[Array, Array]:
+def _backward(select: Select, until: Until, saved: tuple[Pursuit, Array], ct: Pursuit) -> tuple[Array, Array]:
     """With g = dL/dr after a round: dc = (dL/dc - <g, w_j>) [c > 0];  dL/dr = g + dc w_j;  dL/dw_j = dc r - c g."""
     found, w = saved
     _, decode, backward = _products(select)
