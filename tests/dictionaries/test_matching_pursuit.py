@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from jaxneuro.dictionaries import Training, reconstruction, topk
 from jaxneuro.dictionaries.matching_pursuit import MatchingPursuit, matching_pursuit
 from jaxneuro.dictionaries.parts.autoencode import Select
-from jaxneuro.dictionaries.parts.pursuit import merged, pursue
+from jaxneuro.dictionaries.parts.axes import Axes
+from jaxneuro.dictionaries.parts.pursuit import Until, merged, pursue
 from jaxneuro.errors import UserError
 
 from .conftest import D_IN, matched, planted, rows, train
@@ -170,15 +173,138 @@ def test_with_a_tolerance_each_token_takes_what_it_needs():
     d, x = dictionary(max_steps=40, W_dec=jnp.asarray(np.concatenate([half, -half]))), tokens(200)
     near = dataclasses.replace(d, tolerance=1.0)
     vals, _ = near.encode_sparse(x)
-    used = (np.asarray(pursue(x - d.b_dec, d.W_dec, Select(k=40), 1.0).vals) > 0).sum(1)
+    used = (np.asarray(pursue(x - d.b_dec, d.W_dec, Select(k=40), Until(1.0)).vals) > 0).sum(1)
     assert (np.linalg.norm(x - near(x), axis=1) <= 1.0 + 1e-5).all()
-    assert used.min() < used.max() < 40
-    for i in np.flatnonzero(used)[:5]:  # one round less is not enough
+    assert 1 <= used.min() < used.max() < 40
+    for i in np.flatnonzero(used > 1)[:5]:  # one round less is not enough
         less = dataclasses.replace(d, max_steps=int(used[i]) - 1)
         assert np.linalg.norm(x[i] - less(x[i])) > 1.0
         np.testing.assert_allclose(near(x[i]), dataclasses.replace(d, max_steps=int(used[i]))(x[i]), atol=1e-5)
     assert vals.shape == (200, 40)
-    jax.jit(jax.grad(lambda d: jnp.sum(jnp.square(x - d(x)))))(near)  # differentiable as well
+
+
+def by_hand(x, w, k, until):
+    """(z, rounds taken) of one token, as SAELens says it: done when the set of active latents stays as it was."""
+    r, z = np.array(x, np.float64), np.zeros(len(w))
+    for t in range(k):
+        j = int(np.argmax(w @ r))
+        c, before = max(w[j] @ r, 0), z != 0
+        z[j] += c
+        r -= c * w[j]
+        if until.repeats and ((z != 0) == before).all():
+            return z, t + 1
+        if until.tolerance > 0 and np.linalg.norm(r) < until.tolerance:
+            return z, t + 1
+    return z, k
+
+
+FEW = 10
+
+
+def uneven():
+    """Few rows, so that they are found again, of norms 0.8 to 1.1."""
+    return rows(np.random.default_rng(6), FEW, D_IN) * np.linspace(0.8, 1.1, FEW, dtype=np.float32)[:, None]
+
+
+STOPS = {
+    "tolerance": Until(4.5),
+    "repeats": Until(repeats=True),
+    "both": Until(4.5, repeats=True),
+    "at once": Until(1e9),
+    "never": Until(1e-9),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_stopping_equals_a_loop_over_each_token(name):
+    until, w, x, k = STOPS[name], uneven(), tokens(80), 15
+    d = MatchingPursuit(
+        W_dec=jnp.asarray(w),
+        b_dec=jnp.zeros(D_IN),
+        max_steps=k,
+        tolerance=until.tolerance,
+        stop_on_repeat=until.repeats,
+    )
+    z, taken = (np.stack(a) for a in zip(*(by_hand(row, w, k, until) for row in np.asarray(x)), strict=True))
+    # 1e-5 of coefficients below 10, in float32 over 15 rounds
+    np.testing.assert_allclose(d.encode(x), z, atol=3e-5)
+    np.testing.assert_allclose(d(x), z @ w, atol=3e-5)
+    found = pursue(x, d.W_dec, Select(k=k), until)
+    np.testing.assert_allclose(jnp.einsum("nk,nkd->nd", found.vals, d.W_dec[found.idx]) + found.residual, x, atol=1e-5)
+    if name in ("tolerance", "repeats", "both"):  # the case says something: tokens stop at different rounds, all early
+        assert 1 <= taken.min() < taken.max() <= k
+        assert (taken < k).mean() > 0.3
+    assert not np.asarray(found.vals)[np.arange(k) >= taken[:, None]].any()
+    assert ((np.asarray(found.vals) > 0).sum(1) == taken).mean() > (0.2 if until.repeats else 0.5)
+
+
+def test_the_first_round_is_taken_whatever_the_tolerance():
+    d = MatchingPursuit(W_dec=jnp.eye(3), b_dec=jnp.zeros(3), max_steps=3, tolerance=5.0)
+    assert d.encode(jnp.array([[0.1, 0.2, 0.0], [9.0, 8.0, 1.0]])).tolist() == [[0, pytest.approx(0.2), 0], [9, 8, 0]]
+
+
+def test_a_repeat_counts_and_ends():
+    """As in the test of a direction found twice, but the fourth round is not taken."""
+    w, x = jnp.array([[1.0, 0.0], [-0.6, 0.8]]), jnp.array([2.0, 0.5])
+    ends = pursue(x, w, Select(k=6), Until(repeats=True))
+    assert ends.idx[:3].tolist() == [0, 1, 0]
+    np.testing.assert_allclose(
+        ends.vals, pursue(x, w, Select(k=6)).vals * jnp.where(jnp.arange(6) < 3, 1.0, 0.0), atol=1e-6
+    )
+
+
+def test_the_gradient_is_that_of_the_rounds_taken():
+    """Tokens that take t rounds contribute the gradient of t rounds."""
+    until, w, x, k = STOPS["both"], jnp.asarray(uneven()), tokens(24), 5
+    taken = np.array([by_hand(row, np.asarray(w), k, until)[1] for row in np.asarray(x)])
+    weights = jnp.asarray(np.random.default_rng(4).normal(size=(len(x), FEW)), jnp.float32)
+
+    def loss(w, k, until, on):
+        found = pursue(x, w, Select(k=k), until)
+        at = jnp.arange(len(x), dtype=jnp.int32)[:, None]
+        each = jnp.sum(jnp.sin(found.residual), 1) + jnp.sum(found.vals * weights[at, found.idx], 1)
+        return jnp.sum(jnp.where(on, each, 0))
+
+    got = jax.grad(loss)(w, k, until, taken > 0)
+    want = sum(jax.grad(loss)(w, int(t), Until(), taken == t) for t in np.unique(taken))
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("name", ["tolerance", "repeats"])
+def test_stopping_is_the_same_on_a_mesh(name):
+    """Tokens in two, latents in two: devices whose tokens are done earlier take fewer rounds."""
+    mesh = jax.make_mesh((2, 2), ("data", "latents"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    w, x = jnp.asarray(uneven()), jnp.concatenate([tokens(16), 0.01 * tokens(16, seed=1)])
+    one, split = (Select(k=8, axes=axes) for axes in (Axes(), Axes(latent="latents")))
+    want = pursue(x, w, one, STOPS[name])
+    many = jax.shard_map(
+        lambda x, w: pursue(x, w, split, STOPS[name]),
+        mesh=mesh,
+        in_specs=(P("data"), P("latents")),
+        out_specs=P("data"),
+    )
+    got = jax.jit(many)(x, w)
+    np.testing.assert_allclose(got.vals, want.vals, atol=1e-5)
+    np.testing.assert_array_equal(jnp.where(got.vals > 0, got.idx, -1), jnp.where(want.vals > 0, want.idx, -1))
+
+
+def test_without_a_rule_rounds_have_no_condition():
+    """Training pays nothing for the stopping rules: a scan of fixed length that carries the residual alone."""
+
+    def program(until):
+        return str(jax.make_jaxpr(lambda x, w: pursue(x, w, Select(k=4), until))(tokens(), dictionary().W_dec))
+
+    assert "while" not in program(Until())
+    assert "while" in program(Until(1.0))
+
+
+def test_normalised_tokens():
+    d, x = dictionary(input_norm="layer_norm"), tokens()
+    seen = (x - x.mean(1, keepdims=True)) / (jnp.std(x, axis=1, ddof=1, keepdims=True) + jnp.float32(1e-5))
+    plain = dataclasses.replace(d, input_norm="none")
+    np.testing.assert_allclose(d.encode(x), plain.encode(seen), atol=1e-5)
+    back = plain(seen) * jnp.std(x, axis=1, ddof=1, keepdims=True) + x.mean(1, keepdims=True)
+    np.testing.assert_allclose(d(x), back, atol=1e-5)
 
 
 def test_bfloat16_chooses_and_float32_subtracts():
