@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import SparseCoder, TopK, load_saelens, save_saelens
+from jaxneuro.dictionaries import MatchingPursuit, SparseCoder, TopK, load_saelens, save_saelens
 from jaxneuro.errors import UserError
 from jaxneuro.io.safetensors import read_safetensors, write_safetensors
 
@@ -74,7 +74,7 @@ def test_norm_aware_selection_is_folded(dictionary, folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "temporal"}, "no architecture 'temporal'.*Known: standard, topk"),
+        ({"architecture": "temporal"}, "no architecture 'temporal'.*Known: standard, topk, abstopk"),
         ({"normalize_activations": "covariance_whitening"}, "normalize_activations is 'covariance_whitening'"),
         ({"k": None}, "k is missing"),
         ({"k": 11}, "k = 11 for 10 latents"),
@@ -88,6 +88,62 @@ def test_what_the_config_must_not_say(folder, changes, message):
     change(folder, **changes)
     with pytest.raises(UserError, match=message):
         load_saelens(folder)
+
+
+@pytest.fixture
+def pursuit(tmp_path):
+    w = jax.random.normal(jax.random.key(1), (10, 4)) / 2
+    d = MatchingPursuit(W_dec=w, b_dec=jnp.ones(4), max_steps=3, tolerance=0.5, stop_on_repeat=True)
+    return save_saelens(d, tmp_path / "pursuit")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_iterations": 0}, "max_iterations = 0 is no count"),
+        ({"max_iterations": 2.5}, "max_iterations = 2.5 is no count"),
+        ({"residual_threshold": -0.1}, "residual_threshold = -0.1 is no number of at least 0"),
+        ({"residual_threshold": float("inf")}, "residual_threshold = inf is no number"),
+        ({"residual_threshold": True}, "residual_threshold = True is no number"),
+        ({"stop_on_duplicate_support": 1}, "stop_on_duplicate_support = 1 is not true or false"),
+        ({"max_iterations": 0, "residual_threshold": "1"}, "residual_threshold = '1' is.*max_iterations = 0 is"),
+        ({"rescale_acts_by_decoder_norm": True}, "unknown key 'rescale_acts_by_decoder_norm'"),
+        ({"k": 3}, "unknown key 'k'"),
+    ],
+)
+def test_what_matching_pursuit_must_not_say(pursuit, changes, message):
+    change(pursuit, **changes)
+    with pytest.raises(UserError, match=message):
+        load_saelens(pursuit)
+
+
+def test_what_matching_pursuit_does_not_say_is_saelens_default(pursuit):
+    change(pursuit, max_iterations=None, residual_threshold=None, stop_on_duplicate_support=None)  # taken out
+    found = load_saelens(pursuit)
+    assert (found.max_steps, found.tolerance, found.stop_on_repeat) == (4, 0.01, True)
+
+
+def test_a_factor_of_matching_pursuit_is_folded(pursuit):
+    """Of inputs times s, the code and the reconstruction are s times those of the folded dictionary."""
+    plain, s = load_saelens(pursuit), 2.5
+    change(pursuit, normalize_activations="expected_average_only_in")
+    folded = load_saelens(pursuit, scaling_factor=s)
+    x = jax.random.normal(jax.random.key(3), (50, 4))
+    assert folded.tolerance == plain.tolerance / s
+    np.testing.assert_array_equal(folded.W_dec, plain.W_dec)
+    np.testing.assert_allclose(folded.encode(x), plain.encode(s * x) / s, atol=1e-5)
+    np.testing.assert_allclose(folded(x), plain(s * x) / s, atol=1e-5)
+
+
+def test_matching_pursuit_is_no_transcoder_and_has_no_other_tensors(pursuit, tmp_path):
+    with pytest.raises(UserError, match=r"no layout for a MatchingPursuit transcoder.*b_dec subtracted"):
+        save_saelens(load_saelens(pursuit), tmp_path / "other", {"hook_name_out": "blocks.1.hook_mlp_out"})
+    change(pursuit, finetuning_scaling_factor=True)
+    tensors = dict(read_safetensors(pursuit / "sae_weights.safetensors"))
+    tensors |= {"W_enc": tensors["W_dec"].T.copy(), "finetuning_scaling_factor": np.full(10, 2.0, np.float32)}
+    write_safetensors(pursuit / "sae_weights.safetensors", tensors)
+    with pytest.raises(UserError, match="unknown tensor W_enc; unknown tensor finetuning_scaling_factor"):
+        load_saelens(pursuit)
 
 
 def test_tensors_missing_and_extra_are_named_together(folder):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import CrossLayerTranscoder, Gated, GroupMax, JumpReLU, Relu, SparseCoder, TopK
+from jaxneuro.dictionaries import AbsTopK, CrossLayerTranscoder, Gated, GroupMax, JumpReLU, Relu, SparseCoder, TopK
 from jaxneuro.dictionaries.kmeans import KMeansDictionary
 from jaxneuro.dictionaries.matching_pursuit import MatchingPursuit
 from jaxneuro.dictionaries.native import CLASSES, load_native, save_native
@@ -39,6 +39,7 @@ def filled(kind):
 
 DICTIONARIES = {
     "topk": lambda: coder(TopK(2)),
+    "abs_topk": lambda: coder(AbsTopK(2)),
     "group_max": lambda: coder(GroupMax(1), apply_b_dec_to_input=False),
     "jumprelu": lambda: coder(JumpReLU(a(5)), input_norm="layer_norm"),
     "one threshold": lambda: coder(JumpReLU(jnp.float32(0.1))),
@@ -48,7 +49,7 @@ DICTIONARIES = {
     "clt": lambda: CrossLayerTranscoder(
         W_enc=a(2, 3, 4), b_enc=a(2, 4), W_dec=(a(2, 4, 3), a(1, 4, 3)), b_dec=a(2, 3), activation=TopK(2)
     ),
-    "matching_pursuit": lambda: filled(MatchingPursuit),
+    "matching_pursuit": lambda: dataclasses.replace(filled(MatchingPursuit), tolerance=0.5, stop_on_repeat=True),
     "pca": lambda: filled(PCADictionary),
     "kmeans": lambda: filled(KMeansDictionary),
     "semi_nmf": lambda: filled(SemiNMFDictionary),

@@ -109,7 +109,7 @@ def load_dictionary(
     | format | library | returns |
     |---|---|---|
     | jaxneuro | `save_native` | any |
-    | saelens | SAELens v5, v6 | `SparseCoder` |
+    | saelens | SAELens v5, v6 | `SparseCoder` or `MatchingPursuit` |
     | sparsify | sparsify | `SparseCoder` |
     | dictionary_learning | dictionary_learning | `SparseCoder` |
     | openai | openai/sparse_autoencoder (.pt) | `SparseCoder` |

@@ -23,12 +23,15 @@ from .autoencode import Select
 
 
 class Until(NamedTuple):
-    """What makes a token done after a round, before its last; the first round is always taken. Static."""
+    """What makes a token done after a round, before its last; the first round is always taken. Static.
+
+    With any rule a token is also done where c = 0, as it would be in all later rounds.
+    """
 
     tolerance: float = 0.0
     """|r| is below it."""
     repeats: bool = False
-    """The round found nothing new: c = 0, or a latent of an earlier round (what it adds still counts)."""
+    """The round found a latent of an earlier round again; what it adds still counts."""
 
 
 TO_THE_END: Final = Until()
@@ -98,8 +101,9 @@ def _stopping(x: Array, find: Callable[[Array, Array], tuple], k: int, until: Un
     def round(state: tuple[Array, Array, Pursuit]) -> tuple[Array, Array, Pursuit]:
         t, done, (r, vals, idx) = state
         r, (c, j) = find(r, done)
+        done |= c == 0
         if until.repeats:
-            done |= (c == 0) | jnp.any((idx == j[..., None]) & (vals > 0), axis=-1)
+            done |= jnp.any((idx == j[..., None]) & (vals > 0), axis=-1)
         if until.tolerance:
             done |= jnp.linalg.norm(r, axis=-1) < jnp.float32(until.tolerance)
         return t + 1, done, Pursuit(r, vals.at[..., t].set(c), idx.at[..., t].set(j))
