@@ -24,6 +24,7 @@ SAFETENSORS = {
     "saelens/jumprelu": ("sae_weights.safetensors", "threshold", "W_dec"),
     "saelens/skip_transcoder": ("sae_weights.safetensors", "W_skip", "b_dec"),
     "saelens/gated": ("sae_weights.safetensors", "r_mag", "b_gate"),
+    "saelens/matching_pursuit": ("sae_weights.safetensors", "W_dec", "b_dec"),
     "saelens5/standard": ("sae_weights.safetensors", "b_enc", "W_enc"),
     "sparsify/skip_transcoder": ("sae.safetensors", "W_skip", "encoder.bias"),
     "gemma_scope/v2": ("params.safetensors", "threshold", "w_enc"),

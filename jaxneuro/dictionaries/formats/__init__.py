@@ -3,7 +3,7 @@
 
 | file | format | read | written |
 |---|---|---|---|
-| `saelens.py`, `flat.py`, `to_saelens.py` | SAELens v6, v5 | both, every architecture of the table in it | v6 |
+| `saelens.py`, `architectures.py`, `flat.py`, `to_saelens.py` | SAELens v6, v5 | all but `temporal` | v6 |
 | `sparsify.py` | sparsify: SAE, transcoder, skip | yes | yes |
 | `dictionary_learning.py` | dictionary_learning's seven classes | yes | |
 | `openai.py` | openai/sparse_autoencoder | yes | |

@@ -11,11 +11,12 @@ from ...io.torch_file import read_torch
 from .. import native
 from ..cross_layer import CrossLayerTranscoder
 from ..dictionary import SparseCoder
+from ..matching_pursuit import MatchingPursuit
 from . import circuit_tracer, dictionary_learning, gemma_scope, llama_scope, saelens, sparsify, strict
 from .openai import load_openai
 from .others import load_transcoder_circuits
 
-type Loaded = SparseCoder | dict[int, SparseCoder] | CrossLayerTranscoder
+type Loaded = SparseCoder | MatchingPursuit | dict[int, SparseCoder] | CrossLayerTranscoder
 
 
 class _Format(NamedTuple):

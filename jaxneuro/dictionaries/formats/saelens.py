@@ -14,22 +14,20 @@ Source: SAELens 6.54 and 5.11 (saes/*.py, loading/pretrained_sae_loaders.py).
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from ...errors import UserError, unknown
 from ...io import read_safetensors
-from ..activations import AbsTopK, Activation, Gated, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
 from ..matching_pursuit import MatchingPursuit
 from . import strict
+from .architectures import ARCHITECTURES, FINETUNED, NORMS, SCALED, Architecture
 from .flat import to_v6
-from .strict import Axes
 
 CONFIG: Final = "cfg.json"
 WEIGHTS: Final = "sae_weights.safetensors"
@@ -37,119 +35,6 @@ SCALER: Final = "activation_scaler.json"
 FILES: Final = (CONFIG, WEIGHTS, SCALER)
 
 _DTYPES: Final = tuple(str(d) for d in strict.FLOATS)
-_SAE: Final = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
-_TRANSCODER: Final = {**_SAE, "W_dec": ("d_sae", "d_out"), "b_dec": ("d_out",)}
-_PLAIN: Final = {name: _SAE[name] for name in ("W_enc", "W_dec", "b_dec")}
-_TIED: Final = {name: _SAE[name] for name in ("W_dec", "b_dec")}
-_FINETUNED: Final = "finetuning_scaling_factor"
-_SKIP: Final = {"W_skip": ("d_out", "d_in")}
-_THRESHOLD: Final = {"threshold": ("d_sae",)}
-_GATES: Final = dict.fromkeys(("b_gate", "b_mag", "r_mag"), ("d_sae",))
-
-type Parameters = dict[str, Array]
-
-
-class _Architecture(NamedTuple):
-    """What files of one architecture hold, and the dictionary that they mean."""
-
-    tensors: Axes
-    build: Callable[[Mapping[str, Any], Parameters, float], SparseCoder | MatchingPursuit]
-    """From the config, the tensors, and the factor that inputs were multiplied by, which it folds."""
-    counts: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    wrong: Callable[[Mapping[str, Any]], list[str]] = lambda config: []
-    """What is wrong with the values of its flags."""
-
-
-def _relu(config: Mapping[str, Any], p: Parameters) -> Activation:
-    return Relu()
-
-
-def _topk(config: Mapping[str, Any], p: Parameters) -> Activation:
-    return TopK(config["k"])
-
-
-def _abs_topk(config: Mapping[str, Any], p: Parameters) -> Activation:
-    return AbsTopK(config["k"])
-
-
-def _jump(config: Mapping[str, Any], p: Parameters) -> Activation:
-    return JumpReLU(p["threshold"])
-
-
-def _one_jump(config: Mapping[str, Any], p: Parameters) -> Activation:
-    return JumpReLU(jnp.full_like(p["b_enc"], p["topk_threshold"].astype(p["b_enc"].dtype)))
-
-
-def _gated(config: Mapping[str, Any], p: Parameters) -> Activation:
-    return Gated(r_mag=p["r_mag"], b_mag=p["b_mag"], b_gate=p["b_gate"])
-
-
-def _coder(
-    activation: Callable[[Mapping[str, Any], Parameters], Activation],
-) -> Callable[[Mapping[str, Any], Parameters, float], SparseCoder]:
-    def build(config: Mapping[str, Any], p: Parameters, factor: float) -> SparseCoder:
-        p = _folded(config, p, factor)
-        return SparseCoder(
-            W_enc=p["W_enc"],
-            W_dec=p["W_dec"],
-            b_enc=p["b_enc"] if "b_enc" in p else jnp.zeros_like(p["b_gate"]),
-            b_dec=p["b_dec"],
-            activation=activation(config, p),
-            W_skip=p.get("W_skip"),
-            apply_b_dec_to_input=config.get("apply_b_dec_to_input", "d_out" not in config),
-            input_norm=NORMS[config.get("normalize_activations", "none")],
-        )
-
-    return build
-
-
-_PURSUIT: Final = {"residual_threshold": 1e-2, "max_iterations": None, "stop_on_duplicate_support": True}
-"""What SAELens takes where a config does not say."""
-
-
-def _pursuit(config: Mapping[str, Any], p: Parameters, factor: float) -> MatchingPursuit:
-    """Rows read and write, so a factor cancels in them; without apply_b_dec_to_input, b_dec is not added either."""
-    says = {**_PURSUIT, **config}
-    b_dec = p["b_dec"] if config.get("apply_b_dec_to_input", True) else jnp.zeros_like(p["b_dec"])
-    return MatchingPursuit(
-        W_dec=p["W_dec"],
-        b_dec=strict.scaled(b_dec, 1 / factor),
-        max_steps=says["max_iterations"] or config["d_in"],
-        tolerance=says["residual_threshold"] / factor,
-        stop_on_repeat=says["stop_on_duplicate_support"],
-        input_norm=NORMS[config.get("normalize_activations", "none")],
-    )
-
-
-def _wrong_pursuit(config: Mapping[str, Any]) -> list[str]:
-    threshold, steps, repeats = ({**_PURSUIT, **config}[key] for key in _PURSUIT)
-    number = type(threshold) in (int, float) and 0 <= threshold < float("inf")
-    problems = [] if number else [f"residual_threshold = {threshold!r} is no number of at least 0"]
-    problems += [] if steps is None else strict.positive(config, "max_iterations")[1]
-    return problems + (
-        [] if type(repeats) is bool else [f"stop_on_duplicate_support = {repeats!r} is not true or false"]
-    )
-
-
-_RESCALED: Final = "rescale_acts_by_decoder_norm"
-_BATCHTOPK: Final = _Architecture({**_SAE, "topk_threshold": ()}, _coder(_one_jump), flags=("k", _RESCALED))
-ARCHITECTURES: Final = {
-    "standard": _Architecture(_SAE, _coder(_relu)),
-    "topk": _Architecture(_SAE, _coder(_topk), ("k",), (_RESCALED,)),
-    "abstopk": _Architecture(_SAE, _coder(_abs_topk), ("k",), (_RESCALED,)),
-    "jumprelu": _Architecture({**_SAE, **_THRESHOLD}, _coder(_jump)),
-    "gated": _Architecture({**_PLAIN, **_GATES}, _coder(_gated)),
-    "batchtopk": _BATCHTOPK,
-    "matryoshka_batchtopk": _BATCHTOPK,
-    "matching_pursuit": _Architecture(_TIED, _pursuit, flags=tuple(_PURSUIT), wrong=_wrong_pursuit),
-    "transcoder": _Architecture(_TRANSCODER, _coder(_relu), ("d_out",)),
-    "skip_transcoder": _Architecture({**_TRANSCODER, **_SKIP}, _coder(_relu), ("d_out",)),
-    "jumprelu_transcoder": _Architecture({**_TRANSCODER, **_THRESHOLD}, _coder(_jump), ("d_out",)),
-    "jumprelu_skip_transcoder": _Architecture({**_TRANSCODER, **_THRESHOLD, **_SKIP}, _coder(_jump), ("d_out",)),
-}
-SCALED: Final = "expected_average_only_in"
-NORMS: Final = {"none": "none", SCALED: "none", "layer_norm": "layer_norm", "constant_norm_rescale": "constant_norm"}
 _RESHAPES: Final = ("none", "hook_z")
 _KNOWN: Final = {
     *("architecture", "normalize_activations", "reshape_activations", "apply_b_dec_to_input", "metadata"),
@@ -195,8 +80,8 @@ def load_saelens(
         raise unknown("architecture", config.get("architecture"), ARCHITECTURES, where=str(folder / CONFIG))
     architecture = ARCHITECTURES[config["architecture"]]
     tensors = _spelled(read_safetensors(folder / WEIGHTS))
-    finetuned = config.get(_FINETUNED) and _FINETUNED in tensors and "W_enc" in architecture.tensors
-    axes = {**architecture.tensors, **({_FINETUNED: ("d_sae",)} if finetuned else {})}
+    finetuned = config.get(FINETUNED) and FINETUNED in tensors and "W_enc" in architecture.tensors
+    axes = {**architecture.tensors, **({FINETUNED: ("d_sae",)} if finetuned else {})}
     sizes, problems = _checked(config, architecture)
     problems += _wrong_dtypes(config, {n: a for n, a in tensors.items() if n in axes})
     strict.check(folder, tensors, axes, sizes, says=f"{CONFIG} says", problems=problems)
@@ -212,7 +97,7 @@ def v6_config(folder: Path) -> dict[str, Any]:
     return config if "metadata" in config else to_v6(config)
 
 
-def _checked(config: Mapping[str, Any], architecture: _Architecture) -> tuple[dict[str, int], list[str]]:
+def _checked(config: Mapping[str, Any], architecture: Architecture) -> tuple[dict[str, int], list[str]]:
     """(sizes that the config states, what is wrong with it)."""
     known = {*_KNOWN, *architecture.counts, *architecture.flags}
     sizes, problems = strict.positive(config, "d_in", "d_sae", *architecture.counts)
@@ -247,9 +132,9 @@ def _spelled(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         log = out.pop("log_threshold")
         out["threshold"] = np.exp(log.astype(np.float32)).astype(log.dtype)
     if "scaling_factor" in out:
-        out[_FINETUNED] = out.pop("scaling_factor")
-    if _FINETUNED in out and (out[_FINETUNED] == 1).all():
-        del out[_FINETUNED]
+        out[FINETUNED] = out.pop("scaling_factor")
+    if FINETUNED in out and (out[FINETUNED] == 1).all():
+        del out[FINETUNED]
     return out
 
 
@@ -269,21 +154,3 @@ def _factor(folder: Path, config: Mapping[str, Any], given: float | None) -> flo
     if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
         raise UserError(f"{folder}: scaling_factor is {factor!r}, not a number above 0.")
     return factor
-
-
-def _folded(config: Mapping[str, Any], p: Parameters, s: float) -> Parameters:
-    """Scales into the weights, in float32; a decoder row of zeros decodes to nothing either way."""
-    p = dict(p)
-    if _FINETUNED in p:
-        p["W_dec"] = strict.scaled(p["W_dec"], p.pop(_FINETUNED)[:, None])
-    if s != 1:
-        p |= {"W_enc": strict.scaled(p["W_enc"], s)} | {n: strict.scaled(p[n], 1 / s) for n in ("W_dec", "b_dec")}
-    if config.get(_RESCALED):
-        norm = jnp.linalg.norm(p["W_dec"].astype(jnp.float32), axis=1)
-        back = 1 / jnp.where(norm > 0, norm, jnp.float32(1))
-        p |= {n: strict.scaled(p[n], norm) for n in ("W_enc", "b_enc")} | {
-            "W_dec": strict.scaled(p["W_dec"], back[:, None])
-        }
-        if "topk_threshold" in p:  # in units of pre-activation times norm, which the division by s has changed
-            p["topk_threshold"] = strict.scaled(p["topk_threshold"], 1 / s)
-    return p

@@ -15,7 +15,8 @@ from ..activations import AbsTopK, Gated, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
 from ..matching_pursuit import MatchingPursuit
 from . import strict
-from .saelens import ARCHITECTURES, CONFIG, NORMS, SCALED, WEIGHTS
+from .architectures import ARCHITECTURES, NORMS, SCALED
+from .saelens import CONFIG, WEIGHTS
 
 WRITTEN_AS: Final = "6.18.0"
 """SAELens' release whose layout is written: without a version of 6 or above it takes a folder for an older layout."""
