@@ -160,7 +160,7 @@ class Gated:
 
 
 def dense(vals: Float[Array, "*batch k"], idx: Int[Array, "*batch k"], n_latents: int) -> Array:
-    """The latents that a code stands for, [*batch, n_latents].
+    """The latents that a code stands for, [*batch, n_latents]; one that is named twice is the sum.
 
     Example:
       >>> dense(jnp.array([2.0, 1.0]), jnp.array([2, 0]), 3).tolist()
@@ -168,5 +168,5 @@ def dense(vals: Float[Array, "*batch k"], idx: Int[Array, "*batch k"], n_latents
     """
     flat = idx.reshape(-1, idx.shape[-1])
     tokens = jnp.arange(flat.shape[0], dtype=jnp.int32)[:, None]
-    z = jnp.zeros((flat.shape[0], n_latents), vals.dtype).at[tokens, flat].set(vals.reshape(flat.shape))
+    z = jnp.zeros((flat.shape[0], n_latents), vals.dtype).at[tokens, flat].add(vals.reshape(flat.shape))
     return z.reshape(*vals.shape[:-1], n_latents)

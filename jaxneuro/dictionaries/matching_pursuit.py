@@ -17,7 +17,7 @@ from .parts import start
 from .parts.autoencode import Select
 from .parts.inputs import Inputs
 from .parts.learner import Now, Outcome, Parameters, Recipe, Scales, learner
-from .parts.pursuit import Until, merged, pursue
+from .parts.pursuit import Pursuit, Until, merged, pursue
 from .parts.silence import fired
 from .parts.training import Training
 
@@ -78,14 +78,15 @@ class MatchingPursuit:
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
         """Latents of x, in x's dtype."""
-        vals, idx = self.encode_sparse(x)
-        return dense(vals.astype(x.dtype), idx, self.n_latents)
+        found = self._pursued(x)
+        return dense(found.vals, found.idx, self.n_latents).astype(x.dtype)
 
     def encode_sparse(self, x: Float[Array, "*batch d_in"]) -> Code:
-        """(values, indices) of the active latents, float32 and int32: each latent once, unused entries 0."""
-        x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32)).x
-        r, w = x - self.b_dec.astype(jnp.float32), self.W_dec.astype(jnp.float32)
-        found = pursue(r, w, Select(k=self.max_steps), Until(self.tolerance, self.stop_on_repeat))
+        """(values, indices) of the active latents, float32 and int32: each latent once, unused entries 0.
+
+        Rounds are compared with each other: of hundreds, `encode` needs less memory.
+        """
+        found = self._pursued(x)
         return merged(found.vals, found.idx, self.n_latents)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
@@ -100,7 +101,13 @@ class MatchingPursuit:
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """The reconstruction of x, in x's dtype."""
         _, back = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))
-        return back(self.decode_sparse(*self.encode_sparse(x))).astype(x.dtype)
+        found = self._pursued(x)
+        return back(self.decode_sparse(found.vals, found.idx)).astype(x.dtype)
+
+    def _pursued(self, x: Array) -> Pursuit:
+        x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32)).x
+        r, w = x - self.b_dec.astype(jnp.float32), self.W_dec.astype(jnp.float32)
+        return pursue(r, w, Select(k=self.max_steps), Until(self.tolerance, self.stop_on_repeat))
 
 
 def matching_pursuit(n_latents: int, k: int, *, training: Training = Training()) -> Method:
