@@ -1,16 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test runs on the CPU with four devices, strict dtype promotion and warnings as errors."""
+"""Every test runs on the CPU with four devices, strict dtype promotion and warnings as errors.
+
+Programs compile without optimisation, here and in the processes that tests start: most tests are about values, and
+compiling is most of their time. Modules about programs ask for the fixture `optimised`. One setting for all of them:
+jax keeps a compiled operation for the whole process, whatever the setting was, so a mixture gives last digits that
+depend on the order of the tests.
+"""
 
 import os
 import signal
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4").strip()
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import jax
+import pytest
 
 # A shell that runs the tests in its background lets them ignore Ctrl-C, which some of them are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Programs of this module compile as users' do: for what is said about memory, fusion and traffic."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

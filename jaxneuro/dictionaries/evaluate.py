@@ -4,7 +4,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..errors import UserError
-from ..models import token_loss
 from ..protocols import Dictionary
 from ..taps import apply_fn, intervene
 from ..taps.names import parse
 from .dictionary import SparseCoder
+from .judges import Judge, next_token_loss
 from .parts.decoder import unit_rows
-
-type Judge = Callable[[Array, Array, Any], tuple[Array, Array]]
-"""(output, output of the unchanged model, batch) -> (damage float32 [B], weight int32 [B]) per window."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +77,7 @@ def _reconstructed(dictionary: Dictionary, x: Array, on: Array) -> tuple[Array, 
     if not isinstance(dictionary, SparseCoder) or dictionary.k is None:
         return dictionary(x), jnp.sum((dictionary.encode(x) != 0) & on, axis=0, dtype=jnp.int32)
     vals, idx = dictionary.encode_sparse(x)
-    fired = ((vals > 0) & on).astype(jnp.int32)
+    fired = ((vals != 0) & on).astype(jnp.int32)
     return dictionary(x), jnp.zeros(dictionary.n_latents, jnp.int32).at[idx].add(fired, mode="drop")
 
 
@@ -186,14 +183,6 @@ class Recovered:
         return (worst - self.reconstructed) / damage if damage else float("nan")
 
 
-def next_token_loss(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:
-    """Summed cross entropy of each window's counted tokens, in nats, and their number: the default `Judge`."""
-    del reference
-    nll, valid = token_loss(output, batch["tokens"], batch["mask"])
-    valid = valid & batch["counted"][:, 1:]
-    return jnp.sum(jnp.where(valid, nll, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
-
-
 def _replaced(x: Array, dictionary: Dictionary, mean: Array, on: Bool[Array, "batch pos"], which: Array) -> Array:
     """The site's value at real tokens: 0 as it is, 1 reconstructed, 2 zero, 3 the mean."""
     flat = x.reshape(*x.shape[:2], -1)
@@ -202,11 +191,18 @@ def _replaced(x: Array, dictionary: Dictionary, mean: Array, on: Bool[Array, "ba
     return jnp.where(on[..., None], new, flat).reshape(x.shape)
 
 
-@partial(jax.jit, static_argnames=("apply", "site", "judge"))
+@partial(jax.jit, static_argnames=("apply", "site", "judges"))
 def _damage(
-    weights: Any, dictionary: Dictionary, mean: Array, batch: Any, *, apply: Callable, site: str, judge: Judge
-) -> tuple[Array, Array]:
-    """Sums [4] of the measure, and of its weight: the site as it is, reconstructed, zero, mean."""
+    weights: Any,
+    dictionary: Dictionary,
+    mean: Array,
+    batch: Any,
+    *,
+    apply: Callable,
+    site: str,
+    judges: tuple[Judge, ...],
+) -> list[tuple[Array, Array]]:
+    """Of each judge, sums [4] of the measure, and of its weight: the site as it is, reconstructed, zero, mean."""
     layers = parse(site).layers
     assert layers is not None
     layer, args = layers[0], (weights, batch["tokens"], batch["mask"])
@@ -221,8 +217,34 @@ def _damage(
         return apply(*args, start_at=layer + 1, resid=resid)
 
     outputs = jax.lax.map(one, jnp.arange(4, dtype=jnp.int32))
-    value, weight = jax.vmap(lambda out: judge(out, outputs[0], batch))(outputs)
-    return jnp.sum(value, 1), jnp.sum(weight[0])
+    found = [jax.lax.map(lambda out, judge=judge: judge(out, outputs[0], batch), outputs) for judge in judges]
+    return [(jnp.sum(value, 1), jnp.sum(weight[0])) for value, weight in found]
+
+
+@overload
+def recovered(
+    apply: Callable,
+    weights: Any,
+    site: str,
+    dictionary: Dictionary,
+    mean: np.ndarray,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    judge: Judge = ...,
+) -> Recovered: ...
+
+
+@overload
+def recovered(
+    apply: Callable,
+    weights: Any,
+    site: str,
+    dictionary: Dictionary,
+    mean: np.ndarray,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    judge: Mapping[str, Judge],
+) -> dict[str, Recovered]: ...
 
 
 def recovered(
@@ -233,8 +255,8 @@ def recovered(
     mean: np.ndarray,
     batches: Iterable[Mapping[str, Any]],
     *,
-    judge: Judge = next_token_loss,
-) -> Recovered:
+    judge: Judge | Mapping[str, Judge] = next_token_loss,
+) -> Recovered | dict[str, Recovered]:
     """Run the model with one site as it is, reconstructed, zero and at its mean, and measure each.
 
     Replaced at counted tokens only (special tokens and padding keep their value). The layers below the site run once,
@@ -246,9 +268,9 @@ def recovered(
       dictionary: an autoencoder of that site.
       mean: [d], the baseline of mean ablation (`Reconstruction.mean`).
       batches: dicts of `tokens`, `mask`, `counted` [B, T].
-      judge: what is measured; the default needs logits.
+      judge: what is measured, the default needs logits; {name: judge} for several in one pass.
     Returns:
-      Recovered.
+      Recovered, or {name: Recovered}.
     Raises:
       UserError: a site of no single layer, no batches, a measure that is not finite.
     Source: cross-entropy score as in SAELens and dictionary_learning, zero ablation; mean ablation beside it, because
@@ -257,16 +279,22 @@ def recovered(
     layers = parse(site).layers
     if layers is None or len(layers) != 1:
         raise UserError(f"recovered: {site!r} is not a site of one layer. Name one, such as 'blocks.3.resid_post'.")
-    total, weight = np.zeros(4), 0
+    judges = dict(judge) if isinstance(judge, Mapping) else {"": judge}
+    total, weight = {name: np.zeros(4) for name in judges}, dict.fromkeys(judges, 0)
     for batch in batches:
         rows = {k: batch[k] for k in ("tokens", "mask", "counted")}
-        sums, n = _damage(
-            weights, dictionary, jnp.asarray(mean, jnp.float32), rows, apply=apply, site=site, judge=judge
-        )
-        total, weight = total + np.asarray(sums, np.float64), weight + int(n)
+        at_mean = jnp.asarray(mean, jnp.float32)
+        found = _damage(weights, dictionary, at_mean, rows, apply=apply, site=site, judges=tuple(judges.values()))
+        for name, (sums, n) in zip(judges, found, strict=True):
+            total[name], weight[name] = total[name] + np.asarray(sums, np.float64), weight[name] + int(n)
+    kept = {name: _recovered(site, total[name], weight[name]) for name in judges}
+    return kept if isinstance(judge, Mapping) else kept[""]
+
+
+def _recovered(site: str, total: np.ndarray, weight: int) -> Recovered:
     if not weight:
         raise UserError("recovered: no batch with anything to measure.")
     if not np.isfinite(total).all():
         raise UserError(f"recovered: the measure at {site!r} is not finite. Check the weights and the dictionary.")
-    original, reconstructed, zero, at_mean = (total / weight).tolist()
-    return Recovered(original=original, reconstructed=reconstructed, zero=zero, mean=at_mean, weight=weight)
+    original, reconstructed, zero, mean = (total / weight).tolist()
+    return Recovered(original=original, reconstructed=reconstructed, zero=zero, mean=mean, weight=weight)

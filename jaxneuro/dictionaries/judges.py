@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures of damage beside the loss: what `recovered` takes as its judge."""
+"""Measures of damage: what `recovered` takes as its judge."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..models import token_loss
+
+type Judge = Callable[[Array, Array, Any], tuple[Array, Array]]
+"""(output, output of the unchanged model, batch) -> (damage float32 [B], weight int32 [B]) per window."""
 POSITIONS = 64
 """Positions whose distributions are held at once: 64 x 256k words in float32 are 64 MiB."""
+
+
+def next_token_loss(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:
+    """Summed cross entropy of each window's counted tokens, in nats, and their number: the default `Judge`."""
+    del reference
+    nll, valid = token_loss(output, batch["tokens"], batch["mask"])
+    valid = valid & batch["counted"][:, 1:]
+    return jnp.sum(jnp.where(valid, nll, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
 
 
 def kl_divergence(

@@ -29,7 +29,13 @@ WRITERS: Final[dict[str, tuple[Callable[..., Any], frozenset[str]]]] = {
     "sparsify": (save_sparsify, frozenset({"topk", "multi_topk", "group_max", "transcoder"})),
 }
 """Format -> its writer, and the methods whose dictionaries it can hold (BatchTopK and Matryoshka as JumpReLU)."""
-_SHOWN: Final = {"fvu": "FVU", "l0": "L0", "dead_fraction": "dead", "ce_recovered_mean": "CE recovered"}
+_SHOWN: Final = {
+    "fvu": "FVU",
+    "l0": "L0",
+    "dead_fraction": "dead",
+    "ce_recovered_mean": "CE recovered",
+    "kl_recovered_mean": "KL recovered",
+}
 
 
 def check_exports(config: TrainConfig) -> None:
@@ -77,14 +83,11 @@ def judged(data: Data, place: str, dictionary: Any) -> dict[str, Any]:
     found = reconstruction(_flat(dictionary), data.judged(place))
     numbers = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name not in ("density", "mean")}
     kept = data.recover(place, dictionary, found.mean)
-    if kept is None:
-        return numbers
-    shares = {"ce_recovered_zero": kept.recovered_zero, "ce_recovered_mean": kept.recovered_mean}
-    return {
-        **numbers,
-        **{name: None if math.isnan(value) else value for name, value in shares.items()},
-        "ce_nats": {name: getattr(kept, name) for name in ("original", "reconstructed", "zero", "mean")},
-    }
+    for name, found in kept.items():
+        shares = {"zero": found.recovered_zero, "mean": found.recovered_mean}
+        numbers |= {f"{name}_recovered_{base}": None if math.isnan(v) else v for base, v in shares.items()}
+        numbers[f"{name}_nats"] = {end: getattr(found, end) for end in ("original", "reconstructed", "zero", "mean")}
+    return numbers
 
 
 @jax.tree_util.register_dataclass

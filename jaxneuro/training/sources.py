@@ -17,7 +17,7 @@ from ..activations import array_batches, at_site, open_activations
 from ..activations.buffer import shuffled
 from ..activations.site import at_sites
 from ..data import Subset, Windows, batches, load_tokenizer, read_groups, windows
-from ..dictionaries import Recovered, recovered
+from ..dictionaries import Recovered, kl_divergence, next_token_loss, recovered
 from ..errors import UserError
 from ..io import read_safetensors
 from ..models import Transformer, load
@@ -27,6 +27,8 @@ from .config import Array, Live, Store, TrainConfig
 from .sweep import Place, places
 
 type Batches = Iterable[Mapping[str, Any]]
+_JUDGES: Final = {"ce": next_token_loss, "kl": kl_divergence}
+"""What a model loses, by the name it has in results.json."""
 BLOCKS: Final = 64
 """Parts of a file that its fingerprint reads, of BLOCK bytes each."""
 BLOCK: Final = 1 << 16
@@ -51,7 +53,7 @@ class Data:
     """Methods over rows, by place -> one method over the stream's batches."""
     extra_steps: int = 0
     """Before a method's first step: a buffer fills."""
-    recover: Callable[[str, Any, np.ndarray], Recovered | None] = lambda place, dictionary, mean: None
+    recover: Callable[[str, Any, np.ndarray], dict[str, Recovered]] = lambda place, dictionary, mean: {}
     """(place, dictionary, mean of the site) -> what the model loses, where that has a meaning."""
 
 
@@ -91,12 +93,12 @@ def _live(source: Live, config: TrainConfig) -> Data:
     def _held(size: int) -> Iterable[dict[str, np.ndarray]]:
         return batches(Subset(rows, held), batch_size=min(size, kept))
 
-    def recover(place: str, dictionary: Any, mean: np.ndarray) -> Recovered | None:
+    def recover(place: str, dictionary: Any, mean: np.ndarray) -> dict[str, Recovered]:
         site = at[place].site[0]
         one = len(at[place].site) == 1 and not at[place].target and len(parse(site).layers or ()) == 1
         if not (one and model.cfg.causal and model.cfg.has_head):
-            return None
-        return recovered(model.apply, model.weights, site, dictionary, mean, _held(min(size, 16)))
+            return {}
+        return recovered(model.apply, model.weights, site, dictionary, mean, _held(min(size, 16)), judge=_JUDGES)
 
     return Data(
         stream=lambda: batches(studied, batch_size=size, seed=config.seed, epochs=None),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command as a person meets it: a process of its own, its exit code, what it says and what it leaves."""
 
-import os
 import re
 import signal
 import subprocess
@@ -20,12 +19,9 @@ COMMAND = "import sys; from jaxneuro.cli import main; sys.exit(main({arguments!r
 
 
 def start(arguments, before=""):
-    """The command in a process of its own, without optimised compilation."""
+    """The command in a process of its own."""
     code = f"{before}\n{COMMAND.format(arguments=[str(a) for a in arguments])}"
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture

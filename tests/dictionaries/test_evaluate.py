@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import SparseCoder, TopK, decoder_cosine, reconstruction, recovered
+from jaxneuro.dictionaries import (
+    SparseCoder,
+    TopK,
+    decoder_cosine,
+    kl_divergence,
+    next_token_loss,
+    reconstruction,
+    recovered,
+)
 from jaxneuro.errors import UserError
 from jaxneuro.models import Config, forward, init
 
@@ -141,7 +149,6 @@ def test_the_mean_as_a_dictionary_recovers_nothing_of_the_mean(model):
 
 
 def test_against_a_whole_intervention(model):
-    from jaxneuro.dictionaries.evaluate import next_token_loss
     from jaxneuro.taps import apply_fn, intervene
 
     apply, weights, batch = model
@@ -155,6 +162,16 @@ def test_against_a_whole_intervention(model):
         out = intervene(apply, [apply_fn("blocks.1.mlp.post", fn)])(weights, batch["tokens"], batch["mask"])
         loss, n = next_token_loss(out, out, batch)
         assert value == pytest.approx(float(loss.sum()) / int(n.sum()), abs=1e-5)
+
+
+def test_several_judges_in_one_pass_equal_each_alone(model):
+    apply, weights, batch = model
+    given = (apply, weights, "blocks.1.mlp.post", random_dictionary(), np.ones(D), [batch, batch])
+    both = recovered(*given, judge={"ce": next_token_loss, "kl": kl_divergence})
+    assert both["ce"] == recovered(*given)
+    assert both["kl"] == recovered(*given, judge=kl_divergence)
+    assert both["kl"].original == 0 < both["kl"].reconstructed
+    assert both["kl"].weight == 2 * batch["counted"].sum()
 
 
 def test_a_site_of_every_layer_is_refused(model):

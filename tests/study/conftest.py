@@ -14,15 +14,6 @@ TEXT = {
 }
 
 
-@pytest.fixture(autouse=True, scope="package")
-def quick_compilation():
-    """These tests are about what is done, not how fast: programs compile without optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -13,15 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 import toy_decoder as toy
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most tests are about values, so programs compile without optimisation; modules about programs override this."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="session")
 def w():
     return toy.weights()

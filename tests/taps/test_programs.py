@@ -16,9 +16,7 @@ LAYERS, ROWS, WIDTH = 16, 64, 128
 VALUE = ROWS * WIDTH * 4  # bytes of one layer's value
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """These tests are about optimised programs."""
+pytestmark = pytest.mark.usefixtures("optimised")
 
 
 def wide(ws, x, *, scanned=True):

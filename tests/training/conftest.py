@@ -3,20 +3,10 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from jaxneuro.training import OPTIONS, Array, TrainConfig
-
-
-@pytest.fixture(autouse=True, scope="package")
-def quick_compilation():
-    """These tests are about what is done, not how fast: programs compile without optimisation."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def planted(n, seed=0):
