@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ..errors import UserError
 from ..protocols import Method
-
-_LOW = 30
-"""Bits of the lower counter: int32 sums of two of them cannot overflow; together they count to 2^61."""
+from ..sums import Pair, Tally, pair, pair_add, pair_total, tally, tally_add, tally_float, tally_total
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,11 @@ class Moments:
 
 
 class MomentsState(NamedTuple):
-    """Sums as pairs (value, what rounding lost): float32 each, together about 48 bits."""
+    """What was gathered so far; mean and m2 with their rounding errors."""
 
-    rows: tuple[Int[Array, ""], Int[Array, ""]]
-    mean: tuple[Float[Array, "*row"], Float[Array, "*row"]]
-    m2: tuple[Float[Array, "*row"], Float[Array, "*row"]]
+    rows: Tally
+    mean: Pair
+    m2: Pair
     min: Float[Array, "*row"]
     max: Float[Array, "*row"]
 
@@ -80,8 +78,7 @@ def _init(key: Any, batch: Any) -> MomentsState:
     def of(value: float) -> Array:
         return jnp.full(row, value, jnp.float32)
 
-    none = jnp.zeros((), jnp.int32)
-    return MomentsState((none, none), (of(0), of(0)), (of(0), of(0)), of(jnp.inf), of(-jnp.inf))
+    return MomentsState(tally(), pair(row), pair(row), of(jnp.inf), of(-jnp.inf))
 
 
 def _mask(batch: Any) -> Array:
@@ -102,47 +99,27 @@ def _step(s: MomentsState, batch: Any) -> tuple[MomentsState, dict[str, Array]]:
     centred = jnp.where(keep, x - mean_b, 0)
     rest = jnp.sum(centred, rows)  # zero but for the rounding of mean_b
     m2_b = jnp.sum(jnp.square(centred), rows) - jnp.square(rest) / n_b
-    before = _float(s.rows)
-    count = _count(s.rows, n)
-    share = jnp.where(n > 0, n_b / jnp.maximum(_float(count), 1), 0)
+    before, rows_now = tally_float(s.rows), tally_add(s.rows, n)
+    total = tally_float(rows_now)
+    share = jnp.where(n > 0, n_b / jnp.maximum(total, 1), 0)
     start = before == 0  # the first mean is taken over whole: as an increment it would be rounded
     mean = jnp.where(start, mean_b, s.mean[0]), jnp.where(start, rest / n_b, s.mean[1])
     delta = jnp.where(start, 0, (mean_b - mean[0]) + (rest / n_b - mean[1]))
     new = MomentsState(
-        count,
-        _add(mean, jnp.where(n > 0, delta * share, 0)),
-        _add(s.m2, jnp.where(n > 0, m2_b + jnp.square(delta) * before * share, 0)),
+        rows_now,
+        pair_add(mean, jnp.where(n > 0, delta * share, 0)),
+        pair_add(s.m2, jnp.where(n > 0, m2_b + jnp.square(delta) * before * share, 0)),
         jnp.minimum(s.min, jnp.min(jnp.where(keep, x, jnp.inf), rows)),
         jnp.maximum(s.max, jnp.max(jnp.where(keep, x, -jnp.inf), rows)),
     )
-    total = _float(count)
     return new, {"tokens": total, "std": jnp.sqrt(jnp.mean(new.m2[0]) / jnp.maximum(total, 1))}
-
-
-def _count(count: tuple[Array, Array], n: Array) -> tuple[Array, Array]:
-    low = count[1] + n
-    return count[0] + (low >> _LOW), low & jnp.int32((1 << _LOW) - 1)
-
-
-def _float(count: tuple[Array, Array]) -> Array:
-    return count[0].astype(jnp.float32) * jnp.float32(1 << _LOW) + count[1].astype(jnp.float32)
-
-
-def _add(pair: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
-    """pair + x, with the rounding error of the sum kept in the second half (TwoSum)."""
-    high, low = pair
-    total = high + x
-    shifted = total - high
-    low = low + ((high - (total - shifted)) + (x - shifted))
-    whole = total + low
-    return whole, low - (whole - total)
 
 
 def _finish(s: MomentsState) -> Moments:
     s = jax.device_get(s)
-    count = (int(s.rows[0]) << _LOW) + int(s.rows[1])
+    count = int(tally_total(s.rows))
     if not count:
         raise UserError("no row was counted: every mask in the stream is False.")
-    mean, m2 = (np.asarray(high, np.float64) + np.asarray(low, np.float64) for high, low in (s.mean, s.m2))
+    mean, m2 = pair_total(s.mean), pair_total(s.m2)
     low, high = np.asarray(s.min, np.float64), np.asarray(s.max, np.float64)
     return Moments(count, np.asarray(mean), np.maximum(m2, 0) / count, low, high)

@@ -2,7 +2,6 @@
 """Crosscoders: one set of latents for several sites or several models (Lindsey et al. 2024)."""
 
 import dataclasses
-import itertools
 from typing import Final
 
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from ..protocols import Method
 from .activations import TopK
 from .dictionary import SparseCoder
 from .parts.selected import AuxK, inference_threshold, selecting
+from .parts.start import split_sites
 from .parts.training import Training
 
 RULES: Final = {"batch_topk": lambda k: inference_threshold, "topk": lambda k: lambda memory, scales: TopK(k)}
@@ -99,8 +99,7 @@ def site_norms(
     if sum(widths) != dictionary.d_out:
         raise UserError(f"site_norms: widths {widths} make {sum(widths)}, the decoder writes {dictionary.d_out}.")
     w = dictionary.W_dec.astype(jnp.float32) * jnp.asarray(scale, jnp.float32)
-    parts = jnp.split(w, list(itertools.accumulate(widths))[:-1], axis=1)
-    return jnp.stack([jnp.linalg.norm(part, axis=1) for part in parts], axis=1)
+    return jnp.stack([jnp.linalg.norm(part, axis=1) for part in split_sites(w, widths)], axis=1)
 
 
 def relative_norms(norms: Float[Array, "n_latents n_sites"]) -> Float[Array, "n_latents n_sites"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 
 from ..errors import UserError
 from ..protocols import Method
+from ..sums import Tally, tally, tally_add, tally_float, tally_total
 from ..taps import capture
 from .accumulators import (
     Examples,
@@ -29,7 +30,6 @@ from .accumulators import (
 )
 from .rows import Rows, Scale, bin_edges, group_histogram, in_group, magnitude, row_statistics, scale_of
 from .table import GroupStatistics
-from .tally import Tally, tally, tally_add, tally_float, tally_total
 
 
 class StatisticsState(NamedTuple):

@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came out: results.json for machines, the report for people."""
 
-import contextlib
-import importlib.metadata
-import platform
-import subprocess
-from pathlib import Path
 from typing import Any, Final
 
 import jax
 import numpy as np
 
-from .. import __version__
 from ..io import read_json, write_json
 from ..neurons import CLASSES, GroupStatistics
 from ..reports import write_report
+from ..versions import versions
 from .folder import RunFolder
 from .inputs import Inputs
 
@@ -24,20 +19,6 @@ _CHOSEN: Final = {
 }
 
 _UNCLASSED: Final = {"expertise": "expert", "lape": CLASSES[0]}
-
-PACKAGES: Final = ("jax", "jaxlib", "flax", "optax", "numpy", "transformers", "orbax-checkpoint", "grain")
-
-
-def versions() -> dict[str, str]:
-    """jaxneuro, its commit where it is a checkout, Python and the packages that decide numbers."""
-    found = {"jaxneuro": __version__, "python": platform.python_version()}
-    found |= {name: importlib.metadata.version(name) for name in PACKAGES}
-    here = Path(__file__).parents[2]
-    if (here / ".git").exists():
-        with contextlib.suppress(OSError):  # no git here
-            out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-            found |= {"commit": out.stdout.strip()} if out.stdout.strip() else {}
-    return found
 
 
 def write_results(inputs: Inputs, folder: RunFolder) -> None:

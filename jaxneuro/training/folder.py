@@ -14,7 +14,7 @@ from ..activations.lock import NAME as LOCK
 from ..activations.lock import exclusive
 from ..errors import UserError
 from ..io import read_json, write_json
-from ..study.results import versions
+from ..versions import versions
 from .config import FREE, TrainConfig
 from .strict import plain
 

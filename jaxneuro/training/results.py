@@ -24,7 +24,9 @@ from .sweep import members, places
 WRITERS: Final[dict[str, tuple[Callable[..., Any], frozenset[str]]]] = {
     "saelens": (
         save_saelens,
-        frozenset({"topk", "batch_topk", "matryoshka", "multi_topk", "relu", "jumprelu", "gated", "atoms"}),
+        frozenset(
+            ("topk", "batch_topk", "matryoshka", "multi_topk", "relu", "jumprelu", "gated", "atoms", "matching_pursuit")
+        ),
     ),
     "sparsify": (save_sparsify, frozenset({"topk", "multi_topk", "group_max", "transcoder"})),
 }

@@ -13,6 +13,7 @@ from ..dictionary import SparseCoder
 from .inputs import Inputs
 from .learner import Now, Outcome, Parameters, Recipe, Scales, centred, learner
 from .selected import begin, raw, skipped
+from .start import split_sites
 from .training import Training
 
 
@@ -106,8 +107,7 @@ def dense(
 
 def site_norms(w_dec: Array, widths: tuple[int, ...]) -> Float[Array, "n_latents"]:
     """Norm of each decoder row; of a crosscoder's, the sum of its norms at every site."""
-    at = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
-    return sum((jnp.sqrt(jnp.sum(jnp.square(a), axis=-1)) for a in jnp.split(w_dec, at, axis=-1)), jnp.float32(0))
+    return sum((jnp.sqrt(jnp.sum(jnp.square(a), axis=-1)) for a in split_sites(w_dec, widths)), jnp.float32(0))
 
 
 def folded(p: Parameters) -> Parameters:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting points and scales, from the first batch."""
 
+import itertools
 from typing import Final
 
 import jax
@@ -76,12 +77,16 @@ def norm_scale(
       >>> norm_scale(jnp.full((3, 4), 2.0), jnp.ones(3, bool), "sqrt_d").tolist()
       0.5
     """
-    at = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
-    scales = [NORMS[norm](part, valid) for part in jnp.split(x, at, axis=-1)]
+    scales = [NORMS[norm](part, valid) for part in split_sites(x, widths)]
     scales = [jnp.where(jnp.isfinite(s), s, jnp.float32(1)) for s in scales]
     if not widths:
         return scales[0]
     return jnp.concatenate([jnp.broadcast_to(s, (w,)) for s, w in zip(scales, widths, strict=True)])
+
+
+def split_sites(x: Float[Array, "*batch d"], widths: tuple[int, ...]) -> list[Float[Array, "*batch _"]]:
+    """The sites that x joins, of these widths; x itself without widths."""
+    return jnp.split(x, list(itertools.accumulate(widths))[:-1], axis=-1)
 
 
 def deviation(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, ""]:
