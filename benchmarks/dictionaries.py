@@ -24,7 +24,6 @@ from jaxneuro.activations import array_batches, at_site, open_activations, run, 
 from jaxneuro.models import load
 from jaxneuro.protocols import Method
 
-from .dictionary_peers import BATCHES
 from .harness import cores, ratio
 from .store import Layout, write
 
@@ -32,6 +31,8 @@ D, N, K, TOKENS = 384, 12_288, 32, 2048
 """MiniLM's width, 32 latents per dimension."""
 SMALL = {"d": 128, "n_latents": 4096, "tokens": 1024}
 """For the table of methods: those that are dense hold tokens x n_latents several times."""
+BATCHES = 4
+"""Different batches, used in turn."""
 FIRST = 3
 """Steps before any is timed."""
 
@@ -103,7 +104,7 @@ def against_peers(repeats: int) -> Iterator[dict]:
     with contextlib.ExitStack() as stack:
         if python := os.environ.get("JAXNEURO_PEERS"):
             for name in ("sparsify", "sae_lens, sparse latents", "sae_lens"):
-                peer = programs[name] = Theirs(python, name, D, N, K, TOKENS)
+                peer = programs[name] = Theirs(python, name, D, N, K, TOKENS, BATCHES)
                 stack.callback(peer.process.terminate)
         times = in_turn({name: p.sample for name, p in programs.items()}, repeats, inner=2)
     for name, ms in times.items():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step of a peer's own TopK autoencoder, timed on request. Runs under a Python that has the peer.
 
-    python benchmarks/dictionary_peers.py LIBRARY D N_LATENTS K TOKENS THREADS
+    python benchmarks/dictionary_peers.py LIBRARY D N_LATENTS K TOKENS BATCHES THREADS
 
 Prints the library and its version, then for every line "STEPS" on standard input the milliseconds of one step (mean of
 so many). The step is what the peer's trainer does between two batches: forward, loss, backward, its own constraints,
@@ -16,8 +16,6 @@ from collections.abc import Callable
 import torch
 
 RATE = 2e-4
-BATCHES = 4
-"""Different batches, used in turn."""
 
 
 def sparsify(d: int, n: int, k: int) -> Callable:
@@ -94,21 +92,22 @@ PEERS = {
 
 def main() -> None:
     """See the module."""
-    name, (d, n, k, tokens, threads) = sys.argv[1], map(int, sys.argv[2:])
+    name, (d, n, k, tokens, count, threads) = sys.argv[1], map(int, sys.argv[2:])
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print while they are imported
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     package, make = PEERS[name]
     step = make(d, n, k)
-    batches = [torch.randn(tokens, d) for _ in range(BATCHES)]
+    batches = [torch.randn(tokens, d) for _ in range(count)]
     for x in batches:
         step(x)
-    print(f"{package} {importlib.metadata.version(package)}, torch {torch.__version__}", flush=True)
+    print(f"{package} {importlib.metadata.version(package)}, torch {torch.__version__}", file=answers, flush=True)
     for line in sys.stdin:
         steps = int(line)
         started = time.perf_counter()
         for i in range(steps):
-            step(batches[i % BATCHES])
-        print((time.perf_counter() - started) * 1e3 / steps, flush=True)
+            step(batches[i % count])
+        print((time.perf_counter() - started) * 1e3 / steps, file=answers, flush=True)
 
 
 if __name__ == "__main__":
