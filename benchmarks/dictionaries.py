@@ -21,9 +21,10 @@ import numpy as np
 
 from jaxneuro import dictionaries as d
 from jaxneuro.activations import array_batches, at_site, open_activations, run, together
-from jaxneuro.models import load
+from jaxneuro.models import forward, init
 from jaxneuro.protocols import Method
 
+from .capture import SHAPES
 from .harness import cores, ratio
 from .store import Layout, write
 
@@ -160,16 +161,21 @@ def from_store(repeats: int) -> list[dict]:
 
 
 def many(repeats: int) -> list[dict]:
-    """1 and 8 dictionaries at one site of the bundled model, one pass of it for all."""
-    model = load("bundled")
-    tokens = np.random.default_rng(0).integers(0, 1000, (16, 128), np.int32)
+    """1 and 8 dictionaries at one site of a model that takes longer than they do, one pass of it for all."""
+    cfg, _ = SHAPES["GPT-2 124M"]
+    site, size = "blocks.8.resid_post", 2048
+    tokens = np.random.default_rng(0).integers(0, cfg.d_vocab, (16, 128), np.int32)
     ones = np.ones(tokens.shape, bool)
     batch = {"tokens": tokens, "mask": ones, "counted": ones, "group": np.zeros(16, np.int32)}
-    batch = {name: jnp.asarray(a) for name, a in batch.items()} | {"weights": model.weights}
-    samples, shape = {}, {"model": "bundled", "tokens": tokens.size, "n_latents": 1024}
+    batch = {name: jnp.asarray(a) for name, a in batch.items()} | {"weights": init(cfg, jax.random.key(0))}
+
+    def apply(weights: Any, tokens: Any, mask: Any, **part: Any) -> jax.Array:
+        return forward(weights, tokens, cfg=cfg, mask=mask, **part)
+
+    samples, shape = {}, {"model": "GPT-2 124M", "site": site, "tokens": tokens.size, "n_latents": size, "k": "32-39"}
     for count in (1, 8):
-        inner = together({f"k{8 + i}": d.topk(1024, 8 + i) for i in range(count)})
-        samples[f"{count} dictionaries"] = Ours(at_site(model.apply, "blocks.4.resid_post", inner), [batch]).sample
+        inner = together({f"k{32 + i}": d.topk(size, 32 + i) for i in range(count)})
+        samples[f"{count} dictionaries"] = Ours(at_site(apply, site, inner), [batch]).sample
     times = in_turn(samples, repeats)
     one = float(np.median(times["1 dictionaries"]))
     return [
