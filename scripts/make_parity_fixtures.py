@@ -47,6 +47,27 @@ _BERT = {
     "max_position_embeddings": 32,
     "layer_norm_eps": 1e-3,
 }
+_NEOX = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "layer_norm_eps": 1e-3,
+    "rotary_emb_base": 100.0,
+}
+_OPT = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "ffn_dim": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}
+_GEMMA = {**_LLAMA, "head_dim": 8, "tie_word_embeddings": True, "pad_token_id": 0}
+_PHI = {**{k: v for k, v in _NEOX.items() if k != "rotary_emb_base"}, "rope_theta": 100.0}
+_ROBERTA = {**_BERT, "type_vocab_size": 2}
 
 
 def _rope(kind: str, **values: object) -> dict[str, object]:
@@ -136,14 +157,62 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     ),
     "bert": ("BertModel", _BERT),
     "bert-mlm": ("BertForMaskedLM", {**_BERT, "hidden_act": "gelu_new"}),
+    "gptj": ("GPTJForCausalLM", {**_GPT2, "rotary_dim": 2}),
+    "gpt_neox": ("GPTNeoXForCausalLM", {**_NEOX, "rotary_pct": 0.5}),
+    "gpt_neox-serial": (
+        "GPTNeoXForCausalLM",
+        {**_NEOX, "num_attention_heads": 2, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "opt": ("OPTForCausalLM", _OPT),
+    "opt-350m": ("OPTForCausalLM", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 12}),
+    "opt-no-biases": ("OPTForCausalLM", {**_OPT, "enable_bias": False}),
+    "gemma": ("GemmaForCausalLM", _GEMMA),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {
+            **_GEMMA,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 5,
+            "attn_logit_softcapping": 1.0,
+            "final_logit_softcapping": 2.0,
+        },
+    ),
+    "gemma3_text": (
+        "Gemma3ForCausalLM",
+        {
+            **_GEMMA,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_local_base_freq": 30.0,
+            **_rope("linear", factor=3.0),
+        },
+    ),
+    "phi": ("PhiForCausalLM", {**_PHI, "partial_rotary_factor": 0.5}),
+    "phi-qk": ("PhiForCausalLM", {**_PHI, "qk_layernorm": True, "num_key_value_heads": 2}),
+    "phi3": ("Phi3ForCausalLM", {**_LLAMA, "pad_token_id": 0}),
+    "phi3-partial": (
+        "Phi3ForCausalLM",
+        {**_LLAMA, "pad_token_id": 0, "num_attention_heads": 2, "partial_rotary_factor": 0.5, "sliding_window": 5},
+    ),
+    "llama-dynamic": (
+        "LlamaForCausalLM",
+        {**_LLAMA, "head_dim": 8, "max_position_embeddings": 8, **_rope("dynamic", factor=3.0)},
+    ),
+    "roberta": ("RobertaModel", _ROBERTA),
+    "roberta-mlm": ("RobertaForMaskedLM", _ROBERTA),
+    "xlm-roberta": ("XLMRobertaForMaskedLM", {**_ROBERTA, "hidden_act": "gelu_new"}),
 }
+
+
+def _class(case: str) -> type[torch.nn.Module]:
+    return getattr(transformers, CASES[case][0])
 
 
 def build(case: str) -> torch.nn.Module:
     """The model of a case: transformers' own initialisation, then every parameter moved."""
-    name, config = CASES[case]
+    cls, config = _class(case), CASES[case][1]
     torch.manual_seed(SEED + list(CASES).index(case))
-    cls = getattr(transformers, name)
     # v4 spelling of rope in, whatever this version writes out: both must load.
     model = cls(cls.config_class(**config, attn_implementation="eager")).float().eval()
     with torch.no_grad():
@@ -165,6 +234,14 @@ def inputs(vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, mask
 
 
+def with_padding(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Tokens as a family wants them that counts positions by ids: padding there and nowhere else."""
+    if "roberta" not in model.config.model_type:
+        return tokens
+    pad = model.config.pad_token_id
+    return torch.where(mask.bool(), torch.where(tokens == pad, pad + 1, tokens), pad)
+
+
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The stack of layers, whatever it is called."""
     (found,) = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
@@ -179,10 +256,14 @@ def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dic
         return output[0] if isinstance(output, tuple) else output  # type: ignore[return-value]
 
     stack = layers_of(model)
-    hooks = [stack[0].register_forward_pre_hook(lambda m, args: resid.append(args[0]))]
+
+    def entering(m: torch.nn.Module, args: tuple, named: dict) -> None:
+        resid.append(args[0] if args else named["hidden_states"])
+
+    hooks = [stack[0].register_forward_pre_hook(entering, with_kwargs=True)]
     hooks += [layer.register_forward_hook(lambda m, args, out: resid.append(first(out))) for layer in stack]
     extra = {}
-    if model.config.model_type == "bert":
+    if model.config.model_type in ("bert", "roberta"):
         extra["token_type_ids"] = (torch.arange(tokens.shape[1]) % 3 == 0).long().expand_as(tokens)
     with torch.no_grad():
         out = model(input_ids=tokens, attention_mask=mask, **extra)
@@ -200,10 +281,13 @@ def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dic
 def write(case: str) -> None:
     """One case: the checkpoint as transformers writes it, and what it computes."""
     model, folder = build(case), FIXTURES / case
+    tokens, mask = inputs(model.config.vocab_size)
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").chmod(0o644)
-    np.savez_compressed(folder / "expected.npz", allow_pickle=False, **run(model, *inputs(model.config.vocab_size)))
+    np.savez_compressed(
+        folder / "expected.npz", allow_pickle=False, **run(model, with_padding(model, tokens, mask), mask)
+    )
 
 
 SENTENCES = (
@@ -251,18 +335,19 @@ def verify(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="which; all by default")
     parser.add_argument("--minilm", type=Path, metavar="FOLDER", help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--verify", type=Path, metavar="FOLDER", help="folder of cases saved by jaxneuro")
     args = parser.parse_args()
     if args.verify:
         return verify(args.verify)
-    for case in CASES:
+    for case in args.cases or CASES:
         write(case)
     if args.minilm:
         write_minilm(args.minilm)
     versions = {m.__name__: m.__version__ for m in (torch, transformers, np)} | {"python": platform.python_version()}
     about = {"made_by": "scripts/make_parity_fixtures.py", "seed": SEED, "versions": versions}
-    about["defaults"] = {f: _defaults(f) for f in sorted({c.split("-")[0] for c in CASES})}
+    about["defaults"] = {f: _defaults(f) for f in sorted({_class(c).config_class.model_type for c in CASES})}
     (FIXTURES / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     return None
 

@@ -43,7 +43,13 @@ def test_rooms_and_extras_exist():
 def test_measured_ratios_are_those_of_the_committed_tables():
     results = ROOT / "benchmarks" / "results"
     found = []
-    tables = {"capture": "time / ", "sweep": "speed-up", "topk_step": "speed-up", "kernels": "speed-up", "dictionaries": "times ours"}
+    tables = {
+        "capture": "time / ",
+        "sweep": "speed-up",
+        "topk_step": "speed-up",
+        "kernels": "speed-up",
+        "dictionaries": "times ours",
+    }
     for name, key in tables.items():
         (path,) = results.glob(f"{name}-cpu-*.json")
         rows = json.loads(path.read_text())["rows"]

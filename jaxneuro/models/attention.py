@@ -58,30 +58,41 @@ def attend(
     visible: Visible,
     scale: Float[Array, ""] | float,
     layer: Int[Array, ""],
+    *,
+    softcap: float | None = None,
 ) -> Float[Array, "batch pos head d_head"]:
-    """softmax(scale q k^T + mask) v per head, softmax in float32; query head n uses key head n // (N/K)."""
+    """softmax(scale q k^T + mask) v per head, softmax in float32; query head n uses key head n // (N/K).
+
+    softcap: scores s become softcap * tanh(s / softcap), before the mask.
+    """
     q = q * jnp.asarray(scale, q.dtype)
     if wants("blocks.attn.scores", "blocks.attn.pattern"):
-        return _explicit(q, k, v, visible, layer)
-    if _cudnn_takes(q):
+        return _explicit(q, k, v, visible, layer, softcap)
+    if softcap is None and _cudnn_takes(q):
         return jax.lax.platform_dependent(
-            q, k, v, cuda=lambda q, k, v: _cudnn(q, k, v, visible), default=lambda q, k, v: _chunked(q, k, v, visible)
+            q,
+            k,
+            v,
+            cuda=lambda q, k, v: _cudnn(q, k, v, visible),
+            default=lambda q, k, v: _chunked(q, k, v, visible, None),
         )
-    return _chunked(q, k, v, visible)
+    return _chunked(q, k, v, visible, softcap)
 
 
-def _scores(q: Array, k: Array, pairs: Array | None) -> Float[Array, "batch kv_head group q k"]:
+def _scores(q: Array, k: Array, pairs: Array | None, softcap: float | None) -> Float[Array, "batch kv_head group q k"]:
     b, t, n, h = q.shape
     grouped = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     return scores if pairs is None else jnp.where(pairs[:, None, None], scores, MASKED)
 
 
-def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array) -> Array:
+def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array, softcap: float | None) -> Array:
     b, t, n, h = q.shape
     at = jnp.arange(t)
     axes = ("batch", "head", "query", "key")
-    scores = _scores(q, k, visible.pairs(at, at)).reshape(b, n, t, t)
+    scores = _scores(q, k, visible.pairs(at, at), softcap).reshape(b, n, t, t)
     scores = tap(scores, "blocks.attn.scores", layer=layer, axes=axes)
     pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     pattern = tap(pattern, "blocks.attn.pattern", layer=layer, axes=axes)
@@ -89,7 +100,7 @@ def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array) -> A
     return jnp.einsum("bkgts,bskh->btkgh", grouped, v).reshape(b, t, n, h)
 
 
-def _chunked(q: Array, k: Array, v: Array, visible: Visible) -> Array:
+def _chunked(q: Array, k: Array, v: Array, visible: Visible, softcap: float | None = None) -> Array:
     length = q.shape[1]
     chunk = -(-length // max(1, min(4, length // 64)))  # at most 4 chunks (compile time), at least 64 rows each
     outs = []
@@ -97,7 +108,7 @@ def _chunked(q: Array, k: Array, v: Array, visible: Visible) -> Array:
         stop = min(start + chunk, length)
         last = stop if visible.causal else length
         pairs = visible.pairs(jnp.arange(start, stop), jnp.arange(last))
-        outs.append(_softmax_values(_scores(q[:, start:stop], k[:, :last], pairs), v[:, :last]))
+        outs.append(_softmax_values(_scores(q[:, start:stop], k[:, :last], pairs, softcap), v[:, :last]))
     return jnp.concatenate(outs, axis=1)
 
 

@@ -34,26 +34,44 @@ class Config:
     n_ctx: int
     """Longest sequence the model was made for; a hard limit only where positions are learned."""
 
-    act: Literal["relu", "gelu", "gelu_tanh", "silu"] = "silu"
+    act: Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"] = "silu"
     gated: bool = True
     """mlp = down(act(gate x) * up x) instead of down(act(up x))."""
-    norm: Literal["rms", "layer"] = "rms"
+    norm: Literal["rms", "gemma_rms", "layer"] = "rms"
+    """gemma_rms: RMSNorm whose gain is 1 + scale, multiplied in float32."""
     norm_eps: float = 1e-6
-    norm_placement: Literal["pre", "post"] = "pre"
-    """pre: x + f(norm x), with a final norm. post: norm(x + f(x)), without one."""
+    norm_placement: Literal["pre", "post", "sandwich"] = "pre"
+    """pre: x + f(norm x), with a final norm. post: norm(x + f(x)), without one. sandwich: x + norm(f(norm x)), with one
+    (Gemma 2 and 3)."""
+    parallel: bool = False
+    """x + attention(ln1 x) + mlp(ln2 x): the MLP does not see what attention wrote (GPT-NeoX, GPT-J, Phi)."""
+    one_norm: bool = False
+    """In a parallel block ln1 feeds the MLP as well; there is no ln2 (GPT-J, Phi)."""
     causal: bool = True
     attn_scale: float | None = None
     """Factor on q.k; None is d_head ** -0.5."""
     attn_scale_by_layer: bool = False
     """Divide the factor by the layer's number, counted from 1 (GPT-2's scale_attn_by_inverse_layer_idx)."""
+    attn_softcap: float | None = None
+    """Scores become cap * tanh(scores / cap) (Gemma 2)."""
     windows: tuple[int | None, ...] = ()
     """Per layer, how many keys a query sees (itself included); None: all. () is None everywhere."""
     rope: Rope | None = dataclasses.field(default_factory=Rope)
+    local_rope: Rope | None = None
+    """Of the layers with a window, where it is another one (Gemma 3); None: `rope`."""
     learned_positions: bool = False
+    position_offset: int = 0
+    """Rows of the position table before that of position 0 (OPT 2, RoBERTa 2)."""
+    masked_positions: bool = False
+    """Learned positions count real tokens only; padding is one before the first (OPT, RoBERTa)."""
+    d_embed: int | None = None
+    """Width of the token embedding where it is not d_model: projected in and, before the head, out (OPT 350m)."""
+    embed_scale: bool = False
+    """Token embeddings are multiplied by sqrt(d_model), rounded to their dtype (Gemma)."""
     n_token_types: int = 0
     embed_norm: bool = False
     qk_norm: bool = False
-    """RMSNorm over each head of q and k, before rope."""
+    """The model's kind of norm over each head of q and k, before rope."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -63,7 +81,13 @@ class Config:
     tied: bool = False
     """The unembedding is the transposed token embedding."""
     head_transform: bool = False
-    """BERT's masked-token head: dense, act, LayerNorm before the unembedding, a bias after it."""
+    """BERT's masked-token head: dense, act, LayerNorm before the unembedding."""
+    head_act: Literal["gelu"] | None = None
+    """Of the head's transform, where it is not `act` (RoBERTa)."""
+    head_bias: bool = False
+    """A bias after the unembedding."""
+    logit_softcap: float | None = None
+    """Logits become cap * tanh(logits / cap) (Gemma 2)."""
     pooler: bool = False
     """BERT's tanh(W x[0] + b) on the first position; see `pool`."""
 
@@ -74,8 +98,18 @@ class Config:
                 raise UserError(f"{size}={value!r} is not a positive whole number.")
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}.")
-        if self.rope is not None and self.d_head % 2:
-            raise UserError(f"rope turns pairs of coordinates, so d_head={self.d_head} must be even.")
+        for rope in (self.rope, self.local_rope):
+            if rope is not None and (rope.dims or self.d_head) % 2:
+                size = f"d_head={self.d_head}" if rope.dims is None else f"rope.dims={rope.dims}"
+                raise UserError(f"rope turns pairs of coordinates, so {size} must be even.")
+            if rope is not None and rope.dims is not None and not 0 < rope.dims <= self.d_head:
+                raise UserError(f"rope cannot turn {rope.dims} coordinates of heads of {self.d_head}.")
+        if self.d_embed == self.d_model:
+            object.__setattr__(self, "d_embed", None)
+        if self.one_norm and not self.parallel:
+            raise UserError("one_norm is a switch of parallel blocks: set parallel=True too.")
+        if self.parallel and self.norm_placement != "pre":
+            raise UserError(f"a parallel block has its norms before, not {self.norm_placement!r}.")
         if bad := [w for w in self.windows if w is not None and (type(w) is not int or w < 1)]:
             raise UserError(f"a window of {bad[0]!r} keys: it is a positive whole number, or None for no window.")
         if not any(self.windows):

@@ -6,7 +6,8 @@ from typing import Any, Final
 from ..errors import UserError, unknown
 from .config import Config
 from .families import FAMILIES, REQUIRED, Family
-from .rope import rope_from_hf, rope_to_hf
+from .families.family import Key
+from .rope import ropes_from_hf, ropes_to_hf
 
 ACTS: Final = {
     "relu": "relu",
@@ -15,10 +16,17 @@ ACTS: Final = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
     "swish": "silu",
 }
-_ACT_NAMES: Final = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}
+_ACT_NAMES: Final = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+}
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -51,17 +59,25 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
     """
     family = family_of(hf)
     _check(hf, family)
-    values = {field: hf.get(key, default) for field, (key, default) in family.fields.items()}
-    values |= {**family.fixed, "family": hf["model_type"], "act": ACTS[values["act"]]}
+    values = {field: _value(hf, key) for field, key in family.fields.items()}
+    act = values["act"]
+    values |= {**family.fixed, "family": hf["model_type"], "act": family.acts.get(act) or ACTS[act]}
     values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
     values["d_head"] = values.get("d_head") or values["d_model"] // values["n_heads"]
     values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
-    if "rope" not in family.fixed:
-        values["rope"] = rope_from_hf(hf)
+    if family.positions_counted_in:
+        values["n_ctx"] -= values["position_offset"]
+    if family.rope is not None:
+        values |= ropes_from_hf(hf, family.rope, values["d_head"])
     if family.optional:
         named = " ".join(hf.get("architectures") or [])
         values["has_head"] = "MaskedLM" in named or "PreTraining" in named
     return Config(**values, windows=_windows(hf, family, values["n_layers"]))
+
+
+def _value(hf: dict[str, Any], key: Key) -> Any:
+    value = hf.get(key.name, key.default)
+    return value if value is None else key.read(value)
 
 
 def _check(hf: dict[str, Any], family: Family) -> None:
@@ -69,31 +85,36 @@ def _check(hf: dict[str, Any], family: Family) -> None:
     for key, allowed in family.only.items():
         if hf.get(key, allowed[0]) not in allowed:
             raise UserError(f"config.json: {key}={hf[key]!r} is not supported for {kind}, only {allowed[0]!r}.")
-    required = [key for key, default in family.fields.values() if default is REQUIRED]
+    required = [key.name for key in family.fields.values() if key.default is REQUIRED]
     if missing := [key for key in required if hf.get(key) is None]:
         raise UserError(f"config.json of this {kind} model lacks {', '.join(missing)}.")
     for key in required:
         if type(hf[key]) is not int or hf[key] < 1:
             raise UserError(f"config.json: {key}={hf[key]!r} is not a positive whole number.")
-    key, default = family.fields["act"]
-    if hf.get(key, default) not in ACTS:
-        raise unknown("activation", hf[key], ACTS, where="config.json")
+    act = family.fields["act"]
+    if hf.get(act.name, act.default) not in ACTS:
+        raise unknown("activation", hf[act.name], ACTS, where="config.json")
 
 
 def _windows(hf: dict[str, Any], family: Family, n_layers: int) -> tuple[int | None, ...]:
-    size = hf.get("sliding_window", 4096)
+    size = hf.get("sliding_window", family.window)
     if family.windows == "never" or (family.windows == "by_layer" and not hf.get("use_sliding_window", False)):
         return ()
     if family.windows == "always":
         return (size,) * n_layers
-    kinds = hf.get("layer_types") or [
-        SLIDING if i >= hf.get("max_window_layers", 28) else FULL for i in range(n_layers)
-    ]
+    kinds = hf.get("layer_types") or [_kind(i, hf, family) for i in range(n_layers)]
     if bad := sorted(set(kinds) - {SLIDING, FULL}):
         raise unknown("layer type", bad[0], [FULL, SLIDING], where="config.json")
     if SLIDING in kinds and not size:
         raise UserError("config.json has sliding layers in layer_types but no sliding_window.")
     return tuple(size if kind == SLIDING else None for kind in kinds)
+
+
+def _kind(layer: int, hf: dict[str, Any], family: Family) -> str:
+    """Of a layer, where the config does not list them."""
+    if family.windows == "periodic":
+        return SLIDING if (layer + 1) % hf.get("sliding_window_pattern", family.period) else FULL
+    return SLIDING if layer >= hf.get("max_window_layers", 28) else FULL
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:
@@ -106,14 +127,22 @@ def config_to_hf(cfg: Config) -> dict[str, Any]:
         raise unknown("model family", cfg.family, FAMILIES, where="save_pretrained")
     family = FAMILIES[cfg.family]
     hf: dict[str, Any] = {"model_type": cfg.family, "architectures": [family.classes[cfg.has_head]]}
-    for field, (key, _) in family.fields.items():
+    for field, key in family.fields.items():
         value = getattr(cfg, field)
-        hf[key] = _ACT_NAMES[value] if field == "act" else value
-    if cfg.rope is not None:
-        hf |= rope_to_hf(cfg.rope)
+        value = _act_name(value, key) if field == "act" else value
+        hf[key.name] = value if value is None else key.write(value)
+    if family.positions_counted_in:
+        hf[family.fields["n_ctx"].name] += cfg.position_offset
+    if cfg.rope is not None and family.rope is not None:
+        hf |= ropes_to_hf(cfg.rope, cfg.local_rope, family.rope, cfg.d_head)
     hf |= _windows_to_hf(cfg, family)
     _check_same(cfg, config_from_hf(hf))
     return hf
+
+
+def _act_name(act: str, key: Key) -> str:
+    """The family's own word if that is its usual activation."""
+    return key.default if ACTS.get(key.default) == act else _ACT_NAMES[act]
 
 
 def _windows_to_hf(cfg: Config, family: Family) -> dict[str, Any]:
@@ -123,6 +152,8 @@ def _windows_to_hf(cfg: Config, family: Family) -> dict[str, Any]:
     if family.windows == "always":
         return {"sliding_window": size}
     kinds = [SLIDING if w else FULL for w in cfg.windows or [None] * cfg.n_layers]
+    if family.windows == "periodic":
+        return {"sliding_window": size, "layer_types": kinds}
     return {"use_sliding_window": bool(cfg.windows), "sliding_window": size, "layer_types": kinds}
 
 

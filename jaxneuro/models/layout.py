@@ -34,8 +34,9 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.qkv_bias, {"attn.bq": ("heads", "head"), "attn.bk": ("kv_heads", "head")}),
         **_when(cfg.qkv_bias, {"attn.bv": ("kv_heads", "head")}),
         **_when(cfg.out_bias, {"attn.bo": ("embed",)}),
-        **_when(cfg.qk_norm, {"attn.q_norm.scale": ("head",), "attn.k_norm.scale": ("head",)}),
-        **_norm("ln2", bias),
+        **_when(cfg.qk_norm, {**_norm("attn.q_norm", bias, "head"), **_norm("attn.k_norm", bias, "head")}),
+        **_when(not cfg.one_norm, _norm("ln2", bias)),
+        **_when(cfg.norm_placement == "sandwich", {**_norm("ln1_post", bias), **_norm("ln2_post", bias)}),
         **_when(cfg.gated, {"mlp.gate": ("embed", "mlp")}),
         "mlp.up": ("embed", "mlp"),
         "mlp.down": ("mlp", "embed"),
@@ -43,13 +44,16 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.mlp_bias, {"mlp.b_up": ("mlp",), "mlp.b_down": ("embed",)}),
     }
     return {
-        "embed.tok": ("vocab", "embed"),
+        "embed.tok": ("vocab", "token"),
+        **_when(cfg.d_embed is not None, {"embed.proj_in": ("token", "embed")}),
         **_when(cfg.learned_positions, {"embed.pos": ("pos", "embed")}),
         **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
         **_when(cfg.embed_norm, _norm("embed.norm", bias)),
         **{f"blocks.{name}": ("layer", *axes) for name, axes in block.items()},
-        **_when(cfg.norm_placement == "pre", _norm("final_norm", bias)),
+        **_when(cfg.norm_placement != "post", _norm("final_norm", bias)),
+        **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
         **_when(cfg.has_head and cfg.head_transform, _head_transform(bias)),
+        **_when(cfg.has_head and cfg.head_bias, {"head.b": ("vocab",)}),
         **_when(cfg.has_head and not cfg.tied, {"head.w": ("embed", "vocab")}),
         **_when(cfg.pooler, {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}),
     }
@@ -59,20 +63,21 @@ def _when(condition: bool, leaves: dict[str, tuple[str, ...]]) -> dict[str, tupl
     return leaves if condition else {}
 
 
-def _norm(name: str, bias: bool) -> dict[str, tuple[str, ...]]:
-    return {f"{name}.scale": ("embed",), **_when(bias, {f"{name}.bias": ("embed",)})}
+def _norm(name: str, bias: bool, axis: str = "embed") -> dict[str, tuple[str, ...]]:
+    return {f"{name}.scale": (axis,), **_when(bias, {f"{name}.bias": (axis,)})}
 
 
 def _head_transform(bias: bool) -> dict[str, tuple[str, ...]]:
     dense = {"head.dense": ("embed", "embed_out"), "head.dense_bias": ("embed_out",)}
-    return {**dense, **_norm("head.norm", bias), "head.b": ("vocab",)}
+    return {**dense, **_norm("head.norm", bias)}
 
 
 def sizes(cfg: Config) -> dict[str, int]:
     """Length of every axis that `layout` names."""
     return {
         "vocab": cfg.d_vocab,
-        "pos": cfg.n_ctx,
+        "pos": cfg.n_ctx + cfg.position_offset,
+        "token": cfg.d_embed or cfg.d_model,
         "type": cfg.n_token_types,
         "layer": cfg.n_layers,
         "embed": cfg.d_model,
@@ -112,7 +117,7 @@ def flatten(weights: Weights, prefix: str = "") -> dict[str, Any]:
 
 
 def init(cfg: Config, key: Key[Array, ""], dtype: Any = jnp.float32) -> Weights:
-    """Random weights as Hugging Face starts them: N(0, 0.02^2) matrices, zero biases, unit norm scales.
+    """Random weights as Hugging Face starts them: N(0, 0.02^2) matrices, zero biases, unit gains of norms.
 
     Matrices that write to the residual stream get 0.02 / sqrt(2 n_layers) in GPT-2, as its authors do.
     """
@@ -124,7 +129,7 @@ def init(cfg: Config, key: Key[Array, ""], dtype: Any = jnp.float32) -> Weights:
 def _start(cfg: Config, leaf: str, shape: tuple[int, ...], key: Key[Array, ""], dtype: Any) -> Float[Array, "..."]:
     name = leaf.rsplit(".", 1)[-1]
     if name == "scale":
-        return jnp.ones(shape, dtype)
+        return jnp.zeros(shape, dtype) if cfg.norm == "gemma_rms" else jnp.ones(shape, dtype)
     if name.startswith("b") or name.endswith("bias"):
         return jnp.zeros(shape, dtype)
     residual = cfg.family == "gpt2" and leaf in ("blocks.attn.wo", "blocks.mlp.down")

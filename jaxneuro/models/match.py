@@ -84,7 +84,7 @@ def as_stored(cfg: Config, family: Family, names: dict[str, str]) -> Config:
     """The switches that only the tensors can tell: a pooler, a head."""
     found = {field: tensor in names for field, tensor in family.optional.items()}
     bare = not any(name.startswith(family.prefix) for name in names.values())
-    if not family.optional and bare and not cfg.tied and "lm_head.weight" not in names:
+    if not family.optional and bare and not cfg.tied and family.head not in names:
         found["has_head"] = False  # a base model, saved without the head that its config speaks of
     return dataclasses.replace(cfg, **found)
 

@@ -28,6 +28,24 @@ class Linear:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Dynamic:
+    """Dynamic NTK: a text longer than the original length raises theta, by how much depends on its (static) length.
+
+        theta' = theta (factor length / original - (factor - 1)) ^ (dims / (dims - 2))
+
+    Source: transformers, modeling_rope_utils.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+
+    def __call__(self, freqs: np.ndarray, theta: float, length: int) -> tuple[np.ndarray, float]:
+        dims, original = 2 * len(freqs), self.original_max_position_embeddings
+        stretched = self.factor * max(length, original) / original - (self.factor - 1)
+        return _frequencies(theta * stretched ** (dims / (dims - 2)), dims), 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3:
     """Llama 3.1: long waves divided by `factor`, short ones kept, a linear blend between. Source: transformers."""
 
@@ -110,25 +128,31 @@ class LongRope:
         return freqs / np.asarray(divisors, np.float32), attention
 
 
-RULES: Final = {"linear": Linear, "llama3": Llama3, "yarn": Yarn, "longrope": LongRope}
+RULES: Final = {"linear": Linear, "dynamic": Dynamic, "llama3": Llama3, "yarn": Yarn, "longrope": LongRope}
+_ALIASES: Final = {"su": "longrope"}
+"""Older names."""
 _NAMES: Final = {rule: name for name, rule in RULES.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotation of the coordinate pairs (i, i + d_head/2) of q and k by the angle position * frequency_i.
+    """Rotation of pairs of coordinates of q and k by the angle position * frequency_i.
 
-        frequency_i = theta ** (-2 i / d_head),  changed by `scaling` where a model was stretched to longer texts
+        frequency_i = theta ** (-2 i / dims),  changed by `scaling` where a model was stretched to longer texts
 
-    Source: arXiv 2104.09864, in the half-split form of Llama.
+    Source: arXiv 2104.09864; in the half-split form of Llama or with neighbours as pairs.
     """
 
     theta: float = 10000.0
-    scaling: Linear | Llama3 | Yarn | LongRope | None = None
+    dims: int | None = None
+    """The first so many coordinates of a head are turned; None: all."""
+    interleaved: bool = False
+    """Pairs are (2i, 2i + 1), as published (GPT-J), instead of (i, i + dims/2)."""
+    scaling: Linear | Dynamic | Llama3 | Yarn | LongRope | None = None
 
     def tables(self, d_head: int, length: int) -> tuple[Float[Array, "pos half"], Float[Array, "pos half"]]:
         """cos and sin of every angle, float32, for positions 0 .. length-1."""
-        freqs = 1.0 / np.float32(self.theta) ** (np.arange(0, d_head, 2, dtype=np.float32) / np.float32(d_head))
+        freqs = _frequencies(self.theta, self.dims or d_head)
         factor = 1.0
         if self.scaling is not None:
             freqs, factor = self.scaling(freqs, self.theta, length)
@@ -137,33 +161,79 @@ class Rope:
         return jnp.asarray(cos), jnp.asarray(sin)
 
 
+def _frequencies(theta: float, dims: int) -> np.ndarray:
+    return 1.0 / np.float32(theta) ** (np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims))
+
+
 def rotate(
-    x: Float[Array, "batch pos head d_head"], cos: Float[Array, "pos half"], sin: Float[Array, "pos half"]
+    x: Float[Array, "batch pos head d_head"],
+    cos: Float[Array, "pos half"],
+    sin: Float[Array, "pos half"],
+    *,
+    interleaved: bool = False,
 ) -> Float[Array, "batch pos head d_head"]:
-    """Turn each pair (x_i, x_{i + d_head/2}) by its angle, in float32; the dtype of x is kept."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Turn each pair of the first 2 * half coordinates by its angle, in float32; the dtype of x is kept.
+
+    Pairs are (i, i + half), or (2i, 2i + 1) if `interleaved`.
+    """
+    turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
+    turned = turned.astype(jnp.float32)
+    a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else jnp.split(turned, 2, axis=-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    pair = [a * cos - b * sin, b * cos + a * sin]
+    turned = jnp.stack(pair, axis=-1).reshape(turned.shape) if interleaved else jnp.concatenate(pair, axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
 
 
-def rope_from_hf(hf: dict[str, Any]) -> Rope:
-    """Read `rope_theta` and `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeKeys:
+    """How a family's config.json spells its rope in transformers 4, and what holds where it says nothing."""
+
+    theta: str = "rope_theta"
+    default_theta: float = 10000.0
+    part: str | None = None
+    """Which part of a head is turned; None: all of it."""
+    default_part: float = 1.0
+    interleaved: bool = False
+    local_theta: str | None = None
+    """Key of the theta of layers with a window, which are not stretched."""
+    default_local_theta: float = 10000.0
+
+
+def ropes_from_hf(hf: dict[str, Any], keys: RopeKeys, d_head: int) -> dict[str, Rope | None]:
+    """{"rope", "local_rope"} from the keys of transformers 4 or from `rope_parameters` (transformers 5).
 
     Raises:
-      UserError: a rope type that is not in `RULES`, a rule that lacks a key, rotation of a part of the head.
+      UserError: a rope type that is not in `RULES`, a rule that lacks a key, a part of the head where there is none.
     """
     given = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if any(isinstance(v, dict) for v in given.values()):
-        raise UserError("config.json has one rope per kind of layer, which this model family cannot have.")
+    by_kind = {k: v for k, v in given.items() if isinstance(v, dict)}
+    if keys.local_theta is None:
+        if by_kind:
+            raise UserError("config.json has one rope per kind of layer, which this model family cannot have.")
+        return {"rope": _rope(given, hf, keys, d_head), "local_rope": None}
+    local = by_kind.get("sliding_attention", {})
+    theta = local.get("rope_theta") or hf.get(keys.local_theta) or keys.default_local_theta
+    whole = by_kind.get("full_attention", {} if by_kind else given)
+    plain = {**local, "rope_theta": theta}
+    return {"rope": _rope(whole, hf, keys, d_head), "local_rope": _rope(plain, hf, keys, d_head)}
+
+
+def _rope(given: dict[str, Any], hf: dict[str, Any], keys: RopeKeys, d_head: int) -> Rope:
+    part = given.get("partial_rotary_factor", hf.get(keys.part or "partial_rotary_factor"))
+    part = keys.default_part if part is None else part
+    if keys.part is None and part != 1:
+        raise UserError(f"config.json rotates only {part} of each head, which this model family cannot do.")
     kind = given.get("rope_type", given.get("type", "default"))
-    if (part := given.get("partial_rotary_factor", hf.get("partial_rotary_factor"))) not in (None, 1, 1.0):
-        raise UserError(f"config.json rotates only {part} of each head (partial_rotary_factor); only 1 is supported.")
-    theta = float(given.get("rope_theta") or hf.get("rope_theta") or 10000.0)
+    kind = _ALIASES.get(kind, kind)
+    theta = float(given.get("rope_theta") or hf.get(keys.theta) or keys.default_theta)
+    dims = int(part if keys.part == "rotary_dim" else d_head * part)
+    turned = Rope(theta=theta, dims=None if dims == d_head else dims, interleaved=keys.interleaved)
     if kind == "default":
-        return Rope(theta=theta)
+        return turned
     if kind not in RULES:
         raise unknown("rope type", kind, ["default", *RULES], where="config.json")
-    return Rope(theta=theta, scaling=_rule(kind, given, hf))
+    return dataclasses.replace(turned, scaling=_rule(kind, given, hf))
 
 
 def _rule(kind: str, given: dict[str, Any], hf: dict[str, Any]) -> Any:
@@ -179,9 +249,17 @@ def _rule(kind: str, given: dict[str, Any], hf: dict[str, Any]) -> Any:
     return RULES[kind](**known)
 
 
-def rope_to_hf(rope: Rope) -> dict[str, Any]:
-    """The keys `rope_theta` and `rope_scaling`, which every transformers version reads."""
-    if rope.scaling is None:
-        return {"rope_theta": rope.theta, "rope_scaling": None}
-    values = {k: v for k, v in dataclasses.asdict(rope.scaling).items() if v is not None}
-    return {"rope_theta": rope.theta, "rope_scaling": {"rope_type": _NAMES[type(rope.scaling)], **values}}
+def ropes_to_hf(rope: Rope, local: Rope | None, keys: RopeKeys, d_head: int) -> dict[str, Any]:
+    """The keys of transformers 4, which every version reads."""
+    dims = rope.dims or d_head
+    out: dict[str, Any] = {keys.theta: rope.theta, "rope_scaling": None}
+    if keys.part == "rotary_dim":
+        out[keys.part] = dims
+    elif keys.part is not None:
+        out[keys.part] = dims / d_head
+    if keys.local_theta and local is not None:
+        out[keys.local_theta] = local.theta
+    if rope.scaling is not None:
+        values = {k: v for k, v in dataclasses.asdict(rope.scaling).items() if v is not None}
+        out["rope_scaling"] = {"rope_type": _NAMES[type(rope.scaling)], **values}
+    return out

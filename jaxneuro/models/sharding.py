@@ -10,7 +10,14 @@ from ..errors import UserError
 from .config import Config
 from .layout import layout, nest, shapes
 
-RULES: Final = {"vocab": "model", "heads": "model", "kv_heads": "model", "mlp": "model", "embed": "fsdp"}
+RULES: Final = {
+    "vocab": "model",
+    "heads": "model",
+    "kv_heads": "model",
+    "mlp": "model",
+    "embed": "fsdp",
+    "token": "fsdp",
+}
 """Axis of a leaf -> axis of the mesh, if the mesh has it. Layers are never split: the scan walks along them."""
 
 _log = logging.getLogger("jaxneuro.models")

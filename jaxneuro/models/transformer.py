@@ -17,6 +17,7 @@ from .rope import rotate
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": jax.nn.relu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "silu": jax.nn.silu,
@@ -45,7 +46,8 @@ def forward(
         are float32 inside).
       tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit).
       mask: True at real tokens, padding allowed on either side; None: all real. Positions count from the left edge
-        all the same, as in transformers. What comes out at padding is finite and means nothing.
+        all the same, as in transformers, or real tokens only (`Config.masked_positions`). What comes out at padding is
+        finite and means nothing.
       token_types: segment ids of an encoder that has them; None: all 0.
       stop_at: run layers start_at .. stop_at-1 and return the residual stream entering layer stop_at; nothing above
         is computed. None: the whole stack, final norm and head.
@@ -66,7 +68,7 @@ def forward(
     """
     stop = cfg.n_layers if stop_at is None else stop_at
     _check_range(cfg, tokens.shape[1], start_at, stop, resid)
-    x = embed(weights["embed"], tokens, cfg, token_types) if resid is None else resid
+    x = embed(weights["embed"], tokens, cfg, token_types, mask) if resid is None else resid
     x = _stack(weights["blocks"], x, cfg, mask, start_at, stop)
     return x if stop_at is not None else _head(weights, x, cfg)
 
@@ -84,24 +86,37 @@ def _check_range(cfg: Config, length: int, start: int, stop: int, resid: Array |
 
 
 def embed(
-    w: Weights, tokens: Array, cfg: Config, token_types: Array | None = None
+    w: Weights, tokens: Array, cfg: Config, token_types: Array | None = None, mask: Array | None = None
 ) -> Float[Array, "batch pos d_model"]:
     """Token, position and type embeddings, and their norm where the model has one."""
-    x = tap(jnp.take(w["tok"], tokens, axis=0), "embed", axes=_RESIDUAL)
+    x = jnp.take(w["tok"], tokens, axis=0)
+    if "proj_in" in w:
+        x = x @ w["proj_in"].astype(x.dtype)
+    if cfg.embed_scale:
+        x = x * jnp.asarray(cfg.d_model**0.5, x.dtype)
+    x = tap(x, "embed", axes=_RESIDUAL)
     if "pos" in w:
-        places = jnp.broadcast_to(w["pos"][: tokens.shape[1]], x.shape)
-        x = x + tap(places, "pos_embed", axes=_RESIDUAL)
+        x = x + tap(_positions(w["pos"], tokens, cfg, mask), "pos_embed", axes=_RESIDUAL)
     if "type" in w:
         x = x + (w["type"][0] if token_types is None else jnp.take(w["type"], token_types, axis=0))
     return _norm(x, w["norm"], cfg) if "norm" in w else x
 
 
+def _positions(table: Array, tokens: Array, cfg: Config, mask: Array | None) -> Float[Array, "batch pos d_model"]:
+    if cfg.masked_positions and mask is not None:
+        counted = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32), 0)
+        return jnp.take(table, counted + (cfg.position_offset - 1), axis=0)
+    rows = table[cfg.position_offset :][: tokens.shape[1]]
+    return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
+
+
 def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int) -> Array:
     length = x.shape[1]
-    angles = None if cfg.rope is None else cfg.rope.tables(cfg.d_head, length)
+    tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
     # A layer's window is data of the scan, not structure: one body for any mixture of layers, and each site is
     # reached once per layer however the mixture looks.
     windows = jnp.asarray([length if w is None else w for w in cfg.windows], jnp.int32) if cfg.windows else None
+    local_layer = jnp.asarray([cfg.window(i) is not None for i in range(cfg.n_layers)])
     whole = (start, stop) == (0, cfg.n_layers)
 
     def body(x: Array, at: tuple[Array, Weights | None]) -> tuple[Array, None]:
@@ -109,6 +124,9 @@ def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: in
         if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
             w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
         visible = Visible(cfg.causal, None if windows is None else windows[layer], mask)
+        angles = tables[0] if len(tables) == 1 else None
+        if len(tables) == 2:
+            angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)
         return _block(w, x, cfg, visible, angles, layer), None
 
     if start == stop:
@@ -124,15 +142,25 @@ def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, lay
     def normed(value: Array, name: str) -> Array:
         return _norm(value, w[name], cfg, lambda v, part, axes: site(v, f"{name}.{part}", axes))
 
+    def attention(value: Array) -> Array:
+        return _attention(w["attn"], value, cfg, visible, angles, layer)
+
+    def mlp(value: Array) -> Array:
+        return _mlp(w["mlp"], value, cfg, site)
+
     x = site(x, "resid_pre")
-    if cfg.norm_placement == "pre":
-        x = x + site(_attention(w["attn"], normed(x, "ln1"), cfg, visible, angles, layer), "attn_out")
-        x = site(x, "resid_mid")
-        x = x + site(_mlp(w["mlp"], normed(x, "ln2"), cfg, site), "mlp_out")
+    if cfg.parallel:
+        first = normed(x, "ln1")
+        x = x + site(attention(first), "attn_out") + site(mlp(first if cfg.one_norm else normed(x, "ln2")), "mlp_out")
+    elif cfg.norm_placement == "pre":
+        x = site(x + site(attention(normed(x, "ln1")), "attn_out"), "resid_mid")
+        x = x + site(mlp(normed(x, "ln2")), "mlp_out")
+    elif cfg.norm_placement == "sandwich":
+        x = site(x + site(normed(attention(normed(x, "ln1")), "ln1_post"), "attn_out"), "resid_mid")
+        x = x + site(normed(mlp(normed(x, "ln2")), "ln2_post"), "mlp_out")
     else:
-        x = normed(x + site(_attention(w["attn"], x, cfg, visible, angles, layer), "attn_out"), "ln1")
-        x = site(x, "resid_mid")
-        x = normed(x + site(_mlp(w["mlp"], x, cfg, site), "mlp_out"), "ln2")
+        x = site(normed(x + site(attention(x), "attn_out"), "ln1"), "resid_mid")
+        x = normed(x + site(mlp(x), "mlp_out"), "ln2")
     return site(x, "resid_post")
 
 
@@ -143,13 +171,14 @@ def _attention(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any,
 
     q, k, v = heads("q"), heads("k"), heads("v")
     if "q_norm" in w:
-        q, k = _rms(q, w["q_norm"], cfg), _rms(k, w["k_norm"], cfg)
-    if angles is not None:
-        q, k = rotate(q, *angles), rotate(k, *angles)
+        q, k = _norm(q, w["q_norm"], cfg), _norm(k, w["k_norm"], cfg)
+    if cfg.rope is not None:
+        q, k = (rotate(a, *angles, interleaved=cfg.rope.interleaved) for a in (q, k))
     scale = cfg.d_head**-0.5 if cfg.attn_scale is None else cfg.attn_scale
     if cfg.attn_scale_by_layer:
         scale = scale / (layer + 1).astype(jnp.float32)
-    z = tap(attend(q, k, v, visible, scale, layer), "blocks.attn.z", layer=layer, axes=_HEADS)
+    z = attend(q, k, v, visible, scale, layer, softcap=cfg.attn_softcap)
+    z = tap(z, "blocks.attn.z", layer=layer, axes=_HEADS)
     if wants("blocks.attn.result"):
         each = jnp.einsum("btnh,nhd->btnd", z, w["wo"].astype(z.dtype))
         out = tap(each, "blocks.attn.result", layer=layer, axes=("batch", "pos", "head", "d_model")).sum(2)
@@ -183,7 +212,7 @@ def _no_site(value: Array, part: str, axes: tuple[str, ...]) -> Array:
 
 
 def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[str, ...]], Array] = _no_site) -> Array:
-    """(x - mean) / scale * gain + bias, or x / scale * gain; `normalized` is before gain and bias in both."""
+    """(x - mean) / scale * gain + bias, or x / scale * gain; `normalized` is before gain and bias in all."""
     x32 = x.astype(jnp.float32)
     if cfg.norm == "layer":
         x32 = x32 - x32.mean(-1, keepdims=True)
@@ -191,29 +220,28 @@ def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[s
     y = x32 / site(scale, "scale", ("batch", "pos", "one"))
     if cfg.norm == "rms":  # Llama's order: cast to the activation dtype, then multiply
         return site(y.astype(x.dtype), "normalized", _RESIDUAL) * w["scale"].astype(x.dtype)
-    y = site(y, "normalized", _RESIDUAL) * w["scale"].astype(jnp.float32) + w["bias"].astype(jnp.float32)
+    y, gain = site(y, "normalized", _RESIDUAL), w["scale"].astype(jnp.float32)
+    y = y * (1 + gain) if cfg.norm == "gemma_rms" else y * gain + w["bias"].astype(jnp.float32)
     return y.astype(x.dtype)
-
-
-def _rms(x: Array, w: Weights, cfg: Config) -> Array:
-    x32 = x.astype(jnp.float32)
-    y = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + cfg.norm_eps)
-    return y.astype(x.dtype) * w["scale"].astype(x.dtype)
 
 
 def _head(weights: Weights, x: Array, cfg: Config) -> Array:
     if "final_norm" in weights:
         site = {"normalized": "ln_final.normalized", "scale": "ln_final.scale"}
         x = _norm(x, weights["final_norm"], cfg, lambda v, part, axes: tap(v, site[part], axes=axes))
+    head = weights.get("head", {})
+    if "proj_out" in head:
+        x = x @ head["proj_out"].astype(x.dtype)
     if not cfg.has_head:
         return x
-    head = weights.get("head", {})
     if "dense" in head:
-        x = ACTS[cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
+        x = ACTS[cfg.head_act or cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
         x = _norm(x, head["norm"], cfg)
     logits = x @ unembedding(weights, cfg).astype(x.dtype)
     if "b" in head:
         logits = logits + head["b"].astype(logits.dtype)
+    if cfg.logit_softcap is not None:
+        logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
     return tap(logits, "logits", axes=("batch", "pos", "d_vocab"))
 
 

@@ -37,6 +37,7 @@ CONFIGS = {
         tied=True,
         has_head=False,
         head_transform=True,
+        head_bias=True,
         pooler=True,
     ),
 }

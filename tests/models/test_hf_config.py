@@ -27,7 +27,7 @@ QWEN = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_absent_keys_mean_what_transformers_means(family):
     whole = DEFAULTS[family]
-    sizes = {key: whole[key] for key, default in FAMILIES[family].fields.values() if default is REQUIRED}
+    sizes = {key.name: whole[key.name] for key in FAMILIES[family].fields.values() if key.default is REQUIRED}
     assert config_from_hf({"model_type": family, **sizes}) == config_from_hf(whole)
 
 

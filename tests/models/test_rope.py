@@ -7,7 +7,7 @@ import pytest
 
 from jaxneuro.errors import UserError
 from jaxneuro.models import Rope
-from jaxneuro.models.rope import Linear, LongRope, Yarn, rope_from_hf, rope_to_hf, rotate
+from jaxneuro.models.rope import Dynamic, Linear, LongRope, RopeKeys, Yarn, ropes_from_hf, ropes_to_hf, rotate
 
 
 def test_rotation_keeps_lengths_and_sees_only_distances():
@@ -52,13 +52,21 @@ V4 = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}
 V5 = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}
 
 
+KEYS = RopeKeys()
+
+
+def read(hf, keys=KEYS, d_head=8):
+    return ropes_from_hf(hf, keys, d_head)["rope"]
+
+
 def test_both_spellings_are_read():
-    assert rope_from_hf(V4) == rope_from_hf(V5) == Rope(theta=5e5, scaling=Linear(factor=2.0))
-    assert rope_from_hf({}) == rope_from_hf({"rope_scaling": None, "rope_theta": 10000.0}) == Rope()
+    assert read(V4) == read(V5) == Rope(theta=5e5, scaling=Linear(factor=2.0))
+    assert read({}) == read({"rope_scaling": None, "rope_theta": 10000.0}) == Rope()
 
 
 RULES = {
     "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0, "original_max_position_embeddings": 64},
     "llama3": {
         "factor": 8.0,
         "low_freq_factor": 1.0,
@@ -72,23 +80,65 @@ RULES = {
 
 @pytest.mark.parametrize("kind", RULES)
 def test_what_is_written_is_read(kind):
-    rope = rope_from_hf({"rope_theta": 77.0, "rope_scaling": {"rope_type": kind, **RULES[kind]}})
-    assert rope_from_hf(rope_to_hf(rope)) == rope
+    rope = read({"rope_theta": 77.0, "rope_scaling": {"rope_type": kind, **RULES[kind]}})
+    assert read(ropes_to_hf(rope, None, KEYS, 8)) == rope
     hash(rope)
 
 
 def test_the_length_of_pretraining_is_found_where_it_may_be():
     given = {k: v for k, v in RULES["yarn"].items() if k != "original_max_position_embeddings"}
     hf = {"max_position_embeddings": 256, "rope_scaling": {"rope_type": "yarn", **given}}
-    assert rope_from_hf(hf).scaling.original_max_position_embeddings == 256
+    assert read(hf).scaling.original_max_position_embeddings == 256
     outside = {**hf, "original_max_position_embeddings": 64}
-    assert rope_from_hf(outside).scaling.original_max_position_embeddings == 64
+    assert read(outside).scaling.original_max_position_embeddings == 64
     del outside["rope_scaling"]["factor"]
-    assert rope_from_hf(outside).scaling.factor == 4.0
+    assert read(outside).scaling.factor == 4.0
+
+
+def test_a_part_of_the_head_is_turned_as_each_family_says():
+    percent = RopeKeys(part="rotary_pct", default_part=0.25)
+    assert read({}, percent).dims == 2
+    assert (
+        read({"rotary_pct": 0.5}, percent).dims
+        == read({"rope_parameters": {"partial_rotary_factor": 0.5}}, percent).dims
+    )
+    count = RopeKeys(part="rotary_dim", default_part=64, interleaved=True)
+    assert read({"rotary_dim": 6}, count) == Rope(dims=6, interleaved=True)
+    for keys, dims in ((percent, 4), (count, 6)):
+        rope = Rope(dims=dims, interleaved=keys.interleaved)
+        assert read(ropes_to_hf(rope, None, keys, 8), keys) == rope
+
+
+def test_layers_with_a_window_have_a_rope_of_their_own():
+    keys = RopeKeys(default_theta=1e6, local_theta="rope_local_base_freq")
+    stretched = Rope(theta=1e6, scaling=Linear(factor=8.0))
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 50.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    whole = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
+    new = {"rope_parameters": {"full_attention": whole, "sliding_attention": {"rope_theta": 50.0}}}
+    for hf in (old, new, ropes_to_hf(stretched, Rope(theta=50.0), keys, 8)):
+        assert ropes_from_hf(hf, keys, 8) == {"rope": stretched, "local_rope": Rope(theta=50.0)}
+    assert ropes_from_hf({}, keys, 8) == {"rope": Rope(theta=1e6), "local_rope": Rope()}
+
+
+def test_interleaved_pairs_are_neighbours():
+    x = jnp.arange(8.0).reshape(1, 1, 1, 8)
+    cos, sin = jnp.zeros((1, 2)), jnp.ones((1, 2))  # a quarter turn of the first four coordinates
+    assert rotate(x, cos, sin, interleaved=True).ravel().tolist() == [-1, 0, -3, 2, 4, 5, 6, 7]
+    assert rotate(x, cos, sin).ravel().tolist() == [-2, -3, 0, 1, 4, 5, 6, 7]
+
+
+def test_dynamic_scaling_changes_longer_texts_only():
+    plain, stretched = (
+        Rope(theta=100.0),
+        Rope(theta=100.0, scaling=Dynamic(factor=2.0, original_max_position_embeddings=8)),
+    )
+    np.testing.assert_array_equal(plain.tables(8, 8)[0], stretched.tables(8, 8)[0])
+    raised = Rope(theta=100.0 * (2 * 16 / 8 - 1) ** (8 / 6))
+    np.testing.assert_allclose(raised.tables(8, 16)[0], stretched.tables(8, 16)[0], atol=1e-5)
 
 
 WRONG = {
-    "an unknown type": ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "no rope type 'dynamic'.*longrope"),
+    "an unknown type": ({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "no rope type 'ntk'.*longrope"),
     "a typing mistake": ({"rope_scaling": {"rope_type": "yarm"}}, "Did you mean 'yarn'"),
     "a missing key": ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "'llama3' needs low_freq_factor, high"),
     "a part of the head": ({"partial_rotary_factor": 0.5}, "only 0.5 of each head"),
@@ -99,4 +149,4 @@ WRONG = {
 @pytest.mark.parametrize(("hf", "message"), WRONG.values(), ids=list(WRONG))
 def test_what_is_not_ported_is_named(hf, message):
     with pytest.raises(UserError, match=message):
-        rope_from_hf(hf)
+        read(hf)

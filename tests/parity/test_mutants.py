@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxneuro.errors import UserError
 from jaxneuro.models import Config
 from jaxneuro.models.layout import flatten, nest, shapes
 
@@ -18,10 +19,26 @@ from .conftest import CASES, open_case
 CAUGHT = 2e-5
 
 # Sizes: a wrong one does not fit the tensors, so `load` refuses it (tests/models/test_checkpoint.py).
-SIZES = {"n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_token_types"}
+SIZES = {
+    "n_layers",
+    "d_model",
+    "n_heads",
+    "n_kv_heads",
+    "d_head",
+    "d_mlp",
+    "d_vocab",
+    "n_ctx",
+    "n_token_types",
+    "d_embed",
+}
 # family: which row of the table; pooler: read by `pool` only, whose output test_parity compares.
 NOT_READ = {"family", "pooler"}
-OTHER_ACT = {"relu": "silu", "silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu"}
+CHOICES = {
+    "norm": ("rms", "gemma_rms", "layer"),
+    "norm_placement": ("pre", "post", "sandwich"),
+    "head_act": (None, "gelu"),
+}
+OTHER_ACT = {"quick_gelu": "silu", "relu": "silu", "silu": "gelu", "gelu": "gelu_tanh", "gelu_tanh": "gelu"}
 
 INVISIBLE = {
     # Only one of the two lists is used at one length.
@@ -29,6 +46,8 @@ INVISIBLE = {
     "llama-longrope-long": {"rope.scaling.short_factor"},
     # These two are read only when both are given.
     "llama-yarn": {"rope.scaling.mscale", "rope.scaling.mscale_all_dim"},
+    # Both activations are the same here; xlm-roberta has two.
+    "roberta-mlm": {"head_act None"},
 }
 
 
@@ -37,16 +56,31 @@ def mutants(cfg: Config):
     if cfg.rope is not None and cfg.rope.scaling is not None:  # otherwise these cases are llama-gqa
         return {name: dataclasses.replace(cfg, rope=rope) for name, rope in other_ropes(cfg).items()}
     out = {"act": {"act": OTHER_ACT[cfg.act]}, "norm_eps": {"norm_eps": cfg.norm_eps * 2}}
-    out["norm"] = {"norm": "rms" if cfg.norm == "layer" else "layer"}
-    out["norm_placement"] = {"norm_placement": "post" if cfg.norm_placement == "pre" else "pre"}
-    out["attn_scale"] = {"attn_scale": 1.02 * cfg.d_head**-0.5}
+    for field, values in CHOICES.items():
+        if field != "head_act" or (cfg.head_transform and cfg.has_head):
+            out |= {f"{field} {v}": {field: v} for v in values if v != getattr(cfg, field)}
+    out["attn_scale"] = {"attn_scale": 1.02 * (cfg.attn_scale or cfg.d_head**-0.5)}
+    for cap in ("attn_softcap", "logit_softcap"):
+        now = getattr(cfg, cap)
+        out |= {f"{cap} {v}": {cap: v} for v in ((None, 1.05 * now) if now else (3.0,))}
+    if cfg.learned_positions:
+        out["position_offset"] = {"position_offset": max(cfg.position_offset - 1, 0) or 1}
     flags = [f.name for f in dataclasses.fields(cfg) if f.type == "bool" or f.type is bool]
-    out |= {flag: {flag: not getattr(cfg, flag)} for flag in flags if flag not in NOT_READ}
-    if cfg.windows:
-        del out["causal"]  # refused: windows look back only
+    flags = [f for f in flags if f not in NOT_READ and (f != "masked_positions" or cfg.learned_positions)]
+    out |= {flag: {flag: not getattr(cfg, flag)} for flag in flags}
     out |= {f"windows {name}": {"windows": w} for name, w in other_windows(cfg).items()}
     out |= {name: {"rope": rope} for name, rope in other_ropes(cfg).items()}
-    return {name: dataclasses.replace(cfg, **change) for name, change in out.items()}
+    if cfg.rope is not None and cfg.windows:
+        out["local_rope"] = {"local_rope": None if cfg.local_rope else dataclasses.replace(cfg.rope, theta=7.0)}
+    return {name: m for name, change in out.items() if (m := changed(cfg, change)) is not None}
+
+
+def changed(cfg, change):
+    """The configuration with these fields; None where it is refused, which is as good as caught."""
+    try:
+        return dataclasses.replace(cfg, **change)
+    except UserError:
+        return None
 
 
 def other_windows(cfg):
@@ -63,6 +97,10 @@ def other_ropes(cfg):
     if cfg.rope is None:
         return {}
     out = {"rope": None, "rope.theta": dataclasses.replace(cfg.rope, theta=1.1 * cfg.rope.theta)}
+    dims = cfg.rope.dims or cfg.d_head
+    out["rope.dims"] = dataclasses.replace(cfg.rope, dims=cfg.d_head if dims < cfg.d_head else dims - 2)
+    if dims > 2:
+        out["rope.interleaved"] = dataclasses.replace(cfg.rope, interleaved=not cfg.rope.interleaved)
     rule = cfg.rope.scaling
     if rule is not None:
         out["rope.scaling"] = dataclasses.replace(cfg.rope, scaling=None)
@@ -103,11 +141,15 @@ def test_wrong_switches_change_the_output(case):
                 survivors.add(name)
     expected = INVISIBLE.get(case.folder.name, set())
     if not case.model.cfg.has_head:
-        expected = expected | {"tied", "head_transform"}  # there is nothing to tie or transform
+        # There is nothing to tie, transform, bias or cap.
+        expected = expected | {"tied", "head_transform", "head_bias", "logit_softcap 3.0"}
     assert survivors == expected
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm"])
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm", "opt-350m", "gemma2", "phi-qk", "phi3"],
+)
 def test_every_leaf_is_read(name):
     case = open_case(name)
     leaves, unread = flatten(case.model.weights), set()

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a row of the family table says, and how rows are written short."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from ..rope import RopeKeys
+
+type Keys = Mapping[str, tuple[str | tuple[str, ...], str]]
+
+REQUIRED: Final = object()
+
+
+class Key(NamedTuple):
+    """One key of config.json."""
+
+    name: str
+    default: Any
+    """What transformers takes when the key is absent."""
+    read: Callable[[Any], Any] = lambda value: value
+    """Its value -> that of the Config field."""
+    write: Callable[[Any], Any] = lambda value: value
+    """And back."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one `model_type` is spelled."""
+
+    fields: Mapping[str, Key]
+    """{Config field: where it is}."""
+    fixed: Mapping[str, Any]
+    """Config fields that are the same for every model of the family."""
+    keys: Keys
+    prefix: str
+    """In front of every tensor but the head's; absent when the base model alone was saved."""
+    classes: tuple[str, str]
+    """transformers' class without and with a head."""
+    rope: RopeKeys | None = None
+    windows: str = "never"
+    """never | always (sliding_window for every layer) | by_layer (layer_types, use_sliding_window ...) | periodic
+    (layer_types, or every `period`-th layer sees all)."""
+    window: int | None = 4096
+    """What transformers takes when sliding_window is absent."""
+    period: int = 1
+    acts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Activation names that mean something else in this family."""
+    positions_counted_in: bool = False
+    """The config's number of positions includes the rows before position 0."""
+    only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    """Config keys that change the mathematics in ways not ported, with the values that do not."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of buffers in checkpoints that hold no weights."""
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """{tensor: the one it repeats}; accepted when equal, or in its place."""
+    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """{Config field: tensor whose presence in the checkpoint decides it}."""
+
+    @property
+    def head(self) -> str | None:
+        """The tensor of an unembedding that is not tied."""
+        return next((name for name, (leaf, _) in self.keys.items() if leaf == "head.w"), None)
+
+
+def linear(name: str, leaf: str, axes: str, bias: str = "", bias_axes: str = "") -> dict[str, Any]:
+    """The rows of a linear map, with its bias if that is named."""
+    out = {f"{name}.weight": (leaf, axes)}
+    return out | {f"{name}.bias": (bias, bias_axes)} if bias else out
+
+
+def norm(name: str, leaf: str, axis: str = "embed") -> dict[str, Any]:
+    """The rows of a norm; without a bias where the layout has none."""
+    return linear(name, f"{leaf}.scale", axis, f"{leaf}.bias", axis)
+
+
+def attention(prefix: str, q: str, k: str, v: str, o: str) -> dict[str, Any]:
+    """The rows of four linear maps as torch keeps them, [out, in], with the biases that the layout has."""
+    heads = {"q": (q, "heads"), "k": (k, "kv_heads"), "v": (v, "kv_heads")}
+    rows: dict[str, Any] = {}
+    for letter, (name, axis) in heads.items():
+        leaf = f"blocks.attn.w{letter}", f"({axis} head) embed", f"blocks.attn.b{letter}", f"({axis} head)"
+        rows |= linear(f"{prefix}.{name}", *leaf)
+    return rows | linear(f"{prefix}.{o}", "blocks.attn.wo", "embed (heads head)", "blocks.attn.bo", "embed")
+
+
+def mlp(prefix: str, up: str, down: str, gate: str | None = None) -> dict[str, Any]:
+    """The rows of two linear maps, or three."""
+    rows = linear(f"{prefix}.{gate}", "blocks.mlp.gate", "mlp embed", "blocks.mlp.b_gate", "mlp") if gate else {}
+    rows |= linear(f"{prefix}.{up}", "blocks.mlp.up", "mlp embed", "blocks.mlp.b_up", "mlp")
+    return rows | linear(f"{prefix}.{down}", "blocks.mlp.down", "embed mlp", "blocks.mlp.b_down", "embed")
