@@ -104,8 +104,13 @@ class Config:
                 raise UserError(f"rope turns pairs of coordinates, so {size} must be even.")
             if rope is not None and rope.dims is not None and not 0 < rope.dims <= self.d_head:
                 raise UserError(f"rope cannot turn {rope.dims} coordinates of heads of {self.d_head}.")
+        one, other = self.rope, self.local_rope
+        if other is not None and (one is None or (one.dims, one.interleaved) != (other.dims, other.interleaved)):
+            raise UserError("local_rope turns the same coordinates as rope: give both the same dims and interleaved.")
         if self.d_embed == self.d_model:
             object.__setattr__(self, "d_embed", None)
+        if self.d_embed is not None and self.head_transform:
+            raise UserError("head_transform has d_model coordinates, the unembedding d_embed: one of them.")
         if self.one_norm and not self.parallel:
             raise UserError("one_norm is a switch of parallel blocks: set parallel=True too.")
         if self.parallel and self.norm_placement != "pre":

@@ -131,6 +131,8 @@ def config_to_hf(cfg: Config) -> dict[str, Any]:
         value = getattr(cfg, field)
         value = _act_name(value, key) if field == "act" else value
         hf[key.name] = value if value is None else key.write(value)
+    if "d_embed" in family.fields:
+        hf[family.fields["d_embed"].name] = cfg.d_embed or cfg.d_model
     if family.positions_counted_in:
         hf[family.fields["n_ctx"].name] += cfg.position_offset
     if cfg.rope is not None and family.rope is not None:

@@ -54,7 +54,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
         **_when(cfg.has_head and cfg.head_transform, _head_transform(bias)),
         **_when(cfg.has_head and cfg.head_bias, {"head.b": ("vocab",)}),
-        **_when(cfg.has_head and not cfg.tied, {"head.w": ("embed", "vocab")}),
+        **_when(cfg.has_head and not cfg.tied, {"head.w": ("token", "vocab")}),
         **_when(cfg.pooler, {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}),
     }
 

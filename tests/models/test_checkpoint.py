@@ -184,8 +184,8 @@ def test_files_that_are_cut_short_or_missing(tmp_path):
 def test_architectures_that_are_not_ported(tmp_path):
     with pytest.raises(UserError, match="no model type 'mamba'"):
         load(copy("gpt2", tmp_path / "a", model_type="mamba"))
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    with pytest.raises(UserError, match="no rope type 'dynamic'"):
+    rope = {"rope_type": "ntk", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(UserError, match="no rope type 'ntk'"):
         load(copy("llama-gqa", tmp_path / "b", rope_parameters=rope))
 
 

@@ -8,6 +8,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxneuro.errors import UserError
@@ -53,8 +54,9 @@ INVISIBLE = {
 
 def mutants(cfg: Config):
     """{name: a configuration with one switch wrong}."""
-    if cfg.rope is not None and cfg.rope.scaling is not None:  # otherwise these cases are llama-gqa
-        return {name: dataclasses.replace(cfg, rope=rope) for name, rope in other_ropes(cfg).items()}
+    ropes = {name: {"rope": rope} for name, rope in other_ropes(cfg).items()}
+    if cfg.family == "llama" and cfg.rope.scaling is not None:  # otherwise these cases are llama-gqa
+        return {name: dataclasses.replace(cfg, **change) for name, change in ropes.items()}
     out = {"act": {"act": OTHER_ACT[cfg.act]}, "norm_eps": {"norm_eps": cfg.norm_eps * 2}}
     for field, values in CHOICES.items():
         if field != "head_act" or (cfg.head_transform and cfg.has_head):
@@ -69,7 +71,7 @@ def mutants(cfg: Config):
     flags = [f for f in flags if f not in NOT_READ and (f != "masked_positions" or cfg.learned_positions)]
     out |= {flag: {flag: not getattr(cfg, flag)} for flag in flags}
     out |= {f"windows {name}": {"windows": w} for name, w in other_windows(cfg).items()}
-    out |= {name: {"rope": rope} for name, rope in other_ropes(cfg).items()}
+    out |= ropes
     if cfg.rope is not None and cfg.windows:
         out["local_rope"] = {"local_rope": None if cfg.local_rope else dataclasses.replace(cfg.rope, theta=7.0)}
     return {name: m for name, change in out.items() if (m := changed(cfg, change)) is not None}
@@ -121,9 +123,10 @@ def other(value):
 
 
 def refit(weights, cfg):
-    """The leaves that a configuration has; 0.1 where the checkpoint has none."""
-    flat = flatten(weights)
-    return nest({leaf: flat.get(leaf, jnp.full(shape, 0.1)) for leaf, shape in shapes(cfg).items()})
+    """The leaves that a configuration has; random where the checkpoint has none: LayerNorm does not see constants."""
+    flat, rng = flatten(weights), np.random.default_rng(0)
+    new = {leaf: jnp.asarray(rng.normal(0.1, 0.1, shape), jnp.float32) for leaf, shape in shapes(cfg).items()}
+    return nest({leaf: flat.get(leaf, a) for leaf, a in new.items()})
 
 
 def test_every_switch_is_covered():

@@ -26,7 +26,7 @@ def _head(dense: str, layer_norm: str, bias: str, decoder: str) -> Keys:
         **linear(dense, "head.dense", "embed_out embed", "head.dense_bias", "embed_out"),
         **norm(layer_norm, "head.norm"),
         bias: ("head.b", "vocab"),
-        f"{decoder}.weight": ("head.w", "vocab embed"),
+        f"{decoder}.weight": ("head.w", "vocab token"),
     }
 
 

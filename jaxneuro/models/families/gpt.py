@@ -23,7 +23,7 @@ _GPT2_KEYS: Final[Keys] = {
     **linear(f"{_H}.mlp.c_fc", "blocks.mlp.up", "embed mlp", "blocks.mlp.b_up", "mlp"),
     **linear(f"{_H}.mlp.c_proj", "blocks.mlp.down", "mlp embed", "blocks.mlp.b_down", "embed"),
     **norm("transformer.ln_f", "final_norm"),
-    **linear("lm_head", "head.w", "vocab embed"),
+    **linear("lm_head", "head.w", "vocab token"),
 }
 _GPTJ_KEYS: Final[Keys] = {
     "transformer.wte.weight": ("embed.tok", "vocab token"),
@@ -31,7 +31,7 @@ _GPTJ_KEYS: Final[Keys] = {
     **attention(f"{_H}.attn", "q_proj", "k_proj", "v_proj", "out_proj"),
     **mlp(f"{_H}.mlp", "fc_in", "fc_out"),
     **norm("transformer.ln_f", "final_norm"),
-    **linear("lm_head", "head.w", "vocab embed", "head.b", "vocab"),
+    **linear("lm_head", "head.w", "vocab token", "head.b", "vocab"),
 }
 _N: Final = "gpt_neox.layers.{i}"
 _NEOX_KEYS: Final[Keys] = {
@@ -43,7 +43,7 @@ _NEOX_KEYS: Final[Keys] = {
     **norm(f"{_N}.post_attention_layernorm", "blocks.ln2"),
     **mlp(f"{_N}.mlp", "dense_h_to_4h", "dense_4h_to_h"),
     **norm("gpt_neox.final_layer_norm", "final_norm"),
-    **linear("embed_out", "head.w", "vocab embed"),
+    **linear("embed_out", "head.w", "vocab token"),
 }
 _O: Final = "model.decoder.layers.{i}"
 _OPT_KEYS: Final[Keys] = {
@@ -56,7 +56,7 @@ _OPT_KEYS: Final[Keys] = {
     **mlp(_O, "fc1", "fc2"),
     **norm("model.decoder.final_layer_norm", "final_norm"),
     "model.decoder.project_out.weight": ("head.proj_out", "token embed"),
-    **linear("lm_head", "head.w", "vocab embed"),
+    **linear("lm_head", "head.w", "vocab token"),
 }
 _P: Final = "model.layers.{i}"
 _PHI_KEYS: Final[Keys] = {
@@ -67,7 +67,7 @@ _PHI_KEYS: Final[Keys] = {
     **norm(f"{_P}.self_attn.k_layernorm", "blocks.attn.k_norm", "head"),
     **mlp(f"{_P}.mlp", "fc1", "fc2"),
     **norm("model.final_layernorm", "final_norm"),
-    **linear("lm_head", "head.w", "vocab embed", "head.b", "vocab"),
+    **linear("lm_head", "head.w", "vocab token", "head.b", "vocab"),
 }
 _SIZES: Final = {
     "n_layers": Key("num_hidden_layers", REQUIRED),

@@ -10,7 +10,7 @@ _L: Final = "model.layers.{i}"
 _ENDS: Final[Keys] = {
     "model.embed_tokens.weight": ("embed.tok", "vocab token"),
     **norm("model.norm", "final_norm"),
-    **linear("lm_head", "head.w", "vocab embed"),
+    **linear("lm_head", "head.w", "vocab token"),
 }
 _MAPS: Final[Keys] = {
     **attention(f"{_L}.self_attn", "q_proj", "k_proj", "v_proj", "o_proj"),
@@ -51,7 +51,7 @@ FIELDS: Final = {
     "tied": Key("tie_word_embeddings", False),
 }
 _ALIKE: Final[dict[str, Any]] = {
-    "keys": {**_ENDS, **_NORMS, **_MAPS},
+    "keys": {**_NORMS, **_MAPS, **_ENDS},
     "prefix": "model.",
     "rope": RopeKeys(),
     "ignored": (r"rotary_emb\.inv_freq$",),
@@ -144,7 +144,7 @@ LLAMA_LIKE: Final = {
         windows="periodic",
         period=2,
         only=_GEMMA_ONLY,
-        **{**_ALIKE, "keys": {**_ENDS, **_SANDWICH, **_MAPS}},
+        **{**_ALIKE, "keys": {**_SANDWICH, **_MAPS, **_ENDS}},
     ),
     "gemma3_text": Family(
         fields={**_GEMMA2_FIELDS, "n_ctx": Key("max_position_embeddings", 131072)},
@@ -155,7 +155,7 @@ LLAMA_LIKE: Final = {
         only=_GEMMA_ONLY,
         **{
             **_ALIKE,
-            "keys": {**_ENDS, **_SANDWICH, **_MAPS},
+            "keys": {**_SANDWICH, **_MAPS, **_ENDS},
             "rope": RopeKeys(default_theta=1e6, local_theta="rope_local_base_freq"),
         },
     ),
@@ -171,7 +171,7 @@ LLAMA_LIKE: Final = {
         window=None,
         **{
             **_ALIKE,
-            "keys": {**_ENDS, **_NORMS, **_FUSED},
+            "keys": {**_NORMS, **_FUSED, **_ENDS},
             "rope": RopeKeys(part="partial_rotary_factor"),
         },
     ),
