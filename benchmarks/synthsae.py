@@ -135,8 +135,8 @@ PUBLISHED: Final[Mapping[tuple[str, int], tuple[float, ...]]] = {
 def jumprelu(s: Setting, l0: int) -> Method:
     """The authors' bandwidth 2, and our thresholds, are for inputs of norm sqrt(d), `d.jumprelu`'s for norm 1."""
     unit = math.sqrt(s.config.d)
-    widths = {"bandwidth": 2 / unit, "threshold_start": s.threshold / unit}
-    return d.jumprelu(s.n_latents, target_l0=l0, **widths, training=s.training)
+    width, start = 2 / unit, s.threshold / unit
+    return d.jumprelu(s.n_latents, target_l0=l0, bandwidth=width, threshold_start=start, training=s.training)
 
 
 def lasso(s: Setting, coefficient: float) -> Method:
@@ -199,7 +199,8 @@ def once(s: Setting, name: str, l0: int, folder: Path) -> dict:
 
 def row(s: Setting, name: str, l0: int, r: Recovery, seconds: float | None) -> dict:
     """One line of the table."""
-    scores = dict(zip(SCORES, (r.f1, r.mcc, r.uniqueness, r.reconstruction.explained_variance), strict=True))
+    values = (r.f1, r.mcc, r.uniqueness, r.reconstruction.explained_variance)
+    scores: dict[str, float] = dict(zip(SCORES, values, strict=True))
     config = {"n_features": s.config.n_features, "d": s.config.d, "n_latents": s.n_latents}
     line = {
         "op": name,
