@@ -104,7 +104,7 @@ SMALL: Final = Setting(
     learning_rate=3e-3,
     inner_steps=50,
     judged=8192,
-    l1s=(1.5, 1.75),
+    l1s=(1.75,),
     threshold=1.5,
 )
 
