@@ -28,7 +28,7 @@ def start(arguments, before=""):
 def study(tmp_path):
     """Arguments of a reduced study in a new folder, and the folder."""
     out = tmp_path / "study"
-    return ["study", "--preset", "small", "--batch", "4", "--text.max-tokens-per-group", "256", "--out", out], out
+    return ["study", "--preset", "small", "--text.max-tokens-per-group", "512", "--out", out], out
 
 
 @pytest.mark.parametrize("when", FULL)
