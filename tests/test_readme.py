@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
+def test_python_blocks_run(tmp_path, monkeypatch, optimised):
     """One after the other, as a reader would."""
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams with a known truth, and a training loop that is one program."""
+"""Streams with a known truth, and a training loop."""
 
-import functools
 from typing import Any
 
 import jax
@@ -28,16 +27,14 @@ def planted(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(method: Any, batches: dict[str, np.ndarray], *, seed: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
-    """Run all batches (leading axis: steps) in one scan. (state, infos by step)."""
-    stream = jax.tree.map(jnp.asarray, batches)
-    state = method.init(jax.random.key(seed), jax.tree.map(lambda a: a[0], stream))
-    state, infos = _scan(method.step)(state, stream)
-    return state, jax.tree.map(np.asarray, infos)
-
-
-@functools.cache
-def _scan(step: Any) -> Any:
-    return jax.jit(functools.partial(jax.lax.scan, step))
+    """Run all batches (leading axis: steps), the step a program of its own. (state, infos by step)."""
+    steps = [dict(zip(batches, map(jnp.asarray, rows), strict=True)) for rows in zip(*batches.values(), strict=True)]
+    state, infos = method.init(jax.random.key(seed), steps[0]), []
+    step = jax.jit(method.step)
+    for batch in steps:
+        state, info = step(state, batch)
+        infos.append(info)
+    return state, {name: np.stack([info[name] for info in infos]) for name in infos[0]}
 
 
 def matched(found: Any, truth: Any) -> np.ndarray:

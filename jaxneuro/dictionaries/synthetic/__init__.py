@@ -24,6 +24,7 @@
 The published setting (arXiv:2602.14687): 4,096 latents, 200 million samples in batches of 1,024, learning rate 3e-4,
 scores on 500,000 further samples:
 `run(on_synthetic(method, batch_size=1024), synthetic_steps(steps=195_312), constants={"features": features}, key=key)`.
+`python -m benchmarks synthsae` trains the five published architectures beside the published table.
 
 What it does not do: say anything about a language model. It has linear features of one kind of hierarchy, no position
 and no text; use it to find out whether a method is right, and `jaxneuro.dictionaries.saebench` for what it is good for.
