@@ -52,8 +52,8 @@ def pair_add(sums: Pair, x: Float[Array, "..."]) -> Pair:
     Source: TwoSum, Knuth, TAOCP 4.2.2.
     Example:
       >>> sums = pair_add(pair_add((jnp.float32(1), jnp.float32(0)), jnp.float32(1e-9)), jnp.float32(-1))
-      >>> float(pair_total(sums))  # 0.0 in plain float32
-      1e-09
+      >>> f"{pair_total(sums):.1e}"  # 0 in plain float32
+      '1.0e-09'
     """
     high, low = sums
     total = high + x

@@ -4,15 +4,24 @@
 Programs compile without optimisation, here and in the processes that tests start: most tests are about values, and
 compiling is most of their time. Modules about programs ask for the fixture `optimised`. One setting for all of them:
 jax keeps a compiled operation for the whole process, whatever the setting was, so a mixture gives last digits that
-depend on the order of the tests.
+depend on the order of the tests. What one process has compiled the others read from a folder that lasts as long as the
+tests.
 """
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4").strip()
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and the processes of tests inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxneuro-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -44,8 +44,8 @@ def jumprelu(
       sparsity: coefficient; with target_l0, None means 1.
       target_l0: drive L0 to this number, instead of weighing it against the error.
       bandwidth: width of the kernel around theta from which theta learns.
-      threshold_start: theta at first. It moves by about the learning rate, relatively, in a step of Adam: in a short run
-        it must start near where it shall end.
+      threshold_start: theta at first. It moves by about the learning rate, relatively, in a step of Adam: in a short
+        run it must start near where it shall end.
       sparsity_warmup_steps: coefficient from 0, linear, over so many steps.
       training: see `Training`. All four numbers above are for inputs whose mean squared norm is 1, as published; they
         are converted where `training.normalise` makes it d.

@@ -19,17 +19,19 @@ there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 | `layout.py` | leaves, their axes and shapes; random weights | |
 | `transformer.py` | forward | arXiv 1706.03762, 1810.04805, 2302.13971 |
 | `attention.py` | one attention, three ways to compute it | |
-| `rope.py` | rotary positions: default, linear, llama3, yarn, longrope | arXiv 2104.09864, 2309.00071, 2402.13753 |
-| `families.py` | gpt2, llama, mistral, qwen2, qwen3, bert: names of config keys and tensors | transformers |
+| `rope.py` | rotary positions and six ways to stretch them | arXiv 2104.09864, 2309.00071, 2402.13753 |
+| `families/llama.py` | llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3 | transformers |
+| `families/gpt.py` | gpt2, gptj, gpt_neox, opt, phi | transformers |
+| `families/bert.py` | bert, roberta, xlm-roberta | transformers |
 | `hf_config.py`, `convert.py`, `checkpoint.py` | Hugging Face folders, both ways | |
 | `sharding.py` | which axis goes where on a mesh | |
 | `module.py` | the nnx module, the linen adapter | |
 | `loss.py` | next-token loss | |
 
-To add a family: (1) a row in `families.py`: its config keys with transformers' defaults, its tensors with their axes
-spelled by name; (2) if it computes something new, a field of `Config` and the line of `transformer.py` that reads it,
-with its leaves in `layout.py`; (3) a tiny model in `scripts/make_parity_fixtures.py`, run it; (4) a line in the
-mutation table of tests/parity if there is a new switch.
+To add a family: (1) a row in a table of `families/`: its config keys with transformers' defaults, its tensors with
+their axes spelled by name; (2) if it computes something new, a field of `Config` and the line of `transformer.py` that
+reads it, with its leaves in `layout.py`; (3) a tiny model in `scripts/make_parity_fixtures.py`, run it; (4) a line in
+the mutation table of tests/parity if there is a new switch.
 
 Parity with transformers on tiny models with every parameter perturbed: logits and each layer's residual within 1e-5.
 

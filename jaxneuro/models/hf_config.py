@@ -39,7 +39,7 @@ def family_of(hf: Any) -> Family:
     if not isinstance(hf, dict) or "model_type" not in hf:
         raise UserError("config.json names no model_type, so it is not a transformers config.")
     if hf["model_type"] not in FAMILIES:
-        hint = "A family is a row of jaxneuro/models/families.py."
+        hint = "A family is a row of a table in jaxneuro/models/families."
         raise unknown("model type", hf["model_type"], FAMILIES, where="config.json", hint=hint)
     return FAMILIES[hf["model_type"]]
 

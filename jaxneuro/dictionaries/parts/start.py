@@ -21,6 +21,7 @@ def masked_mean(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array,
     return jnp.sum(jnp.where(valid[:, None], x, jnp.float32(0)), axis=0) / n
 
 
+@jax.jit
 def geometric_median(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, "d"]:
     """The point with the least sum of distances to the valid rows (Weiszfeld), which a few huge tokens cannot move.
 
