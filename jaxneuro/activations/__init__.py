@@ -20,7 +20,7 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 | mixing.py | `mixing`: how well batches are mixed, measured live | |
 | moments.py | `moments`: mean, variance, range | Chan, Golub, LeVeque 1983 |
 | reducers.py | `firing_moments`: what `capture` reduces a site to, where it is | |
-| harvest.py, writer.py | `harvest`, `harvest_part`: values of a site to disk, by one host or many | |
+| harvest.py, writer.py | `harvest`, `harvest_sites`, `harvest_part`: values of sites to disk, by one host or many | |
 | store.py, blocks.py | `open_activations`, `verify`: what is there, checksummed, in shuffled blocks | zarr3 |
 | source.py | `array_batches`: exact shuffles of an array, as a Grain iterator | Black, Rogaway 2002 |
 | metrics.py | `MetricSink`, `JsonLines`, `TensorBoard`, `WandB` | |
@@ -45,6 +45,7 @@ from .driver import run as run
 from .harvest import fair_shares as fair_shares
 from .harvest import harvest as harvest
 from .harvest import harvest_part as harvest_part
+from .harvest import harvest_sites as harvest_sites
 from .identity import fingerprint as fingerprint
 from .metrics import JsonLines as JsonLines
 from .metrics import MetricSink as MetricSink

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activations of one site over a corpus, to disk: the same number of tokens of every group, resumable, bounded."""
+"""Activations of sites over a corpus, to disk: the same number of tokens of every group, resumable, bounded."""
 
+import contextlib
 import functools
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..errors import UserError
+from .checkpoint import need_space
 from .feed import placer
 from .identity import fingerprint
 from .interrupts import Held
 from .lock import exclusive
 from .placement import everywhere, placed
 from .progress import Progress, quantity
-from .site import reader
+from .site import readers
 from .source import check_shard
 from .store import LABELS, ActivationArray, Layout, check_dtype, existing, open_activations
 from .writer import Writer
@@ -120,28 +122,75 @@ def harvest(
       >>> acts = harvest(model, rows, "blocks.3.mlp.post", "acts", max_tokens=100_000)          # doctest: +SKIP
       >>> for batch in acts.batches(batch_size=4096, seed=0): ...                               # doctest: +SKIP
     """
+    path = Path(out_path)
+    _harvest(model, windows, {site: path}, path, max_tokens, batch_size, seed, dtype, sharding, progress)
+    return open_activations(path)
+
+
+def harvest_sites(
+    model: Model,
+    windows: Rows,
+    sites: Sequence[str],
+    out_path: str | os.PathLike,
+    *,
+    max_tokens: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    dtype: str = "float32",
+    sharding: jax.sharding.Sharding | None = None,
+    progress: Progress | None = None,
+) -> dict[str, ActivationArray]:
+    """`harvest` of several sites in one pass of the model, each to a store of its own: `out_path`/SITE.
+
+    All stores hold the same tokens in the same order: row i of one belongs to row i of another.
+
+    Args:
+      sites: each of one layer, see `harvest`; as for the rest.
+    Returns:
+      {site: its store}.
+    Raises:
+      UserError: as `harvest`; no site, or one twice.
+    Example:
+      >>> sites = [f"blocks.{i}.resid_post" for i in range(12)]                                  # doctest: +SKIP
+      >>> acts = harvest_sites(model, rows, sites, "acts", max_tokens=100_000)                   # doctest: +SKIP
+    """
+    path = Path(out_path)
+    paths = _paths(sites, path)
+    _harvest(model, windows, paths, path, max_tokens, batch_size, seed, dtype, sharding, progress)
+    return {site: open_activations(where) for site, where in paths.items()}
+
+
+def _paths(sites: Sequence[str], path: Path) -> dict[str, Path]:
+    if len(set(sites)) != len(sites) or not sites:
+        raise UserError(f"the sites {list(sites)} are no list of different sites: name each once, and one at least.")
+    return {site: path / site for site in sites}
+
+
+def _harvest(
+    model: Model,
+    windows: Rows,
+    paths: Mapping[str, Path],
+    path: Path,
+    max_tokens: int | None,
+    batch_size: int,
+    seed: int,
+    dtype: str,
+    sharding: jax.sharding.Sharding | None,
+    progress: Progress | None,
+) -> None:
+    """This process's part of it, then wait for the others'."""
     shard = (jax.process_index(), jax.process_count())
-    harvest_part(
-        *(model, windows, site, out_path),
-        shard=shard,
-        max_tokens=max_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        dtype=dtype,
-        sharding=sharding,
-        progress=progress,
-    )
+    _part(model, windows, paths, path, shard, max_tokens, batch_size, seed, dtype, sharding, progress)
     if shard[1] > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(f"harvest {out_path}")
-    return open_activations(out_path)
+        multihost_utils.sync_global_devices(f"harvest {path}")
 
 
 def harvest_part(
     model: Model,
     windows: Rows,
-    site: str,
+    site: str | Sequence[str],
     out_path: str | os.PathLike,
     *,
     shard: tuple[int, int],
@@ -158,16 +207,33 @@ def harvest_part(
     folder, and the one that ends last gives it its name. The rows are those that one process would have written.
 
     Args:
+      site: as in `harvest`; a list: as in `harvest_sites`.
       shard: (index, count) of this part. All parts are asked for with the same count.
     Returns:
-      Whether the store is whole now: `open_activations(out_path)`.
+      Whether it is whole now: `open_activations(out_path)`.
     """
+    path = Path(out_path)
+    paths = {site: path} if isinstance(site, str) else _paths(site, path)
+    return _part(model, windows, paths, path, shard, max_tokens, batch_size, seed, dtype, sharding, progress)
+
+
+def _part(
+    model: Model,
+    windows: Rows,
+    paths: Mapping[str, Path],
+    path: Path,
+    shard: tuple[int, int],
+    max_tokens: int | None,
+    batch_size: int,
+    seed: int,
+    dtype: str,
+    sharding: jax.sharding.Sharding | None,
+    progress: Progress | None,
+) -> bool:
     check_dtype(dtype)
     check_shard(shard)
     _check_local(model.weights, sharding)
-    path = Path(out_path)
     request = {
-        "site": site,
         "max_tokens": max_tokens,
         "batch_size": batch_size,
         "seed": seed,
@@ -178,23 +244,38 @@ def harvest_part(
         "group_names": list(windows.group_names),
     }
     part = "" if shard[1] == 1 else f".{shard[0]}-of-{shard[1]}"
-    with Held() as signals, exclusive(path.parent, f".{path.name}{part}.lock"):
-        if existing(path, request) is not None:
+    with Held() as signals, exclusive(path.parent, f".{path.name}{part}.lock"), contextlib.ExitStack() as opened:
+        requests = {site: {"site": site} | request for site in paths}
+        left = [site for site in paths if existing(paths[site], requests[site]) is None]
+        if not left:
             return True
         order, keep = draw(windows, max_tokens, seed)
-        job = _Job(model, windows, site, dtype, batch_size, sharding)
-        layout = Layout.of(int(keep.sum()), job.width(windows), dtype)
-        writer = Writer(path, request, layout, shard)
-        size = f"{layout.n:,} tokens x {layout.d} {dtype}, {layout.n_bytes() / 1e9:.3g} GB"
-        _log.info("harvest of %s: %s", site, size)
+        job = _Job(model, windows, tuple(left), dtype, batch_size, sharding)
+        layouts = {site: Layout.of(int(keep.sum()), d, dtype) for site, d in job.widths().items()}
+        writers = {site: Writer(paths[site], requests[site], layouts[site], shard) for site in left}
+        for writer in writers.values():
+            opened.callback(writer.close)
+        size = _size(layouts.values(), dtype)
+        _log.info("harvest of %s: %s", ", ".join(left), size)
+        needed = sum(writer.needed for writer in writers.values())
+        need_space(writers[left[0]].folder, needed, f"a harvest of {len(left)} sites ({size})")
         signals.hold()
-        try:
-            complete = _fill(writer, job, _within(order, keep, writer.first, writer.last), signals, progress, size)
-            if complete:
-                return writer.finish()
-        finally:
-            writer.close()
+        if _fill(writers, job, _within(order, keep, *_rows_of(writers.values())), signals, progress, size):
+            finished = [writer.finish() for writer in writers.values()]
+            return all(finished)
     raise KeyboardInterrupt  # whoever handles the signal let it pass: there is nothing to return
+
+
+def _rows_of(writers: Iterable[Writer]) -> tuple[int, int]:
+    """From the first row of any to the last of any: files of narrow rows hold more of them, so parts differ by site."""
+    every = list(writers)
+    return min(w.first for w in every), max(w.last for w in every)
+
+
+def _size(layouts: Iterable[Layout], dtype: str) -> str:
+    every = list(layouts)
+    widths = " + ".join(str(layout.d) for layout in every)
+    return f"{every[0].n:,} tokens x {widths} {dtype}, {sum(layout.n_bytes() for layout in every) / 1e9:.3g} GB"
 
 
 def _check_local(weights: Any, sharding: jax.sharding.Sharding | None) -> None:
@@ -263,22 +344,23 @@ def draw(windows: Rows, max_tokens: int | None, seed: int) -> tuple[np.ndarray, 
 class _Job:
     """The compiled forward pass and what it takes to give it a batch."""
 
-    def __init__(self, model: Model, windows: Rows, site: str, dtype: str, batch_size: int, sharding: Any):
-        self.windows, self.site, self.batch_size = windows, site, batch_size
+    def __init__(self, model: Model, windows: Rows, sites: tuple[str, ...], dtype: str, batch_size: int, sharding: Any):
+        self.windows, self.batch_size = windows, batch_size
         spread = everywhere(sharding, model.weights)
         self._weights, self._place = placed(model.weights, spread), placer(sharding, spread)
-        self._forward = jax.jit(functools.partial(_forward, reader(model.apply, site), dtype))
+        self._forward = jax.jit(functools.partial(_forward, readers(model.apply, sites), dtype))
 
-    def width(self, windows: Rows) -> int:
+    def widths(self) -> dict[str, int]:
+        """Values per token of every site."""
         row = self.rows(np.array([0]))
-        out, _ = jax.eval_shape(self._forward, self._weights, *(row[n] for n in ("tokens", "mask", "counted")))
-        return out["x"].shape[-1]
+        out = jax.eval_shape(self._forward, self._weights, *(row[n] for n in ("tokens", "mask", "counted")))
+        return {site: values["x"].shape[-1] for site, (values, _) in out.items()}
 
     def rows(self, order: np.ndarray) -> dict[str, np.ndarray]:
         filler = np.full(self.batch_size - len(order), len(self.windows.group), np.int64)
         return self.windows.rows(np.concatenate([order, filler]))
 
-    def start(self, batch: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], jax.Array]:
+    def start(self, batch: dict[str, np.ndarray]) -> "Found":
         placed = self._place({n: batch[n] for n in ("tokens", "mask", "counted")})
         out = self._forward(self._weights, placed["tokens"], placed["mask"], placed["counted"])
         for a in jax.tree.leaves(out):
@@ -286,10 +368,17 @@ class _Job:
         return out
 
 
-def _forward(read: Any, dtype: str, weights: Any, tokens: Any, mask: Any, counted: Any) -> tuple[dict, Any]:
-    x = read(weights, tokens, mask).astype("float32" if dtype == "int8" else dtype)
-    bad = jnp.sum(~jnp.isfinite(x).all(-1) & counted, axis=1, dtype=jnp.int32)
-    return (_quantised(x) if dtype == "int8" else {"x": x}), bad
+type Found = dict[str, tuple[dict[str, Any], Any]]
+"""{site: (its columns [batch, pos, ...], tokens of each window that are not finite)}."""
+
+
+def _forward(read: Any, dtype: str, weights: Any, tokens: Any, mask: Any, counted: Any) -> Found:
+    def one(x):
+        x = x.astype("float32" if dtype == "int8" else dtype)
+        bad = jnp.sum(~jnp.isfinite(x).all(-1) & counted, axis=1, dtype=jnp.int32)
+        return (_quantised(x) if dtype == "int8" else {"x": x}), bad
+
+    return {site: one(x) for site, x in read(weights, tokens, mask).items()}
 
 
 def _quantised(x: jax.Array) -> dict[str, jax.Array]:
@@ -299,23 +388,36 @@ def _quantised(x: jax.Array) -> dict[str, jax.Array]:
     return {"x": q.astype(jnp.int8), "scale": scale}
 
 
-def _fill(writer: Writer, job: _Job, spans: np.ndarray, signals: Held, progress: Any, size: str) -> bool:
+def _fill(writers: Mapping[str, Writer], job: _Job, spans: np.ndarray, signals: Held, progress: Any, size: str) -> bool:
     """Compute and write batch after batch, and mark the end; False if a signal came first."""
-    total, done, marked = -(-len(spans) // job.batch_size), writer.done, time.monotonic()
+    every = writers.values()
+    total, done, marked = -(-len(spans) // job.batch_size), min(w.done for w in every), time.monotonic()
+    kept = np.add.reduceat(spans[:, 2] - spans[:, 1], np.arange(0, len(spans), job.batch_size))
+    ends = _rows_of(every)[0] + np.cumsum(kept)
     began = None
     if progress is not None:
         progress(done, total, size)
-    for batch, span, out in _results(job, spans, range(done, total), signals):
-        writer.append(_columns(batch, span, out, job.site))
-        done, now = done + 1, time.monotonic()
+    for batch, span, found in _results(job, spans, range(done, total), signals):
+        labels, where = _labels(batch, span)
+        if (n := len(where[0])) != kept[done]:
+            raise UserError(f"{n:,} tokens came for the {kept[done]:,} that were planned: did the data change?")
+        for site, writer in writers.items():  # a writer's rows are its own, and come once
+            mine = slice(*(max(0, end + n - int(ends[done])) for end in (writer.rows, writer.last)))
+            writer.append({name: a[mine] for name, a in (labels | _values(site, batch, found[site], where)).items()})
+        rows, done, now = int(ends[done]), done + 1, time.monotonic()
         if now - marked > MARK_SECONDS:
-            writer.mark(done)
+            _mark(every, done)
             marked = now
         if progress is not None:
-            progress(done, total, size + _rate(writer.rows, now, began))
-        began = began or (now, writer.rows)
-    writer.mark(done)
+            progress(done, total, size + _rate(rows, now, began))
+        began = began or (now, rows)
+    _mark(every, done)
     return done == total
+
+
+def _mark(writers: Iterable[Writer], done: int) -> None:
+    for writer in writers:
+        writer.mark(done)
 
 
 def _rate(rows: int, now: float, began: tuple[float, int] | None) -> str:
@@ -323,9 +425,9 @@ def _rate(rows: int, now: float, began: tuple[float, int] | None) -> str:
     return f", {quantity((rows - began[1]) / max(now - began[0], 1e-9))} tokens/s" if began else ""
 
 
-def _results(job: _Job, spans: np.ndarray, numbers: range, signals: Held) -> Iterator[tuple[dict, Any, tuple]]:
+def _results(job: _Job, spans: np.ndarray, numbers: range, signals: Held) -> Iterator[tuple[dict, Any, Found]]:
     """Batches in order, each given out when QUEUE later ones are on the device."""
-    queue: deque[tuple[dict, Any, tuple]] = deque()
+    queue: deque[tuple[dict, Any, Found]] = deque()
     for number in numbers:
         if signals.caught is not None:
             break
@@ -337,17 +439,21 @@ def _results(job: _Job, spans: np.ndarray, numbers: range, signals: Held) -> Ite
     yield from queue
 
 
-def _columns(batch: dict, span: np.ndarray, out: tuple[dict, Any], site: str) -> dict[str, np.ndarray]:
-    bad = np.asarray(out[1])
+def _labels(batch: dict, span: np.ndarray) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """What is said of every token that is kept, and (window of the batch, position) of each."""
+    counted = batch["counted"][: len(span)]
+    place, (first, last) = np.cumsum(counted, axis=1) - 1, span[:, 1:].T[..., None]
+    row, pos = np.nonzero(counted & (place >= first) & (place < last))
+    labels = zip(LABELS, (batch["window"][row], pos, batch["group"][row]), strict=True)
+    return {name: a.astype(np.int32) for name, a in labels}, (row, pos)
+
+
+def _values(site: str, batch: dict, found: tuple[dict, Any], where: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    bad = np.asarray(found[1])
     if bad.any():
         row = int(np.argmax(bad > 0))
         raise UserError(
             f"{site}: NaN or infinity at {int(bad[row])} tokens of window {int(batch['window'][row])} "
             f"({int((bad > 0).sum())} windows of this batch). Check the model's weights, or run it in float32."
         )
-    counted = batch["counted"][: len(span)]
-    place, (first, last) = np.cumsum(counted, axis=1) - 1, span[:, 1:].T[..., None]
-    row, pos = np.nonzero(counted & (place >= first) & (place < last))
-    labels = dict(zip(LABELS, (batch["window"][row], pos, batch["group"][row]), strict=True))
-    values = {name: np.asarray(a)[row, pos] for name, a in out[0].items()}
-    return values | {name: a.astype(np.int32) for name, a in labels.items()}
+    return {name: np.asarray(a)[where] for name, a in found[0].items()}

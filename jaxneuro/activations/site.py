@@ -61,11 +61,17 @@ def reader(apply: Callable[..., Any], site: str) -> Callable[..., Float[Array, "
     Raises:
       UserError: see `stop_at`; the site stands for several layers; when called: the model has no such site.
     """
-    name, _, single = parse(site)
-    if name.startswith("blocks.") and not single:
-        raise UserError(f"{site!r} stands for several layers. Name one, 'blocks.3.{name.removeprefix('blocks.')}'.")
-    read = _values(apply, (site,))
+    read = readers(apply, (site,))
     return lambda weights, tokens, mask=None: read(weights, tokens, mask)[site]
+
+
+def readers(apply: Callable[..., Any], sites: tuple[str, ...]) -> Callable[..., dict[str, Array]]:
+    """(weights, tokens, mask) -> {site: [batch, pos, d]} of several sites, each of one layer; see `reader`."""
+    for site in sites:
+        name, _, single = parse(site)
+        if name.startswith("blocks.") and not single:
+            raise UserError(f"{site!r} stands for several layers. Name one, 'blocks.3.{name.removeprefix('blocks.')}'.")
+    return _values(apply, sites)
 
 
 def _values(apply: Callable[..., Any], sites: tuple[str, ...]) -> Callable[..., dict[str, Array]]:

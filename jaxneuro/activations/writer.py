@@ -49,6 +49,8 @@ class Writer:
     """Batches up to the last mark."""
     rows: int
     """The next row to come, counted over all writers."""
+    needed: int
+    """Bytes of files that were not there when it was made."""
 
     def _begin(self) -> tuple[int, int, int]:
         self._claim()
@@ -59,8 +61,8 @@ class Writer:
                 for name, buffer in self._buffer.items():
                     held = saved[name].view(buffer.dtype).reshape(-1, *buffer.shape[1:])
                     buffer[: len(held)], filled = held, len(held)
-        needed = self.layout.n_bytes(rows - filled, self.last)
-        need_space(self.folder, needed, f"a harvest of {self.last - self.first:,} tokens x {self.layout.d}")
+        self.needed = self.layout.n_bytes(rows - filled, self.last)
+        need_space(self.folder, self.needed, f"a harvest of {self.last - self.first:,} tokens x {self.layout.d}")
         with _kept(self.folder):
             self._arrays = {name: self.layout.open(self.folder, name, create=True) for name in self._buffer}
         return done, rows, filled

@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxneuro.activations import fair_shares, harvest, open_activations, store
+from jaxneuro.activations import fair_shares, harvest, harvest_part, harvest_sites, open_activations, store
 from jaxneuro.activations.store import predicted_bytes
 from jaxneuro.errors import UserError
 from jaxneuro.models import Config, Transformer, init
@@ -57,6 +57,66 @@ def test_equals_the_plain_forward_pass(tmp_path, toy, toy_windows, site):
     assert np.array_equal(acts.group, toy_windows.group[acts.window])
     assert sorted(os.listdir(tmp_path)) == ["acts"]
     assert sorted(os.listdir(tmp_path / "acts")) == ["labels", "meta.json", "x"]
+
+
+SITES = [SITE, "blocks.1.resid_post", "embed"]
+
+
+def test_several_sites_in_one_pass_are_what_each_is_alone(tmp_path, toy, toy_windows):
+    together = harvest_sites(toy, toy_windows, SITES, tmp_path / "acts", batch_size=4, max_tokens=90)
+    assert sorted(os.listdir(tmp_path / "acts")) == sorted(SITES)
+    for site in SITES:
+        alone = harvest(toy, toy_windows, site, tmp_path / site, batch_size=4, max_tokens=90)
+        np.testing.assert_array_equal(together[site].pos, alone.pos)
+        np.testing.assert_array_equal(together[site].window, alone.window)
+        np.testing.assert_allclose(together[site].x, alone.x, rtol=1e-6, atol=1e-6)
+    again = harvest_sites(toy, toy_windows, SITES, tmp_path / "acts", batch_size=4, max_tokens=90)
+    assert contents(again[SITE].path) == contents(together[SITE].path)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_of_several_sites_of_different_widths(tmp_path, toy_windows, count, monkeypatch):
+    monkeypatch.setattr(store, "BLOCK_BYTES", 256)  # of 8 values 8 rows to a block, of 16 values 4
+    cfg = Config(n_layers=2, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=16, d_vocab=32, n_ctx=64)
+    toy = Transformer(cfg, init(cfg, jax.random.key(0)))
+    whole = harvest_sites(toy, toy_windows, SITES, tmp_path / "whole", batch_size=4)
+    assert len({acts.layout.shard for acts in whole.values()}) > 1
+    done = [
+        harvest_part(toy, toy_windows, SITES, tmp_path / "parts", shard=(i, count), batch_size=4)
+        for i in reversed(range(count))
+    ]
+    assert done == [False] * (count - 1) + [True]
+    for site in SITES:
+        parts = open_activations(tmp_path / "parts" / site)
+        np.testing.assert_array_equal(parts.pos, whole[site].pos)
+        np.testing.assert_allclose(parts.x, whole[site].x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_several_sites_killed_between_two_marks_go_on_bitwise(tmp_path, toy, toy_windows, at, monkeypatch):
+    whole = harvest_sites(toy, toy_windows, SITES, tmp_path / "whole", batch_size=4)
+    monkeypatch.setattr(MODULE, "MARK_SECONDS", -1.0)
+    marks, plain = [], MODULE.Writer.mark
+
+    def mark(self, batches):
+        marks.append(batches)
+        if len(marks) > at:
+            raise RuntimeError("killed")
+        plain(self, batches)
+
+    monkeypatch.setattr(MODULE.Writer, "mark", mark)
+    with pytest.raises(RuntimeError, match="killed"):
+        harvest_sites(toy, toy_windows, SITES, tmp_path / "acts", batch_size=4)
+    monkeypatch.setattr(MODULE.Writer, "mark", plain)
+    acts = harvest_sites(toy, toy_windows, SITES, tmp_path / "acts", batch_size=4)
+    for site in SITES:
+        assert contents(acts[site].path) == contents(whole[site].path)
+
+
+@pytest.mark.parametrize("sites", [[], [SITE, SITE]])
+def test_no_site_or_one_twice(tmp_path, toy, toy_windows, sites):
+    with pytest.raises(UserError, match="different sites"):
+        harvest_sites(toy, toy_windows, sites, tmp_path / "acts")
 
 
 def test_a_real_model_is_run_only_up_to_the_layer(tmp_path, toy_windows):
