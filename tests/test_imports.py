@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "reports",
     },
     "training": {"errors", "protocols", "versions", "io", "taps", "models", "data", "activations", "dictionaries"},
-    "cli": {"errors", "io", "study", "training", "models", "taps"},
+    "cli": {"errors", "versions", "io", "taps", "models", "data", "activations", "study", "training"},
 }
 
 

@@ -2,8 +2,11 @@
 """Where each leaf lives on a mesh: logical axes to mesh axes, one rule per axis name."""
 
 import logging
+import math
+from collections.abc import Mapping
 from typing import Any, Final
 
+import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ..errors import UserError
@@ -42,6 +45,27 @@ def shardings(cfg: Config, mesh: Mesh, rules: dict[str, str] = RULES) -> dict[st
     names, lengths = layout(cfg), shapes(cfg)
     _check_types(mesh)
     return nest({leaf: NamedSharding(mesh, _spec(leaf, names[leaf], lengths[leaf], mesh, rules)) for leaf in names})
+
+
+def device_mesh(axes: Mapping[str, int]) -> Mesh | None:
+    """A mesh of the first devices, with axes of type Auto; None where one device is enough.
+
+    Raises:
+      UserError: a size below 1, more devices than there are.
+    Example:
+      >>> device_mesh({"data": 1, "model": 1}) is None
+      True
+    """
+    asked, there = math.prod(axes.values()), jax.device_count()
+    shown = " x ".join(f"{name} {size}" for name, size in axes.items())
+    if min(axes.values()) < 1:
+        raise UserError(f"devices: {shown} are asked for; each is 1 at least.")
+    if asked > there:
+        raise UserError(f"devices: {shown} = {asked} are asked for, {there} are there.")
+    if asked == 1:
+        return None
+    types = (AxisType.Auto,) * len(axes)
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=types, devices=jax.devices()[:asked])
 
 
 def _check_types(mesh: Mesh) -> None:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..activations import fingerprint
-from ..data import Subset, Tokenizer, Windows, batches, load_tokenizer, read_groups, require_groups, windows
+from ..activations.text import model_and_tokenizer
+from ..data import Subset, Tokenizer, Windows, batches, read_groups, require_groups, windows
 from ..errors import UserError
-from ..models import Transformer, load
+from ..models import Transformer
 from ..taps import capture
 from .config import StudyConfig
 
@@ -69,13 +70,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
     Raises:
       UserError: what is wrong with the model, the tokenizer, the text or the site, and what to do.
     """
-    model = load(config.model, dtype=jnp.dtype(config.dtype))
-    tokenizer = load_tokenizer(config.model)
-    if tokenizer.n_vocab > model.cfg.d_vocab:
-        raise UserError(
-            f"the tokenizer of {config.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: "
-            "they do not belong together. Use the tokenizer that the model was trained with."
-        )
+    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype))
     site = _site(config.select.site, model.cfg)
     dictionary_site = config.dictionary.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
     _check_sites(model, site, dictionary_site, config)

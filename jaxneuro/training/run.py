@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..activations import MetricSink, rich_progress, run
 from ..activations.plan import free_bytes, planned, size
 from ..dictionaries.parts.training import DATA, LATENT
 from ..errors import UserError
 from ..io import read_json
+from ..models.sharding import device_mesh
 from ..protocols import Method
 from .config import TrainConfig, check
 from .folder import CHECKPOINTS, RESULTS, claimed
@@ -103,13 +104,8 @@ def _plan(method: Method, data: Data, key: jax.Array, sharding: NamedSharding | 
 
 def _mesh(config: TrainConfig) -> Mesh | None:
     d = config.devices
-    if (n := d.data * d.latent) == 1:
-        return None
-    if n > jax.device_count():
-        raise UserError(f"devices: {d.data} x {d.latent} are asked for, {jax.device_count()} are there.")
     if d.latent > 1 and not hasattr(config.method, "training"):
         raise UserError(
             f"devices.latent: {config.method.kind} cannot be split over its latents; devices.data is there."
         )
-    sizes, names = (d.data, d.latent), (DATA, LATENT)
-    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto, AxisType.Auto), devices=jax.devices()[:n])
+    return device_mesh({DATA: d.data, LATENT: d.latent})

@@ -16,11 +16,12 @@ import numpy as np
 from ..activations import array_batches, at_site, open_activations
 from ..activations.buffer import shuffled
 from ..activations.site import at_sites
-from ..data import Subset, Windows, batches, load_tokenizer, read_groups, windows
+from ..activations.text import model_and_tokenizer, read_windows
+from ..data import Subset, Windows, batches
 from ..dictionaries import Recovered, kl_divergence, next_token_loss, recovered
 from ..errors import UserError
 from ..io import read_safetensors
-from ..models import Transformer, load
+from ..models import Transformer
 from ..protocols import Method
 from ..taps.names import parse
 from .config import Array, Live, Store, TrainConfig
@@ -131,22 +132,9 @@ def _attached(
 
 
 def _model_and_windows(source: Live) -> tuple[Transformer, Windows]:
-    model, tokenizer = load(source.model, dtype=jnp.dtype(source.dtype)), load_tokenizer(source.model)
-    if tokenizer.n_vocab > model.cfg.d_vocab:
-        raise UserError(
-            f"the tokenizer of {source.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: "
-            "they do not belong together. Use the tokenizer that the model was trained with."
-        )
-    if model.cfg.learned_positions and source.context > model.cfg.n_ctx:
-        raise UserError(f"source.context is {source.context}, but {source.model} has only {model.cfg.n_ctx} positions.")
-    rows = windows(
-        read_groups(source.groups),
-        tokenizer,
-        length=source.context,
-        packing="windows" if model.cfg.causal else "documents",
-        max_tokens_per_group=source.max_tokens_per_group,
-    )
-    return model, rows
+    model, tokenizer = model_and_tokenizer(source.model, dtype=jnp.dtype(source.dtype))
+    most = source.max_tokens_per_group
+    return model, read_windows(model, tokenizer, source.groups, length=source.context, max_tokens_per_group=most)
 
 
 def _store(source: Store, config: TrainConfig) -> Data:

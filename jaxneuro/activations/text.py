@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model and the text it reads, opened together: what does not fit is known before anything is computed."""
+
+from typing import Any
+
+from jax.sharding import Mesh
+
+from ..data import Tokenizer, Windows, load_tokenizer, read_groups, windows
+from ..errors import UserError
+from ..models import Transformer, load
+
+
+def model_and_tokenizer(name: str, *, dtype: Any = None, mesh: Mesh | None = None) -> tuple[Transformer, Tokenizer]:
+    """Both of one folder or name, as `load` and `load_tokenizer` know them.
+
+    Raises:
+      UserError: as these; the tokenizer has ids that the model has no embedding for.
+    """
+    model, tokenizer = load(name, dtype=dtype, mesh=mesh), load_tokenizer(name)
+    if tokenizer.n_vocab > model.cfg.d_vocab:
+        raise UserError(
+            f"the tokenizer of {name} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: "
+            "they do not belong together. Use the tokenizer that the model was trained with."
+        )
+    return model, tokenizer
+
+
+def read_windows(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    groups: str,
+    *,
+    length: int,
+    packing: str = "auto",
+    max_tokens_per_group: int | None = None,
+) -> Windows:
+    """Text as rows of `length` tokens that the model can take.
+
+    Args:
+      groups: as `jaxneuro.data.read_groups` has it.
+      packing: see `jaxneuro.data.windows`; "auto": "windows" for a causal model, "documents" for an encoder.
+    Raises:
+      UserError: more tokens than a model with learned positions has; as `read_groups` and `windows`.
+    """
+    if model.cfg.learned_positions and length > model.cfg.n_ctx:
+        raise UserError(f"rows of {length} tokens are asked for, but the model has only {model.cfg.n_ctx} positions.")
+    if packing == "auto":
+        packing = "windows" if model.cfg.causal else "documents"
+    return windows(
+        read_groups(groups), tokenizer, length=length, packing=packing, max_tokens_per_group=max_tokens_per_group
+    )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jaxneuro capture`: values of a model's sites over text, to disk; or their moments, which never leave the device."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import tyro
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..activations import Moments
+    from ..data import Windows
+    from ..models import Transformer
+
+MOMENTS: Final = "moments.npz"
+SETTINGS: Final = "capture.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Over how many devices the model and its batches are spread."""
+
+    data: int = 1
+    """Parts of a batch."""
+    model: int = 1
+    """Parts of every layer (heads, neurons, vocabulary)."""
+    fsdp: int = 1
+    """Parts of the weights, which are gathered layer by layer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Capture:
+    """Read a model's sites over text and keep the values at every token, or their mean, variance and range."""
+
+    model: Annotated[str, tyro.conf.Positional] = "bundled"
+    """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
+    site: tuple[str, ...]
+    """Such as blocks.3.mlp.post; blocks.*.resid_post or blocks.2,5.resid_post are several. See `jaxneuro sites`."""
+    out: Path = Path("jaxneuro-activations")
+    """Folder: OUT/SITE is a store for each. An interrupted run goes on in it."""
+    keep: Literal["values", "moments"] = "values"
+    """moments: of every coordinate, in OUT/moments.npz (SITE/mean, /variance, /min, /max, /count)."""
+    groups: str = "bundled"
+    """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
+    max_tokens: int | None = None
+    """Of all groups together, drawn at random, the same number of each. None: all of the text, once."""
+    context: int = 128
+    """Tokens per window."""
+    batch: int = 32
+    """Windows per pass of the model."""
+    seed: int = 0
+    """Of the drawing."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model."""
+    store: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Of the values on disk; int8 has a scale per token beside it."""
+    devices: Mesh = Mesh()
+    """Over how many devices the model and its batches are spread."""
+
+
+def sites_of(asked: Sequence[str], n_layers: int) -> tuple[str, ...]:
+    """Every site with one layer, in order, once.
+
+    Raises:
+      UserError: no site at all, a gradient.
+    Example:
+      >>> sites_of(["embed", "blocks.*.mlp_out", "blocks.1.mlp_out"], n_layers=2)
+      ('embed', 'blocks.0.mlp_out', 'blocks.1.mlp_out')
+    """
+    from ..taps.names import parse
+
+    found: dict[str, None] = {}
+    for site in asked:
+        name, layers, _ = parse(site)
+        if not name.startswith("blocks."):
+            found[name] = None
+            continue
+        rest = name.removeprefix("blocks.")
+        found |= dict.fromkeys(f"blocks.{i}.{rest}" for i in (range(n_layers) if layers is None else layers))
+    if not found:
+        raise UserError("--site names nothing. Name a site, such as blocks.3.resid_post; see `jaxneuro sites`.")
+    return tuple(found)
+
+
+def run_capture(config: Capture) -> Path:
+    """Do it, or go on with it; the folder.
+
+    Raises:
+      UserError: what cannot be done, before anything is computed where possible.
+    Example:
+      >>> run_capture(Capture(site=("blocks.*.mlp.post",), keep="moments"))        # doctest: +SKIP
+      PosixPath('jaxneuro-activations')
+    """
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from ..activations.text import model_and_tokenizer, read_windows
+    from ..io import write_json
+    from ..models.sharding import device_mesh
+    from ..versions import versions
+
+    for name, least in {"context": 2, "batch": 1, "seed": 0}.items():
+        if (value := getattr(config, name)) < least:
+            raise UserError(f"{name} = {value} is below {least}.")
+    mesh = device_mesh(dataclasses.asdict(config.devices))
+    if config.batch % config.devices.data:
+        raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")
+    spread = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
+    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh)
+    rows = read_windows(model, tokenizer, config.groups, length=config.context)
+    _KEEP[config.keep](config, model, rows, sites_of(config.site, model.cfg.n_layers), spread)
+    settings = dataclasses.asdict(config) | {"out": str(config.out)}
+    write_json(config.out / SETTINGS, {"config": settings, "versions": versions()})
+    print(f"{config.out} is complete", file=sys.stderr)
+    return config.out
+
+
+def _values(config: Capture, model: "Transformer", rows: "Windows", sites: tuple[str, ...], spread: Any) -> None:
+    from ..activations import harvest_sites, rich_progress
+
+    with rich_progress("capture") as progress:
+        harvest_sites(
+            *(model, rows, sites, config.out),
+            max_tokens=config.max_tokens,
+            batch_size=config.batch,
+            seed=config.seed,
+            dtype=config.store,
+            sharding=spread,
+            progress=progress,
+        )
+
+
+def _moments(config: Capture, model: "Transformer", rows: "Windows", sites: tuple[str, ...], spread: Any) -> None:
+    import jax
+    import numpy as np
+
+    from ..activations import at_sites, moments, rich_progress, run
+    from ..activations.harvest import draw
+    from ..data import Subset, batches
+    from ..io.files import atomic_write
+
+    if config.max_tokens is not None:
+        rows = Subset(rows, np.sort(draw(rows, config.max_tokens, config.seed)[0]))
+    method = at_sites(model.apply, {site: (site, moments()) for site in sites})
+    with rich_progress("capture") as progress:
+        found = run(
+            method,
+            batches(rows, batch_size=config.batch),
+            constants={"weights": model.weights},
+            key=jax.random.key(config.seed),
+            sharding=spread,
+            progress=progress,
+        )
+    with atomic_write(config.out / MOMENTS) as f:
+        np.savez(f, allow_pickle=False, **{f"{s}/{name}": a for s, m in found.items() for name, a in _named(m)})
+
+
+def _named(m: "Moments") -> list[tuple[str, Any]]:
+    return [(name, getattr(m, name)) for name in ("count", "mean", "variance", "min", "max")]
+
+
+_KEEP: Final = {"values": _values, "moments": _moments}

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`jaxneuro capture` as a person meets it: what it leaves, what it refuses, and that both ways to keep agree."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxneuro.activations import open_activations
+from jaxneuro.activations.text import model_and_tokenizer, read_windows
+from jaxneuro.cli import main
+from jaxneuro.taps import capture
+
+SITES = ["blocks.0.mlp.post", "blocks.1.mlp.post", "embed"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Two groups of a few hundred tokens."""
+    folder = tmp_path_factory.mktemp("text")
+    for name, words in {"one": "the cat sat on the mat and ", "two": "der Hund lief durch den Wald und "}.items():
+        (folder / f"{name}.txt").write_text("\n".join(words * 6 + str(i) for i in range(8)))
+    return folder
+
+
+def command(text, out, *more):
+    asked = ["--site", "blocks.0,1.mlp.post", "embed", "--groups", text, "--context", "16", "--batch", "4"]
+    return ["capture", "bundled", *map(str, [*asked, "--out", out, *more])]
+
+
+@pytest.fixture(scope="module")
+def kept(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("kept") / "acts"
+    assert main(command(text, out)) == 0
+    return out
+
+
+def test_a_store_for_every_site_and_layer(kept, text):
+    assert sorted(p.name for p in kept.iterdir()) == sorted([*SITES, "capture.json"])
+    model, tokenizer = model_and_tokenizer("bundled", dtype="float32")
+    rows = read_windows(model, tokenizer, str(text), length=16)
+    batch = rows.rows(np.arange(len(rows)))
+    _, want = jax.jit(capture(model.apply, SITES))(model.weights, batch["tokens"], batch["mask"])
+    for site in SITES:
+        acts = open_activations(kept / site)
+        assert len(acts) == batch["counted"].sum()
+        np.testing.assert_allclose(acts.x, np.asarray(want[site])[acts.window, acts.pos], rtol=1e-4, atol=1e-5)
+    settings = json.loads((kept / "capture.json").read_text())
+    assert settings["config"]["context"] == 16
+    assert settings["versions"]["jax"] == jax.__version__
+
+
+def test_moments_are_those_of_the_values(kept, text, tmp_path):
+    assert main(command(text, tmp_path / "acts", "--keep", "moments")) == 0
+    found = np.load(tmp_path / "acts" / "moments.npz", allow_pickle=False)
+    assert {name.partition("/")[0] for name in found} == set(SITES)
+    for site in SITES:
+        x = np.asarray(open_activations(kept / site).x, np.float64)
+        assert found[f"{site}/count"] == len(x)
+        np.testing.assert_allclose(found[f"{site}/mean"], x.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[f"{site}/variance"], x.var(0), rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(found[f"{site}/max"], x.max(0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_same_command_again_is_done(kept, text, capsys):
+    before = (kept / "embed" / "meta.json").stat().st_mtime_ns
+    assert main(command(text, kept)) == 0
+    assert (kept / "embed" / "meta.json").stat().st_mtime_ns == before
+    assert "is complete" in capsys.readouterr().err
+
+
+def test_spread_over_devices(kept, text, tmp_path):
+    assert main(command(text, tmp_path / "acts", "--devices.data", "2", "--devices.model", "2")) == 0
+    for site in SITES:
+        one, four = open_activations(kept / site), open_activations(tmp_path / "acts" / site)
+        np.testing.assert_array_equal(one.window, four.window)
+        np.testing.assert_allclose(one.x, four.x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--site", "blocks.0.mlp.pst"], "mlp.post"),
+        (["--site", "blocks.99.mlp.post"], "layers"),
+        (["--site", "blocks.0.attn.pattern"], "attn.z"),
+        (["--batch", "3", "--devices.data", "2"], "devices.data"),
+        (["--devices.data", "999"], "are there"),
+        (["--devices.model", "0"], "at least"),
+        (["--context", "1"], "below 2"),
+        (["--groups", "nowhere-at-all"], "nowhere-at-all"),
+        (["--store", "bfloat16"], "other activations"),
+    ],
+)
+def test_what_cannot_be_done(kept, text, more, said, capsys):
+    assert main(command(text, kept, *more)) == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("jaxneuro: ") == 1
+    assert sorted(p.name for p in kept.iterdir()) == sorted([*SITES, "capture.json"])
