@@ -134,7 +134,7 @@ def _values(config: Capture, model: "Transformer", rows: "Windows", sites: tuple
         )
 
 
-def _moments(config: Capture, model: "Transformer", rows: "Windows", sites: tuple[str, ...], spread: Any) -> None:
+def _moments(config: Capture, model: "Transformer", rows: Any, sites: tuple[str, ...], spread: Any) -> None:
     import jax
     import numpy as np
 
