@@ -67,6 +67,17 @@ _OPT = {
 }
 _GEMMA = {**_LLAMA, "head_dim": 8, "tie_word_embeddings": True, "pad_token_id": 0}
 _PHI = {**{k: v for k, v in _NEOX.items() if k != "rotary_emb_base"}, "rope_theta": 100.0}
+_VIT = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "layer_norm_eps": 1e-3,
+    "image_size": 12,
+    "patch_size": 3,
+    "num_channels": 2,
+}
+_DINO = {**{k: v for k, v in _VIT.items() if k != "intermediate_size"}, "mlp_ratio": 2}
 _ROBERTA = {**_BERT, "type_vocab_size": 2}
 
 
@@ -202,6 +213,15 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "roberta": ("RobertaModel", _ROBERTA),
     "roberta-mlm": ("RobertaForMaskedLM", _ROBERTA),
     "xlm-roberta": ("XLMRobertaForMaskedLM", {**_ROBERTA, "hidden_act": "gelu_new"}),
+    "vit": ("ViTModel", _VIT),
+    "vit-no-biases": ("ViTModel", {**_VIT, "qkv_bias": False, "hidden_act": "gelu_new"}),
+    "deit": ("DeiTModel", _VIT),
+    "dinov2": ("Dinov2Model", _DINO),
+    "dinov2-swiglu": ("Dinov2Model", {**_DINO, "use_swiglu_ffn": True}),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", {**_DINO, "num_register_tokens": 3}),
+    "clip_vision_model": ("CLIPVisionModel", _VIT),
+    "clip_text_model": ("CLIPTextModel", {**_BERT, "eos_token_id": 2, "bos_token_id": 1}),
+    "siglip_vision_model": ("SiglipVisionModel", _VIT),
 }
 
 
@@ -232,6 +252,12 @@ def inputs(vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
     mask[1, 14:] = 0
     mask[2, :5] = 0
     return tokens, mask
+
+
+def pictures(config: transformers.PretrainedConfig) -> torch.Tensor:
+    """Random pixels, channels last."""
+    shape = BATCH, config.image_size, config.image_size, config.num_channels
+    return torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
 
 
 def with_padding(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -266,7 +292,11 @@ def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dic
     if model.config.model_type in ("bert", "roberta"):
         extra["token_type_ids"] = (torch.arange(tokens.shape[1]) % 3 == 0).long().expand_as(tokens)
     with torch.no_grad():
-        out = model(input_ids=tokens, attention_mask=mask, **extra)
+        if tokens.ndim == 4:
+            out = model(pixel_values=tokens.permute(0, 3, 1, 2))
+            mask = torch.ones(out[0].shape[:2])
+        else:
+            out = model(input_ids=tokens, attention_mask=mask, **extra)
     for hook in hooks:
         hook.remove()
     result = {"tokens": tokens, "mask": mask.bool(), "out": out[0], "resid": torch.stack(resid)}
@@ -281,7 +311,10 @@ def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dic
 def write(case: str) -> None:
     """One case: the checkpoint as transformers writes it, and what it computes."""
     model, folder = build(case), FIXTURES / case
-    tokens, mask = inputs(model.config.vocab_size)
+    if hasattr(model.config, "image_size"):
+        tokens, mask = pictures(model.config), torch.ones(BATCH, 1, dtype=torch.long)
+    else:
+        tokens, mask = inputs(model.config.vocab_size)
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").chmod(0o644)

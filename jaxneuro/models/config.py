@@ -9,6 +9,27 @@ from .rope import Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Image:
+    """How a picture becomes a sequence: square patches in reading order, with learned tokens before them."""
+
+    size: int
+    """Pixels of each side."""
+    patch: int
+    """Pixels of each side of a patch."""
+    channels: int = 3
+    prefix: tuple[str, ...] = ("cls",)
+    """Learned tokens in front of the patches, which have positions of their own: "cls", "distillation"."""
+    registers: int = 0
+    """Learned tokens between those and the patches, without positions (arXiv:2309.16588)."""
+    patch_bias: bool = True
+
+    @property
+    def positions(self) -> int:
+        """Tokens that have a position."""
+        return (self.size // self.patch) ** 2 + len(self.prefix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A transformer's architecture: frozen, hashable, without weights, tokenizer or file names.
 
@@ -33,6 +54,8 @@ class Config:
     d_vocab: int
     n_ctx: int
     """Longest sequence the model was made for; a hard limit only where positions are learned."""
+    image: Image | None = None
+    """What comes in is a picture, [batch, row, column, channel], not tokens; d_vocab is then 0."""
 
     act: Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"] = "silu"
     gated: bool = True
@@ -70,6 +93,10 @@ class Config:
     """Token embeddings are multiplied by sqrt(d_model), rounded to their dtype (Gemma)."""
     n_token_types: int = 0
     embed_norm: bool = False
+    layer_scale: bool = False
+    """What attention and MLP write is multiplied by a learned vector each (DINOv2)."""
+    norm_pooled: bool = False
+    """The final norm is that of the pooled token alone; hidden states come out as they are (CLIP's vision)."""
     qk_norm: bool = False
     """The model's kind of norm over each head of q and k, before rope."""
     qkv_bias: bool = False
@@ -94,7 +121,7 @@ class Config:
     def __post_init__(self):
         for size in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx"):
             value = getattr(self, size)
-            if type(value) is not int or value < 1:
+            if type(value) is not int or value < (0 if size == "d_vocab" and self.image else 1):
                 raise UserError(f"{size}={value!r} is not a positive whole number.")
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}.")
@@ -109,6 +136,8 @@ class Config:
             raise UserError("local_rope turns the same coordinates as rope: give both the same dims and interleaved.")
         if self.d_embed == self.d_model:
             object.__setattr__(self, "d_embed", None)
+        if self.image is not None and self.image.size % self.image.patch:
+            raise UserError(f"pictures of {self.image.size} pixels do not divide into patches of {self.image.patch}.")
         if self.d_embed is not None and self.head_transform:
             raise UserError("head_transform has d_model coordinates, the unembedding d_embed: one of them.")
         if self.one_norm and not self.parallel:

@@ -40,7 +40,7 @@ class Row:
 def rows(cfg: Config, family: Family) -> Iterator[Row]:
     """The rows whose leaves are in the layout of this configuration."""
     table = layout(cfg)
-    for key, (leaves, pattern) in family.keys.items():
+    for key, (leaves, pattern) in family.tensors(cfg).items():
         leaves = (leaves,) if isinstance(leaves, str) else leaves
         if all(leaf in table for leaf in leaves):
             axes = tuple(a for a in table[leaves[0]] if a != "layer")

@@ -16,6 +16,7 @@ from .family import REQUIRED as REQUIRED
 from .family import Family as Family
 from .gpt import DECODERS
 from .llama import LLAMA_LIKE
+from .vision import VISION
 
-FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **ENCODERS}
+FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **ENCODERS, **VISION}
 """`model_type` -> its row."""
