@@ -106,7 +106,7 @@ def _dinov2_ratio(cfg: Config) -> dict[str, Any]:
     return {"mlp_ratio": fits[0] if fits else 4, "hidden_act": "gelu"}
 
 
-def _dinov2(prefix: str, registers: int, *classes: str) -> Family:
+def _dinov2(prefix: str, patch: int, registers: int, *classes: str) -> Family:
     return Family(
         fields={
             **_SIZES,
@@ -121,7 +121,7 @@ def _dinov2(prefix: str, registers: int, *classes: str) -> Family:
         gated_keys=_dinov2_keys(prefix, gated=True),
         prefix=f"{prefix}.",
         classes=(classes[0], classes[1]),
-        image=Image(size=224, patch=14, registers=registers),
+        image=Image(size=224, patch=patch, registers=registers),
         derived=(_dinov2_mlp, _dinov2_ratio),
         ignored=(r"embeddings\.mask_token$",),
     )
@@ -151,9 +151,9 @@ _TOWER_IGNORED: Final = (r"embeddings\.position_ids$",)
 VISION: Final = {
     "vit": _vit_family("vit", ("cls",), "ViTModel", "ViTForImageClassification"),
     "deit": _vit_family("deit", ("cls", "distillation"), "DeiTModel", "DeiTForImageClassification"),
-    "dinov2": _dinov2("dinov2", 0, "Dinov2Model", "Dinov2ForImageClassification"),
+    "dinov2": _dinov2("dinov2", 14, 0, "Dinov2Model", "Dinov2ForImageClassification"),
     "dinov2_with_registers": _dinov2(
-        "dinov2_with_registers", 4, "Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"
+        "dinov2_with_registers", 16, 4, "Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"
     ),
     "clip_vision_model": Family(
         fields={
