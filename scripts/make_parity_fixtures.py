@@ -15,6 +15,7 @@ far from 1 and 0, epsilons are large, windows are shorter than the text: else a 
 import argparse
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def _rope(kind: str, **values: object) -> dict[str, object]:
 
 _LISTS = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.0, 3.0, 5.0]}
 # case: (transformers class, config). Every family and every switch of jaxneuro.models.Config appears.
-CASES: dict[str, tuple[str, dict[str, object]]] = {
+CASES: dict[str, tuple[str, Mapping[str, object]]] = {
     "gpt2": ("GPT2LMHeadModel", _GPT2),
     "gpt2-by-layer": (
         "GPT2LMHeadModel",

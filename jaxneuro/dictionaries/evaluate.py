@@ -281,11 +281,11 @@ def recovered(
         raise UserError(f"recovered: {site!r} is not a site of one layer. Name one, such as 'blocks.3.resid_post'.")
     judges = dict(judge) if isinstance(judge, Mapping) else {"": judge}
     total, weight = {name: np.zeros(4) for name in judges}, dict.fromkeys(judges, 0)
+    measure = partial(_damage, apply=apply, site=site, judges=tuple(judges.values()))
+    baseline = jnp.asarray(mean, jnp.float32)
     for batch in batches:
         rows = {k: batch[k] for k in ("tokens", "mask", "counted")}
-        at_mean = jnp.asarray(mean, jnp.float32)
-        found = _damage(weights, dictionary, at_mean, rows, apply=apply, site=site, judges=tuple(judges.values()))
-        for name, (sums, n) in zip(judges, found, strict=True):
+        for name, (sums, n) in zip(judges, measure(weights, dictionary, baseline, rows), strict=True):
             total[name], weight[name] = total[name] + np.asarray(sums, np.float64), weight[name] + int(n)
     kept = {name: _recovered(site, total[name], weight[name]) for name in judges}
     return kept if isinstance(judge, Mapping) else kept[""]

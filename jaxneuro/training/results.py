@@ -85,10 +85,10 @@ def judged(data: Data, place: str, dictionary: Any) -> dict[str, Any]:
     found = reconstruction(_flat(dictionary), data.judged(place))
     numbers = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name not in ("density", "mean")}
     kept = data.recover(place, dictionary, found.mean)
-    for name, found in kept.items():
-        shares = {"zero": found.recovered_zero, "mean": found.recovered_mean}
+    for name, damage in kept.items():
+        shares = {"zero": damage.recovered_zero, "mean": damage.recovered_mean}
         numbers |= {f"{name}_recovered_{base}": None if math.isnan(v) else v for base, v in shares.items()}
-        numbers[f"{name}_nats"] = {end: getattr(found, end) for end in ("original", "reconstructed", "zero", "mean")}
+        numbers[f"{name}_nats"] = {end: getattr(damage, end) for end in ("original", "reconstructed", "zero", "mean")}
     return numbers
 
 

@@ -165,7 +165,7 @@ def test_gradients_of_one_selection_for_all_shards(small, mesh, check):
 
 def test_nothing_dense_in_memory():
     tokens, d, n, k = 4096, 8, 16384, 8
-    block = xla.block_rows(tokens, n, xla.BLOCK_BYTES["cpu"]) * n * 4
+    block = xla.block_rows(tokens, n, xla.BLOCKS["cpu"].multiplied) * n * 4
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((tokens, d), (n, d), (n,), (n, d))]
     step = jax.jit(jax.value_and_grad(_loss, (1, 2, 3)), static_argnums=4)
     memory = step.lower(*shapes, k).compile().memory_analysis()

@@ -42,10 +42,10 @@ def test_sets_equal_a_float64_ranking():
 @pytest.mark.parametrize("tokens", [8, 50])
 def test_blocks_change_nothing(tokens):
     p = problem(tokens=tokens, seed=tokens)
-    run = jax.jit(xla._in_blocks, static_argnames=("select", "n_bytes"))
+    run = jax.jit(xla._in_blocks, static_argnames=("select", "block"))
     select = functools.partial(xla.topk, k=p.k)
-    whole = run(p.x, p.w, p.b, select=select, n_bytes=1 << 30)
-    parts = run(p.x, p.w, p.b, select=select, n_bytes=640 * 4 * 16)  # 16 tokens
+    whole = run(p.x, p.w, p.b, select=select, block=xla.Block(1 << 30, 1 << 30))
+    parts = run(p.x, p.w, p.b, select=select, block=xla.Block(640 * 4 * 16, 640 * 4 * 5))  # 16 tokens, selected 5 or 6 at a time
     np.testing.assert_array_equal(whole[1], parts[1])
     np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5, atol=1e-6)
 
@@ -99,7 +99,7 @@ def test_pre_has_its_dense_derivative(small):
 
 def test_no_dense_gradient_in_memory():
     tokens, d, n, k = 4096, 8, 16384, 8
-    block = xla.block_rows(tokens, n, xla.BLOCK_BYTES["cpu"]) * n * 4
+    block = xla.block_rows(tokens, n, xla.BLOCKS["cpu"].multiplied) * n * 4
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((tokens, d), (n, d), (n,), (n, d))]
     step = jax.jit(jax.value_and_grad(_sparse_loss, (1, 2, 3)), static_argnums=4)
     memory = step.lower(*shapes, k).compile().memory_analysis()

@@ -123,7 +123,7 @@ def test_transforms(small, mesh, check):
 
 def test_nothing_dense_in_memory():
     tokens, d, n = 4096, 8, 16000
-    block = xla.block_rows(tokens, n, xla.BLOCK_BYTES["cpu"]) * n * 4
+    block = xla.block_rows(tokens, n, xla.BLOCKS["cpu"].multiplied) * n * 4
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((tokens, d), (n, d), (n,), (n, d))]
     memory = jax.jit(jax.value_and_grad(_loss, (1, 2, 3))).lower(*shapes).compile().memory_analysis()
     assert memory is not None

@@ -76,6 +76,12 @@ _SIZES: Final = {
     "d_vocab": Key("vocab_size", REQUIRED),
     "n_ctx": Key("max_position_embeddings", 2048),
 }
+_HIDDEN: Final = {
+    **_SIZES,
+    "d_mlp": Key("intermediate_size", REQUIRED),
+    "norm_eps": Key("layer_norm_eps", 1e-5),
+    "tied": Key("tie_word_embeddings", False),
+}
 _GPT_SIZES: Final = {
     "n_layers": Key("n_layer", REQUIRED),
     "d_model": Key("n_embd", REQUIRED),
@@ -114,14 +120,11 @@ DECODERS: Final = {
     ),
     "gpt_neox": Family(
         fields={
-            **_SIZES,
-            "d_mlp": Key("intermediate_size", REQUIRED),
+            **_HIDDEN,
             "act": Key("hidden_act", "gelu"),
-            "norm_eps": Key("layer_norm_eps", 1e-5),
             "parallel": Key("use_parallel_residual", True),
             "qkv_bias": Key("attention_bias", True),
             "out_bias": Key("attention_bias", True),
-            "tied": Key("tie_word_embeddings", False),
         },
         fixed={**_PLAIN, "mlp_bias": True},
         keys=_NEOX_KEYS,
@@ -159,13 +162,10 @@ DECODERS: Final = {
     ),
     "phi": Family(
         fields={
-            **_SIZES,
+            **_HIDDEN,
             "n_kv_heads": Key("num_key_value_heads", None),
-            "d_mlp": Key("intermediate_size", REQUIRED),
             "act": Key("hidden_act", "gelu_new"),
-            "norm_eps": Key("layer_norm_eps", 1e-5),
             "qk_norm": Key("qk_layernorm", False),
-            "tied": Key("tie_word_embeddings", False),
         },
         fixed={**_PLAIN, **_BIASED, "parallel": True, "one_norm": True, "head_bias": True},
         keys=_PHI_KEYS,

@@ -2,12 +2,14 @@
 """Encode from XLA ops: matmul and selection, one block of tokens at a time, so that pre-activations stay in cache.
 
 A block is reused, where `[tokens, n_latents]` would be fresh memory at every step: on a CPU that alone is worth a fifth
-of the time (2,048 x 256 x 8,192: 130 ms whole, 100 ms in blocks, of which the matmul is 80).
+of the time (2,048 x 256 x 8,192: 130 ms whole, 100 ms in blocks, of which the matmul is 80). There a selection runs on
+one core, so that of a block is cut in parts that run side by side (6 % of a TopK dictionary's step on two cores).
 """
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,18 @@ from jax.typing import DTypeLike
 
 from ..topk.xla import topk
 
-BLOCK_BYTES: Final = {"cpu": 1 << 23, "default": 1 << 30}
-"""Pre-activations of one block, per platform: about an outer cache; enough rows to fill an accelerator's matmul."""
+
+class Block(NamedTuple):
+    """Pre-activations at a time, in bytes."""
+
+    multiplied: int
+    """By one matmul: about an outer cache; enough rows to fill an accelerator."""
+    selected: int
+    """By one selection, about."""
+
+
+BLOCKS: Final = {"cpu": Block(1 << 24, 1 << 22), "default": Block(1 << 30, 1 << 30)}
+"""By platform."""
 
 
 def encode_topk(x: Array, w: Array, b: Array, k: int, pre_dtype: DTypeLike = jnp.float32) -> tuple[Array, Array]:
@@ -32,7 +44,7 @@ def encode_topk(x: Array, w: Array, b: Array, k: int, pre_dtype: DTypeLike = jnp
 
 def encode(x: Array, w: Array, b: Array, select: Callable[[Array], tuple[Array, Array]]) -> tuple[Array, Array]:
     """select(x w^T + b), one block of tokens at a time. select: float32 [rows, n_latents] -> two of [rows, k]."""
-    by_platform = {name: functools.partial(_in_blocks, select=select, n_bytes=n) for name, n in BLOCK_BYTES.items()}
+    by_platform = {name: functools.partial(_in_blocks, select=select, block=block) for name, block in BLOCKS.items()}
     return lax.platform_dependent(x, w, b, **by_platform)
 
 
@@ -54,22 +66,29 @@ def _pre(x: Array, w: Array, b: Array) -> Array:
 
 
 def block_rows(tokens: int, n_latents: int, n_bytes: int) -> int:
-    """Tokens per block: equal blocks, a multiple of 8, of at most about `n_bytes` of pre-activations.
+    """Tokens per block: equal blocks, of at most as many rows as the last power of two that fits `n_bytes`.
 
     Example:
-      >>> block_rows(2048, 8192, 1 << 23), block_rows(1000, 8192, 1 << 23), block_rows(3, 8192, 1 << 23)
-      (256, 256, 3)
+      >>> block_rows(2048, 12288, 1 << 24), block_rows(300, 12288, 1 << 24), block_rows(3, 12288, 1 << 24)
+      (256, 152, 3)
     """
-    blocks = -(-tokens * n_latents * 4 // n_bytes)
-    rows = -(-tokens // blocks)
+    most = 2 ** int(math.log2(max(8, n_bytes // (4 * n_latents))))
+    rows = -(-tokens // -(-tokens // most))
     return rows if rows == tokens else -(-rows // 8) * 8
 
 
 def _in_blocks(
-    x: Array, w: Array, b: Array, *, select: Callable[[Array], tuple[Array, Array]], n_bytes: int
+    x: Array, w: Array, b: Array, *, select: Callable[[Array], tuple[Array, Array]], block: Block
 ) -> tuple[Array, Array]:
-    rows = min(block_rows(x.shape[0], w.shape[0], n_bytes), x.shape[0])
-    return map_blocks(lambda part: select(_pre(part, w, b)), x, rows)
+    rows = min(block_rows(x.shape[0], w.shape[0], block.multiplied), x.shape[0])
+    step = -(-rows // max(1, round(rows * w.shape[0] * 4 / block.selected)))
+
+    def one(part):
+        pre = _pre(part, w, b)
+        selected = [select(pre[start : start + step]) for start in range(0, rows, step)]
+        return jax.tree.map(lambda *a: jnp.concatenate(a), *selected)
+
+    return map_blocks(one, x, rows)
 
 
 def map_blocks(f: Callable[[Array], tuple[Array, Array]], x: Array, rows: int) -> tuple[Array, Array]:
