@@ -64,7 +64,7 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
     act = values["act"]
     values |= {**family.fixed, "family": hf["model_type"], "act": family.acts.get(act) or ACTS[act]}
     if family.image is not None:
-        values |= _image(hf, family.image)
+        values |= _image(hf, family, family.image)
     if family.derived is not None:
         values |= family.derived[0](hf, values)
     values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
@@ -74,7 +74,7 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
         values["n_ctx"] -= values["position_offset"]
     if family.rope is not None:
         values |= ropes_from_hf(hf, family.rope, values["d_head"])
-    if "has_head" in family.optional:
+    if "has_head" in family.optional and family.image is None:
         named = " ".join(hf.get("architectures") or [])
         values["has_head"] = "MaskedLM" in named or "PreTraining" in named
     return Config(**values, windows=_windows(hf, family, values["n_layers"]))
@@ -83,16 +83,23 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
 _IMAGE_KEYS: Final = {"size": "image_size", "patch": "patch_size", "channels": "num_channels"}
 
 
-def _image(hf: dict[str, Any], usual: Image) -> dict[str, Any]:
+def _image(hf: dict[str, Any], family: Family, usual: Image) -> dict[str, Any]:
     """The fields that follow from a picture."""
-    sizes = {field: hf.get(key, getattr(usual, field)) for field, key in _IMAGE_KEYS.items()}
-    registers = hf.get("num_register_tokens", usual.registers) if usual.registers else 0
-    image = dataclasses.replace(usual, **sizes, registers=registers)
-    return {"image": image, "n_ctx": image.positions, "d_vocab": 0}
+    found = {field: hf.get(key, getattr(usual, field)) for field, key in _IMAGE_KEYS.items()}
+    if usual.registers:
+        found["registers"] = hf.get("num_register_tokens", usual.registers)
+    if usual.mask_token:
+        found["mask_token"] = hf.get("use_mask_token", True)
+    image = dataclasses.replace(usual, **found)
+    named = " ".join(hf.get("architectures") or ["ImageClassification"])
+    has_head = "has_head" in family.optional and "ImageClassification" in named
+    classes = hf.get("num_labels") or len(hf.get("id2label") or range(2))  # two are not written out
+    return {"image": image, "n_ctx": image.positions, "has_head": has_head, "d_vocab": classes if has_head else 0}
 
 
-def _image_to_hf(image: Image) -> dict[str, Any]:
+def _image_to_hf(cfg: Config, image: Image) -> dict[str, Any]:
     found = {key: getattr(image, field) for field, key in _IMAGE_KEYS.items()}
+    found |= {"num_labels": cfg.d_vocab} if cfg.has_head else {}
     return found | ({"num_register_tokens": image.registers} if image.registers else {})
 
 
@@ -157,7 +164,7 @@ def config_to_hf(cfg: Config) -> dict[str, Any]:
     if family.positions_counted_in:
         hf[family.fields["n_ctx"].name] += cfg.position_offset
     if cfg.image is not None:
-        hf |= _image_to_hf(cfg.image)
+        hf |= _image_to_hf(cfg, cfg.image)
     if family.derived is not None:
         hf |= family.derived[1](cfg)
     if cfg.rope is not None and family.rope is not None:

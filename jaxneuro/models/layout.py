@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -55,9 +55,30 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
         **_when(cfg.has_head and cfg.head_transform, _head_transform(bias)),
         **_when(cfg.has_head and cfg.head_bias, {"head.b": ("vocab",)}),
-        **_when(cfg.has_head and not cfg.tied, {"head.w": ("token", "vocab")}),
-        **_when(cfg.pooler, {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}),
+        **_when(cfg.has_head and not cfg.tied, _unembedding(cfg)),
+        **_when(cfg.pooler, _attention_pooler() if cfg.pool_from == "attention" else _POOLER),
+        **_when(cfg.d_projection is not None, {"projection.w": ("embed", "projected")}),
+        **_when(cfg.d_projection is not None and cfg.projection_bias, {"projection.b": ("projected",)}),
     }
+
+
+_POOLER: Final = {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}
+
+
+def _attention_pooler() -> dict[str, tuple[str, ...]]:
+    heads = {f"pooler.attn.w{x}": ("embed", "heads", "head") for x in "qkv"}
+    heads |= {f"pooler.attn.b{x}": ("heads", "head") for x in "qkv"}
+    out = {"pooler.attn.wo": ("heads", "head", "embed"), "pooler.attn.bo": ("embed",)}
+    mlp = {"pooler.mlp.up": ("embed", "mlp"), "pooler.mlp.b_up": ("mlp",)}
+    mlp |= {"pooler.mlp.down": ("mlp", "embed"), "pooler.mlp.b_down": ("embed",)}
+    return {"pooler.probe": ("embed",), **heads, **out, **_norm("pooler.norm", True), **mlp}
+
+
+def _unembedding(cfg: Config) -> dict[str, tuple[str, ...]]:
+    w, b = ("token", "vocab"), ("vocab",)
+    if cfg.classify == "distilled":
+        return {"head.w_cls": w, "head.b_cls": b, "head.w_distillation": w, "head.b_distillation": b}
+    return {"head.w": w, **_when(cfg.classify == "cls_and_patches", {"head.w_patches": w})}
 
 
 def _stem(cfg: Config) -> dict[str, tuple[str, ...]]:
@@ -69,6 +90,7 @@ def _stem(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(image.patch_bias, {"embed.patch_bias": ("embed",)}),
         **{f"embed.{name}": ("embed",) for name in image.prefix},
         **_when(image.registers > 0, {"embed.registers": ("register", "embed")}),
+        **_when(image.mask_token, {"embed.mask_token": ("embed",)}),
     }
 
 
@@ -96,6 +118,7 @@ def sizes(cfg: Config) -> dict[str, int]:
         "layer": cfg.n_layers,
         "embed": cfg.d_model,
         "embed_out": cfg.d_model,
+        "projected": cfg.d_projection or 0,
         "heads": cfg.n_heads,
         "kv_heads": cfg.n_kv_heads,
         "head": cfg.d_head,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..errors import UserError
 from ..taps import tap, wants
 from .attention import Visible, attend
+from .classify import classified
 from .config import Config
 from .layout import Weights
 from .rope import rotate
@@ -55,8 +56,8 @@ def forward(
       start_at: enter the stack at this layer with `resid`, the residual stream that enters it (at 0: instead of the
         embedding). `tokens` then only says how many positions there are.
     Returns:
-      Logits [batch, pos, d_vocab]; without a head the last hidden state (after the final norm); with stop_at the
-      residual stream [batch, pos, d_model].
+      Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
+      (after the final norm); with stop_at the residual stream [batch, pos, d_model].
     Raises:
       UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has.
     Source: arXiv 1706.03762, 1810.04805, 2302.13971 and the transformers implementations; parity tests at 1e-5.
@@ -90,7 +91,10 @@ def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, res
     if cfg.image is not None:
         want = (cfg.image.size, cfg.image.size, cfg.image.channels)
         if resid is None and shape[1:] != want:
-            raise UserError(f"this model takes pictures [batch, {', '.join(map(str, want))}]; these are {list(shape)}.")
+            hint = "models.resized makes one for another size."
+            raise UserError(
+                f"this model takes pictures [batch, {', '.join(map(str, want))}]; these are {list(shape)}. {hint}"
+            )
     elif cfg.learned_positions and shape[1] > cfg.n_ctx:
         raise UserError(f"{shape[1]} positions, but this model has learned only {cfg.n_ctx}. Use shorter windows.")
 
@@ -123,7 +127,8 @@ def embed_image(w: Weights, pixels: Float[Array, "batch row column channel"], cf
     x = x + w["patch_bias"] if image.patch_bias else x
     first = [jnp.broadcast_to(w[name], (batch, 1, cfg.d_model)) for name in image.prefix]
     x = tap(jnp.concatenate([*first, x], axis=1), "embed", axes=_RESIDUAL)
-    x = x + tap(jnp.broadcast_to(w["pos"], x.shape), "pos_embed", axes=_RESIDUAL)
+    if "pos" in w:
+        x = x + tap(jnp.broadcast_to(w["pos"], x.shape), "pos_embed", axes=_RESIDUAL)
     if image.registers:
         between = jnp.broadcast_to(w["registers"], (batch, image.registers, cfg.d_model))
         x = jnp.concatenate([x[:, : len(first)], between, x[:, len(first) :]], axis=1)
@@ -267,32 +272,22 @@ def _head(weights: Weights, x: Array, cfg: Config) -> Array:
     if "dense" in head:
         x = ACTS[cfg.head_act or cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
         x = _norm(x, head["norm"], cfg)
-    logits = x @ unembedding(weights, cfg).astype(x.dtype)
+    logits = x @ unembedding(weights, cfg).astype(x.dtype) if cfg.classify is None else classified(head, x, cfg)
     if "b" in head:
         logits = logits + head["b"].astype(logits.dtype)
     if cfg.logit_softcap is not None:
         logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-    return tap(logits, "logits", axes=("batch", "pos", "d_vocab"))
+    return tap(logits, "logits", axes=("batch", "pos", "d_vocab") if logits.ndim == 3 else ("batch", "d_vocab"))
 
 
 def unembedding(weights: Weights, cfg: Config) -> Float[Array, "d_model d_vocab"]:
     """The matrix that turns the last residual stream into logits, tied to the token embedding or not.
 
     Raises:
-      UserError: the model has no head.
+      UserError: the model has no head, or two (a distilled DeiT).
     """
     if not cfg.has_head:
         raise UserError(f"this {cfg.family} model has no head: it ends in its last hidden state.")
+    if cfg.classify == "distilled":
+        raise UserError("this model averages two classifiers: take head.w_cls or head.w_distillation from its weights.")
     return weights["embed"]["tok"].T if cfg.tied else weights["head"]["w"]
-
-
-def pool(weights: Weights, hidden: Float[Array, "batch pos d_model"]) -> Float[Array, "batch d_model"]:
-    """BERT's pooled output of the last hidden state: tanh(W hidden[:, 0] + b).
-
-    Raises:
-      UserError: the checkpoint held no pooler.
-    """
-    if "pooler" not in weights:
-        raise UserError("this model has no pooler; average the hidden states over the mask instead.")
-    w, b = weights["pooler"]["w"], weights["pooler"]["b"]
-    return jnp.tanh(hidden[:, 0] @ w.astype(hidden.dtype) + b.astype(hidden.dtype))

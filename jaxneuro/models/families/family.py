@@ -61,8 +61,8 @@ class Family:
     """Patterns of buffers in checkpoints that hold no weights."""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{tensor: the one it repeats}; accepted when equal, or in its place."""
-    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """{Config field: tensor whose presence in the checkpoint decides it}."""
+    optional: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """{Config field: tensor, or one of several, whose presence in the checkpoint decides it}."""
 
     def tensors(self, cfg: Config) -> Keys:
         """The keys of this configuration."""

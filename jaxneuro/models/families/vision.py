@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders of pictures: ViT, DeiT, DINOv2 with and without registers, and the towers of CLIP and SigLIP."""
+"""Encoders of pictures and their classifiers: ViT, DeiT, DINOv2 with and without registers."""
 
 from typing import Any, Final
 
 from ..config import Config, Image
 from .family import REQUIRED, Family, Key, Keys, attention, linear, mlp, norm
 
-_SIZES: Final = {
+SIZES: Final = {
     "n_layers": Key("num_hidden_layers", REQUIRED),
     "d_model": Key("hidden_size", REQUIRED),
     "n_heads": Key("num_attention_heads", REQUIRED),
 }
-_FIXED: Final = {
+FIXED: Final = {
     "gated": False,
     "norm": "layer",
     "causal": False,
@@ -24,7 +24,8 @@ _FIXED: Final = {
 }
 
 
-def _patches(name: str, bias: bool = True) -> Keys:
+def patches(name: str, bias: bool = True) -> Keys:
+    """The rows of the convolution that cuts a picture."""
     return linear(
         name, "embed.patch", "embed channel patch_row patch_column", *(("embed.patch_bias", "embed") if bias else ())
     )
@@ -35,32 +36,59 @@ def _vit(prefix: str, tokens: tuple[str, ...]) -> Keys:
     return {
         **{f"{prefix}.embeddings.{name}_token": (f"embed.{name}", "1 1 embed") for name in tokens},
         f"{prefix}.embeddings.position_embeddings": ("embed.pos", "1 pos embed"),
-        **_patches(f"{prefix}.embeddings.patch_embeddings.projection"),
+        **patches(f"{prefix}.embeddings.patch_embeddings.projection"),
         **norm(f"{layer}.layernorm_before", "blocks.ln1"),
         **attention(f"{layer}.attention", "attention.query", "attention.key", "attention.value", "output.dense"),
         **norm(f"{layer}.layernorm_after", "blocks.ln2"),
         **mlp(layer, "intermediate.dense", "output.dense"),
         **norm(f"{prefix}.layernorm", "final_norm"),
         **linear(f"{prefix}.pooler.dense", "pooler.w", "embed_out embed", "pooler.b", "embed_out"),
+        **linear("classifier", "head.w", "vocab token", "head.b", "vocab"),
+        **(_teachers() if "distillation" in tokens else {}),
     }
+
+
+def _teachers() -> Keys:
+    out: dict[str, tuple[str, str]] = {}
+    for token in ("cls", "distillation"):
+        axes = f"head.w_{token}", "vocab token", f"head.b_{token}", "vocab"
+        out |= linear(f"{token}_classifier", *axes)
+    return out
+
+
+_DISTILLED: Final = "DeiTForImageClassificationWithTeacher"
+
+
+def _teacher(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Whether a DeiT was saved with one classifier or with two."""
+    two = _DISTILLED in (hf.get("architectures") or [])
+    return {"classify": "distilled", "head_bias": False} if two else {"classify": "cls", "head_bias": True}
+
+
+def _teacher_class(cfg: Config) -> dict[str, Any]:
+    return {"architectures": [_DISTILLED]} if cfg.classify == "distilled" else {}
 
 
 def _vit_family(prefix: str, tokens: tuple[str, ...], *classes: str) -> Family:
     return Family(
         fields={
-            **_SIZES,
+            **SIZES,
             "d_mlp": Key("intermediate_size", REQUIRED),
             "act": Key("hidden_act", "gelu"),
             "norm_eps": Key("layer_norm_eps", 1e-12),
             "qkv_bias": Key("qkv_bias", True),
         },
-        fixed={k: v for k, v in _FIXED.items() if k != "qkv_bias"},
+        fixed={**{k: v for k, v in FIXED.items() if k != "qkv_bias"}, "classify": "cls", "head_bias": True},
         keys=_vit(prefix, tokens),
         prefix=f"{prefix}.",
         classes=(classes[0], classes[1]),
         image=Image(size=224, patch=16, prefix=tokens),
         only={"pooler_act": ("tanh",)},
-        optional={"pooler": f"{prefix}.pooler.dense.weight"},
+        derived=(_teacher, _teacher_class) if "distillation" in tokens else None,
+        optional={
+            "pooler": f"{prefix}.pooler.dense.weight",
+            "has_head": ("classifier.weight", "cls_classifier.weight"),
+        },
     )
 
 
@@ -74,9 +102,10 @@ def _dinov2_keys(prefix: str, *, gated: bool) -> Keys:
     }
     return {
         f"{prefix}.embeddings.cls_token": ("embed.cls", "1 1 embed"),
+        f"{prefix}.embeddings.mask_token": ("embed.mask_token", "1 embed"),
         f"{prefix}.embeddings.register_tokens": ("embed.registers", "1 register embed"),
         f"{prefix}.embeddings.position_embeddings": ("embed.pos", "1 pos embed"),
-        **_patches(f"{prefix}.embeddings.patch_embeddings.projection"),
+        **patches(f"{prefix}.embeddings.patch_embeddings.projection"),
         **norm(f"{layer}.norm1", "blocks.ln1"),
         **attention(f"{layer}.attention", "attention.query", "attention.key", "attention.value", "output.dense"),
         f"{layer}.layer_scale1.lambda1": ("blocks.ls1", "embed"),
@@ -84,6 +113,8 @@ def _dinov2_keys(prefix: str, *, gated: bool) -> Keys:
         **(swiglu if gated else plain),
         f"{layer}.layer_scale2.lambda1": ("blocks.ls2", "embed"),
         **norm(f"{prefix}.layernorm", "final_norm"),
+        "classifier.weight": (("head.w", "head.w_patches"), "vocab (part token)"),
+        "classifier.bias": ("head.b", "vocab"),
     }
 
 
@@ -96,57 +127,39 @@ def _dinov2_mlp(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dinov2_ratio(cfg: Config) -> dict[str, Any]:
-    if not cfg.gated:
-        return {"mlp_ratio": cfg.d_mlp / cfg.d_model}
-    fits = [
-        r
-        for r in range(1, 17)
-        if _dinov2_mlp({"mlp_ratio": r}, {"d_model": cfg.d_model, "gated": True})["d_mlp"] == cfg.d_mlp
-    ]
-    return {"mlp_ratio": fits[0] if fits else 4, "hidden_act": "gelu"}
+    """The ratio that gives this width; transformers takes whole ones only."""
+    sizes = {"d_model": cfg.d_model, "gated": cfg.gated}
+    fits = [r for r in range(1, 17) if _dinov2_mlp({"mlp_ratio": r}, sizes)["d_mlp"] == cfg.d_mlp]
+    masked = {} if cfg.image is None or cfg.image.mask_token else {"use_mask_token": False}
+    return {"mlp_ratio": fits[0] if fits else 4, **({"hidden_act": "gelu"} if cfg.gated else {}), **masked}
 
 
 def _dinov2(prefix: str, patch: int, registers: int, *classes: str) -> Family:
     return Family(
         fields={
-            **_SIZES,
+            **SIZES,
             "d_mlp": Key("mlp_ratio", 4),
             "act": Key("hidden_act", "gelu"),
             "norm_eps": Key("layer_norm_eps", 1e-6),
             "qkv_bias": Key("qkv_bias", True),
             "gated": Key("use_swiglu_ffn", False),
         },
-        fixed={**{k: v for k, v in _FIXED.items() if k not in ("qkv_bias", "gated")}, "layer_scale": True},
+        fixed={
+            **{k: v for k, v in FIXED.items() if k not in ("qkv_bias", "gated")},
+            "layer_scale": True,
+            "pool_from": "first",
+            "classify": "cls_and_patches",
+            "head_bias": True,
+        },
         keys=_dinov2_keys(prefix, gated=False),
         gated_keys=_dinov2_keys(prefix, gated=True),
         prefix=f"{prefix}.",
         classes=(classes[0], classes[1]),
-        image=Image(size=224, patch=patch, registers=registers),
+        image=Image(size=224, patch=patch, registers=registers, mask_token=True, antialias=registers > 0),
         derived=(_dinov2_mlp, _dinov2_ratio),
-        ignored=(r"embeddings\.mask_token$",),
+        optional={"has_head": "classifier.weight"},
     )
 
-
-def _tower(prefix: str, stem: Keys, pre: str, post: str) -> Keys:
-    layer = f"{prefix}.encoder.layers.{{i}}"
-    return {
-        **stem,
-        **(norm(f"{prefix}.{pre}", "embed.norm") if pre else {}),
-        **norm(f"{layer}.layer_norm1", "blocks.ln1"),
-        **attention(f"{layer}.self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
-        **norm(f"{layer}.layer_norm2", "blocks.ln2"),
-        **mlp(f"{layer}.mlp", "fc1", "fc2"),
-        **norm(f"{prefix}.{post}", "final_norm"),
-    }
-
-
-_V, _T = "vision_model", "text_model"
-_TOWER_FIELDS: Final = {**_SIZES, "d_mlp": Key("intermediate_size", REQUIRED)}
-_TEXT_STEM: Final[Keys] = {
-    f"{_T}.embeddings.token_embedding.weight": ("embed.tok", "vocab token"),
-    f"{_T}.embeddings.position_embedding.weight": ("embed.pos", "pos embed"),
-}
-_TOWER_IGNORED: Final = (r"embeddings\.position_ids$",)
 
 VISION: Final = {
     "vit": _vit_family("vit", ("cls",), "ViTModel", "ViTForImageClassification"),
@@ -154,62 +167,5 @@ VISION: Final = {
     "dinov2": _dinov2("dinov2", 14, 0, "Dinov2Model", "Dinov2ForImageClassification"),
     "dinov2_with_registers": _dinov2(
         "dinov2_with_registers", 16, 4, "Dinov2WithRegistersModel", "Dinov2WithRegistersForImageClassification"
-    ),
-    "clip_vision_model": Family(
-        fields={
-            **_TOWER_FIELDS,
-            "act": Key("hidden_act", "quick_gelu"),
-            "norm_eps": Key("layer_norm_eps", 1e-5),
-        },
-        fixed={**_FIXED, "embed_norm": True, "norm_pooled": True},
-        keys=_tower(
-            _V,
-            {
-                f"{_V}.embeddings.class_embedding": ("embed.cls", "embed"),
-                f"{_V}.embeddings.position_embedding.weight": ("embed.pos", "pos embed"),
-                **_patches(f"{_V}.embeddings.patch_embedding", bias=False),
-            },
-            "pre_layrnorm",
-            "post_layernorm",
-        ),
-        prefix=f"{_V}.",
-        classes=("CLIPVisionModel", "CLIPVisionModel"),
-        image=Image(size=224, patch=32, patch_bias=False),
-        ignored=_TOWER_IGNORED,
-    ),
-    "clip_text_model": Family(
-        fields={
-            **_TOWER_FIELDS,
-            "d_vocab": Key("vocab_size", REQUIRED),
-            "n_ctx": Key("max_position_embeddings", 77),
-            "act": Key("hidden_act", "quick_gelu"),
-            "norm_eps": Key("layer_norm_eps", 1e-5),
-        },
-        fixed={**_FIXED, "causal": True},
-        keys=_tower(_T, _TEXT_STEM, "", "final_layer_norm"),
-        prefix=f"{_T}.",
-        classes=("CLIPTextModel", "CLIPTextModel"),
-        ignored=_TOWER_IGNORED,
-    ),
-    "siglip_vision_model": Family(
-        fields={
-            **_TOWER_FIELDS,
-            "act": Key("hidden_act", "gelu_pytorch_tanh"),
-            "norm_eps": Key("layer_norm_eps", 1e-6),
-        },
-        fixed=_FIXED,
-        keys=_tower(
-            _V,
-            {
-                f"{_V}.embeddings.position_embedding.weight": ("embed.pos", "pos embed"),
-                **_patches(f"{_V}.embeddings.patch_embedding"),
-            },
-            "",
-            "post_layernorm",
-        ),
-        prefix=f"{_V}.",
-        classes=("SiglipVisionModel", "SiglipVisionModel"),
-        image=Image(size=224, patch=16, prefix=()),
-        ignored=(*_TOWER_IGNORED, rf"^({_V}\.)?head\."),
     ),
 }
