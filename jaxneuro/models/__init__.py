@@ -41,6 +41,7 @@ Not here: tokenizers (data), generation (inference), training loops, mixtures of
 from .checkpoint import load as load
 from .checkpoint import save_pretrained as save_pretrained
 from .config import Config as Config
+from .config import Image as Image
 from .families import FAMILIES as FAMILIES
 from .families import Family as Family
 from .hf_config import config_from_hf as config_from_hf

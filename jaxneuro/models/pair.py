@@ -37,6 +37,11 @@ def embedding(
       mask: True at real tokens.
     Raises:
       UserError: the model has no projection; what `forward` raises.
+    Example:
+      >>> cfg = Config(n_layers=1, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=8, d_vocab=9, n_ctx=7,
+      ...              has_head=False, pool_from="last", d_projection=4)
+      >>> embedding(init(cfg, jax.random.key(0)), jnp.ones((2, 7), "int32"), cfg).shape
+      (2, 4)
     """
     hidden = forward(weights, inputs, cfg=cfg, mask=mask)
     pooled = pool(weights, hidden, cfg, inputs)
@@ -62,6 +67,14 @@ def similarity(
     Args:
       weights: {"image": ..., "text": ..., "logit_scale": ..., SigLIP also "logit_bias": ...}, as `Pair.weights`.
     Source: arXiv:2103.00020 (CLIP), 2303.15343 (SigLIP); parity with transformers at 1e-5.
+    Example:
+      >>> sizes = dict(n_layers=1, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=8, d_projection=4, has_head=False)
+      >>> image = Config(**sizes, d_vocab=0, n_ctx=5, image=Image(size=4, patch=2), pool_from="first")
+      >>> text = Config(**sizes, d_vocab=9, n_ctx=7, pool_from="last")
+      >>> weights = {"image": init(image, jax.random.key(0)), "text": init(text, jax.random.key(1))}
+      >>> weights |= {"logit_scale": jnp.float32(2.7)}
+      >>> similarity(weights, jnp.ones((3, 4, 4, 3)), jnp.ones((2, 7), "int32"), image=image, text=text).shape
+      (3, 2)
     """
     pictures, texts = embedding(weights["image"], pixels, image), embedding(weights["text"], tokens, text, mask)
     logits = pictures @ texts.T * jnp.exp(weights["logit_scale"]).astype(texts.dtype)

@@ -46,7 +46,8 @@ def forward(
       weights: as `init` and `load` make them; their dtype is the dtype of the computation (norms, rope and softmax
         are float32 inside).
       tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit). For a model
-        of pictures (`Config.image`): pixels, normalised as its processor does, channels last.
+        of pictures (`Config.image`): pixels, channels last, resized, cropped and normalised as its
+        preprocessor_config.json says; nothing here does that.
       mask: True at real tokens, padding allowed on either side; None: all real. Positions count from the left edge
         all the same, as in transformers, or real tokens only (`Config.masked_positions`). What comes out at padding is
         finite and means nothing.

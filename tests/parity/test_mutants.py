@@ -174,6 +174,8 @@ def test_every_leaf_is_read(name):
             if case.error(case.run(nest({**leaves, leaf: 1.1 * a}))) < CAUGHT:
                 unread.add(leaf)
     allowed = {"pooler.w", "pooler.b"} if case.model.cfg.pooler else set()
+    if case.model.cfg.norm_pooled:
+        allowed |= {"final_norm.scale", "final_norm.bias"}  # read by `pool`
     if case.model.cfg.rope is None:
-        allowed |= {"blocks.attn.bk"}  # adds q.b to every key of a row alike, which softmax does not see
+        allowed |= {"blocks.attn.bk"} & set(leaves)  # adds q.b to every key of a row alike, which softmax does not see
     assert unread == allowed | {leaf for leaf in leaves if leaf == "embed.mask_token"}  # of training
