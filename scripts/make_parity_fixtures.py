@@ -4,6 +4,7 @@
 Needs torch and transformers, in an environment of its own (nothing else of this repository is imported):
 
     python scripts/make_parity_fixtures.py                     write tests/parity/fixtures
+    python scripts/make_parity_fixtures.py vit clip resized    only these cases, pairs, or the resized pictures
     python scripts/make_parity_fixtures.py --minilm FOLDER     also the golden embeddings of all-MiniLM-L6-v2
     python scripts/make_parity_fixtures.py --verify FOLDER     load FOLDER/CASE as jaxneuro saved it, and compare
 
@@ -68,6 +69,17 @@ _OPT = {
 }
 _GEMMA = {**_LLAMA, "head_dim": 8, "tie_word_embeddings": True, "pad_token_id": 0}
 _PHI = {**{k: v for k, v in _NEOX.items() if k != "rotary_emb_base"}, "rope_theta": 100.0}
+_VIT = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "layer_norm_eps": 1e-3,
+    "image_size": 12,
+    "patch_size": 3,
+    "num_channels": 2,
+}
+_DINO = {**{k: v for k, v in _VIT.items() if k != "intermediate_size"}, "mlp_ratio": 2}
 _ROBERTA = {**_BERT, "type_vocab_size": 2}
 
 
@@ -203,7 +215,51 @@ CASES: dict[str, tuple[str, Mapping[str, object]]] = {
     "roberta": ("RobertaModel", _ROBERTA),
     "roberta-mlm": ("RobertaForMaskedLM", _ROBERTA),
     "xlm-roberta": ("XLMRobertaForMaskedLM", {**_ROBERTA, "hidden_act": "gelu_new"}),
+    "vit": ("ViTModel", _VIT),
+    "vit-no-biases": ("ViTModel", {**_VIT, "qkv_bias": False, "hidden_act": "gelu_new"}),
+    "deit": ("DeiTModel", _VIT),
+    "dinov2": ("Dinov2Model", _DINO),
+    "dinov2-swiglu": ("Dinov2Model", {**_DINO, "use_swiglu_ffn": True}),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", {**_DINO, "num_register_tokens": 3}),
+    "clip_vision_model": ("CLIPVisionModel", _VIT),
+    "clip_text_model": ("CLIPTextModel", {**_BERT, "eos_token_id": 2, "bos_token_id": 1}),
+    "siglip_vision_model": ("SiglipVisionModel", _VIT),
+    "vit-classes": ("ViTForImageClassification", {**_VIT, "num_labels": 5}),
+    "deit-classes": ("DeiTForImageClassification", _VIT),
+    "deit-distilled": ("DeiTForImageClassificationWithTeacher", {**_VIT, "num_labels": 5}),
+    "dinov2-classes": ("Dinov2ForImageClassification", {**_DINO, "num_labels": 5, "use_mask_token": False}),
+    "dinov2_with_registers-classes": (
+        "Dinov2WithRegistersForImageClassification",
+        {**_DINO, "num_labels": 5, "num_register_tokens": 3},
+    ),
+    "clip_vision_model-projected": ("CLIPVisionModelWithProjection", {**_VIT, "projection_dim": 12}),
+    "clip_text_model-projected": (
+        "CLIPTextModelWithProjection",
+        {**_BERT, "projection_dim": 12, "eos_token_id": 5, "bos_token_id": 1},
+    ),
+    "siglip_vision_model-no-pooler": ("SiglipVisionModel", {**_VIT, "vision_use_head": False}),
+    "siglip_text_model": ("SiglipTextModel", {**_BERT, "projection_size": 12}),
 }
+_EOS = {"clip_text_model-projected": 5, "clip": 5}
+_SMALL = {"num_hidden_layers": 2}
+# Two models in one folder; they lie in fixtures/pairs.
+PAIRS: dict[str, tuple[str, Mapping[str, object]]] = {
+    "clip": (
+        "CLIPModel",
+        {
+            "text_config": {**_BERT, **_SMALL, "eos_token_id": 5, "bos_token_id": 1},
+            "vision_config": {**_VIT, **_SMALL},
+            "projection_dim": 12,
+        },
+    ),
+    "siglip": (
+        "SiglipModel",
+        {"text_config": {**_BERT, **_SMALL}, "vision_config": {**_VIT, **_SMALL}},
+    ),
+}
+# Pictures of another size than the model's: which cases, how many pixels instead of 12.
+RESIZED = ("vit", "dinov2", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model")
+OTHER_SIZES = (18, 9)
 
 
 def _class(case: str) -> type[torch.nn.Module]:
@@ -212,13 +268,14 @@ def _class(case: str) -> type[torch.nn.Module]:
 
 def build(case: str) -> torch.nn.Module:
     """The model of a case: transformers' own initialisation, then every parameter moved."""
-    cls, config = _class(case), CASES[case][1]
-    torch.manual_seed(SEED + list(CASES).index(case))
+    name, config = (CASES | PAIRS)[case]
+    cls = getattr(transformers, name)
+    torch.manual_seed(SEED + (list(CASES).index(case) if case in CASES else -1 - list(PAIRS).index(case)))
     # v4 spelling of rope in, whatever this version writes out: both must load.
     model = cls(cls.config_class(**config, attn_implementation="eager")).float().eval()
     with torch.no_grad():
         for key, p in model.named_parameters():
-            if p.ndim == 1:
+            if p.ndim < 2:
                 p += 0.3 * torch.randn_like(p)
             else:
                 table = "emb" in key or "wte" in key or "wpe" in key
@@ -233,6 +290,21 @@ def inputs(vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
     mask[1, 14:] = 0
     mask[2, :5] = 0
     return tokens, mask
+
+
+def pictures(config: transformers.PretrainedConfig) -> torch.Tensor:
+    """Random pixels, channels last."""
+    shape = BATCH, config.image_size, config.image_size, config.num_channels
+    return torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
+
+
+def with_end(case: str, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens as a model wants them that pools at the first end-of-text token: two of these, at real positions."""
+    if case not in _EOS:
+        return tokens
+    tokens = torch.where(tokens == _EOS[case], _EOS[case] + 1, tokens)
+    tokens[:, [9, 12]] = _EOS[case]
+    return tokens
 
 
 def with_padding(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -267,25 +339,76 @@ def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dic
     if model.config.model_type in ("bert", "roberta"):
         extra["token_type_ids"] = (torch.arange(tokens.shape[1]) % 3 == 0).long().expand_as(tokens)
     with torch.no_grad():
-        out = model(input_ids=tokens, attention_mask=mask, **extra)
+        if tokens.ndim == 4:
+            out = model(pixel_values=tokens.permute(0, 3, 1, 2))
+            mask = torch.ones(resid[0].shape[:2])
+        else:
+            out = model(input_ids=tokens, attention_mask=mask, **extra)
     for hook in hooks:
         hook.remove()
-    result = {"tokens": tokens, "mask": mask.bool(), "out": out[0], "resid": torch.stack(resid)}
+    embeds = getattr(out, "image_embeds", getattr(out, "text_embeds", None))
+    main = out[0] if embeds is None else out.last_hidden_state
+    result = {"tokens": tokens, "mask": mask.bool(), "out": main, "resid": torch.stack(resid)}
     if extra:
         result["token_types"] = extra["token_type_ids"]
+    if embeds is not None:
+        result["embeds"] = embeds
     if getattr(out, "pooler_output", None) is not None:
         result["pooled"] = out.pooler_output
     whole = {k: v.numpy() for k, v in result.items()}
     return {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in whole.items()}
 
 
-def write(case: str) -> None:
-    """One case: the checkpoint as transformers writes it, and what it computes."""
-    model, folder = build(case), FIXTURES / case
-    tokens, mask = inputs(model.config.vocab_size)
+def save(model: torch.nn.Module, folder: Path) -> None:
+    """The checkpoint as transformers writes it."""
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").chmod(0o644)
+
+
+def write_pair(case: str) -> None:
+    """Two models in one folder, and how they rate every picture with every text."""
+    model, folder = build(case), FIXTURES / "pairs" / case
+    tokens, mask = inputs(_BERT["vocab_size"])
+    tokens, pixels = with_end(case, tokens), pictures(model.config.vision_config)
+    save(model, folder)
+    np.savez_compressed(folder / "pair.npz", allow_pickle=False, **run_pair(model, tokens, mask, pixels))
+
+
+def run_pair(
+    model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor, pixels: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Inputs, embeddings and logits."""
+    with torch.no_grad():
+        out = model(input_ids=tokens, attention_mask=mask, pixel_values=pixels.permute(0, 3, 1, 2))
+    found = {"tokens": tokens.int(), "mask": mask.bool(), "pixels": pixels, "logits": out.logits_per_image}
+    found |= {"image": out.image_embeds, "text": out.text_embeds}
+    return {k: v.numpy() for k, v in found.items()}
+
+
+def write_resized() -> None:
+    """Last hidden states of pictures of another size, for which positions are interpolated."""
+    found = {}
+    for size in OTHER_SIZES:
+        shape = 1, size, size, _VIT["num_channels"]
+        found[f"pixels-{size}"] = torch.randn(shape, generator=torch.Generator().manual_seed(SEED)).numpy()
+        for case in RESIZED:
+            asked = {} if "dinov2" in case else {"interpolate_pos_encoding": True}
+            with torch.no_grad():
+                out = build(case)(torch.tensor(found[f"pixels-{size}"]).permute(0, 3, 1, 2), **asked)
+            found[f"{case}-{size}"] = out.last_hidden_state.numpy()
+    np.savez_compressed(FIXTURES / "resized.npz", allow_pickle=False, **found)
+
+
+def write(case: str) -> None:
+    """One case: the checkpoint as transformers writes it, and what it computes."""
+    model, folder = build(case), FIXTURES / case
+    if hasattr(model.config, "image_size"):
+        tokens, mask = pictures(model.config), torch.ones(BATCH, 1, dtype=torch.long)
+    else:
+        tokens, mask = inputs(model.config.vocab_size)
+        tokens = with_end(case, tokens)
+    save(model, folder)
     np.savez_compressed(
         folder / "expected.npz", allow_pickle=False, **run(model, with_padding(model, tokens, mask), mask)
     )
@@ -321,13 +444,20 @@ def write_minilm(folder: Path) -> None:
 
 def verify(folder: Path) -> None:
     """Load what jaxneuro saved, with transformers, and compare with the golden output."""
-    for case, (name, _) in CASES.items():
+    for case, (name, _) in (CASES | PAIRS).items():
         model, report = getattr(transformers, name).from_pretrained(
             folder / case, attn_implementation="eager", output_loading_info=True
         )
         wrong = {k: sorted(v) for k, v in report.items() if v}
-        golden = np.load(FIXTURES / case / "expected.npz")
-        out = run(model.eval(), torch.tensor(golden["tokens"]).long(), torch.tensor(golden["mask"]).long())["out"]
+        if case in PAIRS:
+            golden = {"out": np.load(FIXTURES / "pairs" / case / "pair.npz")["logits"]}
+            stored = np.load(FIXTURES / "pairs" / case / "pair.npz")
+            out = run_pair(model.eval(), *(torch.tensor(stored[k]) for k in ("tokens", "mask", "pixels")))["logits"]
+        else:
+            golden = np.load(FIXTURES / case / "expected.npz")
+            tokens = torch.tensor(golden["tokens"])
+            tokens = tokens if tokens.is_floating_point() else tokens.long()
+            out = run(model.eval(), tokens, torch.tensor(golden["mask"]).long())["out"]
         same = np.array_equal(out, golden["out"])
         print(f"{case:24s} {'equal' if same else 'DIFFERS by ' + str(np.abs(out - golden['out']).max())} {wrong or ''}")
         if wrong or not same:
@@ -342,8 +472,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.verify:
         return verify(args.verify)
-    for case in args.cases or CASES:
-        write(case)
+    for case in args.cases or [*CASES, *PAIRS, "resized"]:
+        write_resized() if case == "resized" else (write_pair if case in PAIRS else write)(case)
     if args.minilm:
         write_minilm(args.minilm)
     versions = {m.__name__: m.__version__ for m in (torch, transformers, np)} | {"python": platform.python_version()}

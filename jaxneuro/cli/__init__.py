@@ -34,7 +34,7 @@ class Sites:
     model: Annotated[str, tyro.conf.Positional] = "bundled"
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     pos: int = 8
-    """Positions of the example batch."""
+    """Positions of the example batch, for models of text."""
 
 
 def _sites(config: Sites) -> None:
@@ -44,8 +44,9 @@ def _sites(config: Sites) -> None:
     from ..taps import sites
 
     model = load(config.model)
-    tokens = jnp.zeros((1, config.pos), jnp.int32)
-    print(sites(model.apply, model.weights, tokens))
+    image = model.cfg.image
+    picture = None if image is None else jnp.zeros((1, image.size, image.size, image.channels))
+    print(sites(model.apply, model.weights, jnp.zeros((1, config.pos), jnp.int32) if picture is None else picture))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,10 @@ class Tensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._views)
 
+    def starting(self, *prefixes: str) -> "Tensors":
+        """Those whose names start with one of these."""
+        return Tensors({n: view for n, view in self._views.items() if n.startswith(prefixes)}, self.metadata)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, from the header."""
         return self._views[name][3]

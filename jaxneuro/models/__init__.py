@@ -41,6 +41,7 @@ Not here: tokenizers (data), generation (inference), training loops, mixtures of
 from .checkpoint import load as load
 from .checkpoint import save_pretrained as save_pretrained
 from .config import Config as Config
+from .config import Image as Image
 from .families import FAMILIES as FAMILIES
 from .families import Family as Family
 from .hf_config import config_from_hf as config_from_hf
@@ -52,8 +53,15 @@ from .layout import shapes as shapes
 from .loss import token_loss as token_loss
 from .module import Transformer as Transformer
 from .module import to_linen as to_linen
+from .pair import Pair as Pair
+from .pair import embedding as embedding
+from .pair import load_pair as load_pair
+from .pair import save_pair as save_pair
+from .pair import similarity as similarity
+from .pictures import resized as resized
+from .pooling import pool as pool
+from .pooling import project as project
 from .rope import Rope as Rope
 from .sharding import shardings as shardings
 from .transformer import forward as forward
-from .transformer import pool as pool
 from .transformer import unembedding as unembedding

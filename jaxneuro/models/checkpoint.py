@@ -4,7 +4,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ from ..errors import UserError
 from ..io.files import read_json, write_json
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
-from .config import Config
 from .convert import from_leaves
-from .families import FAMILIES
+from .families import FAMILIES, PAIRS
 from .hf_config import config_from_hf, config_to_hf, family_of
 from .layout import flatten, nest, shapes
 from .match import Source, as_stored, canonical_names, listed, match, rows
@@ -51,7 +50,16 @@ def load(
     """
     folder = resolve(name, revision=revision)
     hf = read_json(folder / "config.json")
-    family, tensors = family_of(hf), read_checkpoint(folder)
+    if isinstance(hf, dict) and hf.get("model_type") in PAIRS:
+        raise UserError(f"{folder} holds two models, of pictures and of text: open them with models.load_pair.")
+    return from_tensors(folder, hf, read_checkpoint(folder), dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
+
+
+def from_tensors(
+    folder: Path, hf: dict[str, Any], tensors: Tensors, *, dtype: Any, mesh: Mesh | None, allow_nonfinite: bool
+) -> Transformer:
+    """The model of one config and its tensors; `folder` is for messages. See `load`."""
+    family = family_of(hf)
     names = canonical_names(family, tensors)
     cfg = as_stored(config_from_hf(hf), family, names)
     try:
@@ -103,21 +111,29 @@ def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
     """
     folder = Path(folder)
     config = config_to_hf(model.cfg)
-    leaves = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
-    old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}
-    write_safetensors(folder / "model.safetensors", _tensors(model.cfg, leaves), {"format": "pt"})
-    write_json(folder / "config.json", {**old, **config, "torch_dtype": str(leaves["embed.tok"].dtype)})
+    tensors, prefix = to_tensors(model), FAMILIES[model.cfg.family].prefix
+    if not model.cfg.has_head and all(name.startswith(prefix) for name in tensors):
+        # Nothing stands on the base model, so it is saved as transformers saves its class: without the prefix.
+        tensors = {name.removeprefix(prefix): a for name, a in tensors.items()}
+    old = {k: v for k, v in json.loads(model.hf_config).items() if k not in REPLACED}
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "config.json", {**old, **config, "torch_dtype": stored_dtype(model)})
 
 
-_REPLACED = ("rope_parameters", "dtype", "transformers_version", "_name_or_path")
+REPLACED: Final = ("rope_parameters", "dtype", "transformers_version", "_name_or_path")
+"""Config keys that are not kept as they were."""
 
 
-def _tensors(cfg: Config, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    family, out = FAMILIES[cfg.family], {}
-    for row in rows(cfg, family):
+def stored_dtype(model: Transformer) -> str:
+    """What config.json calls the dtype of the weights."""
+    return str(model.weights["blocks"]["attn"]["wq"].dtype)
+
+
+def to_tensors(model: Transformer) -> dict[str, np.ndarray]:
+    """{name in the family's table: tensor}."""
+    leaves, out = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}, {}
+    for row in rows(model.cfg, FAMILIES[model.cfg.family]):
         for i, name in enumerate(row.names()):
             parts = tuple(leaves[leaf][i] if row.layered else leaves[leaf] for leaf in row.leaves)
-            # A model without a head is saved as transformers saves its base class: without the prefix.
-            name = name if cfg.has_head else name.removeprefix(family.prefix)
             out[name] = from_leaves(parts, row.pattern, row.leaf_axes, row.sizes)
     return out

@@ -9,6 +9,44 @@ from .rope import Rope
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Image:
+    """How a picture becomes a sequence: square patches in reading order, with learned tokens before them."""
+
+    size: int
+    """Pixels of each side."""
+    patch: int
+    """Pixels of each side of a patch."""
+    channels: int = 3
+    prefix: tuple[str, ...] = ("cls",)
+    """Learned tokens in front of the patches, which have positions of their own: "cls", "distillation"."""
+    registers: int = 0
+    """Learned tokens between those and the patches, without positions (arXiv:2309.16588)."""
+    patch_bias: bool = True
+    mask_token: bool = False
+    """There is a vector that stood for hidden patches in training: kept with the weights, read by nothing here."""
+    antialias: bool = False
+    """How `resized` stretches positions: torch's bicubic with antialias (DINOv2 with registers)."""
+
+    def __post_init__(self):
+        for side in ("size", "patch"):
+            value = getattr(self, side)
+            if isinstance(value, list | tuple) and len(set(value)) == 1:
+                object.__setattr__(self, side, value[0])
+            elif type(value) is not int or value < 1:
+                raise UserError(f"pictures and patches are square, one whole number of pixels; {side} is {value!r}.")
+        if self.size % self.patch:
+            raise UserError(f"pictures of {self.size} pixels do not divide into patches of {self.patch}.")
+
+    @property
+    def positions(self) -> int:
+        """Tokens that have a position."""
+        return (self.size // self.patch) ** 2 + len(self.prefix)
+
+
+_OF_TOKENS = ("d_embed", "embed_scale", "masked_positions", "position_offset", "n_token_types", "tied")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A transformer's architecture: frozen, hashable, without weights, tokenizer or file names.
 
@@ -33,6 +71,9 @@ class Config:
     d_vocab: int
     n_ctx: int
     """Longest sequence the model was made for; a hard limit only where positions are learned."""
+    image: Image | None = None
+    """What comes in is a picture, [batch, row, column, channel], not tokens; d_vocab is then the number of classes, 0
+    without a classifier."""
 
     act: Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"] = "silu"
     gated: bool = True
@@ -70,6 +111,10 @@ class Config:
     """Token embeddings are multiplied by sqrt(d_model), rounded to their dtype (Gemma)."""
     n_token_types: int = 0
     embed_norm: bool = False
+    layer_scale: bool = False
+    """What attention and MLP write is multiplied by a learned vector each (DINOv2)."""
+    norm_pooled: bool = False
+    """The final norm is that of the pooled token alone; hidden states come out as they are (CLIP's vision)."""
     qk_norm: bool = False
     """The model's kind of norm over each head of q and k, before rope."""
     qkv_bias: bool = False
@@ -89,12 +134,22 @@ class Config:
     logit_softcap: float | None = None
     """Logits become cap * tanh(logits / cap) (Gemma 2)."""
     pooler: bool = False
-    """BERT's tanh(W x[0] + b) on the first position; see `pool`."""
+    """Learned weights make the one vector of a sequence: BERT's tanh(W x[0] + b), SigLIP's attention; see `pool`."""
+    pool_from: Literal["first", "last", "eos", "attention"] | None = None
+    """Where that vector comes from; None: the first position, and only through a `pooler`."""
+    eos: int | None = None
+    """The id whose first position is pooled; 2: the first position of the largest id, as early CLIP files mean it."""
+    d_projection: int | None = None
+    """Width of a linear map of the pooled vector (CLIP's and SigLIP's embedding); None: there is none."""
+    projection_bias: bool = False
+    classify: Literal["cls", "cls_and_patches", "distilled"] | None = None
+    """Logits are one row per picture, from its cls token; from that and the mean patch (DINOv2); or the average of two
+    classifiers, of the cls and the distillation token (DeiT). None: one row per position."""
 
     def __post_init__(self):
         for size in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx"):
             value = getattr(self, size)
-            if type(value) is not int or value < 1:
+            if type(value) is not int or value < (0 if size == "d_vocab" and self.image else 1):
                 raise UserError(f"{size}={value!r} is not a positive whole number.")
         if self.n_heads % self.n_kv_heads:
             raise UserError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}.")
@@ -109,6 +164,14 @@ class Config:
             raise UserError("local_rope turns the same coordinates as rope: give both the same dims and interleaved.")
         if self.d_embed == self.d_model:
             object.__setattr__(self, "d_embed", None)
+        if self.image is not None and (odd := [name for name in _OF_TOKENS if getattr(self, name)]):
+            raise UserError(f"{', '.join(odd)}: of models that read tokens; this one reads pictures.")
+        if self.image is not None and self.has_head and not self.d_vocab:
+            raise UserError("a model of pictures with a head needs d_vocab, its number of classes.")
+        if self.image is None and self.classify is not None:
+            raise UserError("classify is a switch of models of pictures: set image too.")
+        if self.norm_pooled and self.norm_placement == "post":
+            raise UserError("norm_pooled moves the final norm, which a post-norm stack has not.")
         if self.d_embed is not None and self.head_transform:
             raise UserError("head_transform has d_model coordinates, the unembedding d_embed: one of them.")
         if self.one_norm and not self.parallel:

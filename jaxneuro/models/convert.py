@@ -4,6 +4,8 @@
 A tensor that holds several leaves has them one after the other along the axis called `part`, or, where their sizes
 differ, along an axis that names all of theirs: "(heads|kv_heads|kv_heads head) embed" is q, k and v of Phi-3.
 
+Axes of length 1 that a leaf has not are called "1".
+
 Reading is reshape + transpose, so it gives views and copies nothing; writing is the same backwards.
 """
 
@@ -27,7 +29,7 @@ def parse_axes(pattern: str) -> list[list[str]]:
 
 
 def _length(axis: str, sizes: dict[str, int]) -> int:
-    return sum(sizes[a] for a in axis.split("|"))
+    return 1 if axis == "1" else sum(sizes[a] for a in axis.split("|"))
 
 
 def tensor_shape(pattern: str, sizes: dict[str, int]) -> tuple[int, ...]:
@@ -51,7 +53,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(pattern: str, leaf_axes: tuple[str, ...]) -> _Plan:
-    axes = [a for group in parse_axes(pattern) for a in group]
+    axes = [a for group in parse_axes(pattern) for a in group if a != "1"]
     sections = next((i for i, a in enumerate(axes) if "|" in a), None)
     flat = [a.split("|")[0] for a in axes]
     # A fused tensor holds all heads in one axis, so there the key/value heads are as many as the query heads.

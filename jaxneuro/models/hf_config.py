@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face config dicts to `Config` and back, by the rows of `families`."""
 
+import dataclasses
 from typing import Any, Final
 
 from ..errors import UserError, unknown
-from .config import Config
+from .config import Config, Image
 from .families import FAMILIES, REQUIRED, Family
 from .families.family import Key
 from .rope import ropes_from_hf, ropes_to_hf
@@ -62,6 +63,10 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
     values = {field: _value(hf, key) for field, key in family.fields.items()}
     act = values["act"]
     values |= {**family.fixed, "family": hf["model_type"], "act": family.acts.get(act) or ACTS[act]}
+    if family.image is not None:
+        values |= _image(hf, family, family.image)
+    if family.derived is not None:
+        values |= family.derived[0](hf, values)
     values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
     values["d_head"] = values.get("d_head") or values["d_model"] // values["n_heads"]
     values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
@@ -69,10 +74,33 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
         values["n_ctx"] -= values["position_offset"]
     if family.rope is not None:
         values |= ropes_from_hf(hf, family.rope, values["d_head"])
-    if family.optional:
+    if "has_head" in family.optional and family.image is None:
         named = " ".join(hf.get("architectures") or [])
         values["has_head"] = "MaskedLM" in named or "PreTraining" in named
     return Config(**values, windows=_windows(hf, family, values["n_layers"]))
+
+
+_IMAGE_KEYS: Final = {"size": "image_size", "patch": "patch_size", "channels": "num_channels"}
+
+
+def _image(hf: dict[str, Any], family: Family, usual: Image) -> dict[str, Any]:
+    """The fields that follow from a picture."""
+    found = {field: hf.get(key, getattr(usual, field)) for field, key in _IMAGE_KEYS.items()}
+    if usual.registers:
+        found["registers"] = hf.get("num_register_tokens", usual.registers)
+    if usual.mask_token:
+        found["mask_token"] = hf.get("use_mask_token", True)
+    image = dataclasses.replace(usual, **found)
+    named = " ".join(hf.get("architectures") or ["ImageClassification"])
+    has_head = "has_head" in family.optional and "ImageClassification" in named
+    classes = hf.get("num_labels") or len(hf.get("id2label") or range(2))  # two are not written out
+    return {"image": image, "n_ctx": image.positions, "has_head": has_head, "d_vocab": classes if has_head else 0}
+
+
+def _image_to_hf(cfg: Config, image: Image) -> dict[str, Any]:
+    found = {key: getattr(image, field) for field, key in _IMAGE_KEYS.items()}
+    found |= {"num_labels": cfg.d_vocab} if cfg.has_head else {}
+    return found | ({"num_register_tokens": image.registers} if image.registers else {})
 
 
 def _value(hf: dict[str, Any], key: Key) -> Any:
@@ -135,6 +163,10 @@ def config_to_hf(cfg: Config) -> dict[str, Any]:
         hf[family.fields["d_embed"].name] = cfg.d_embed or cfg.d_model
     if family.positions_counted_in:
         hf[family.fields["n_ctx"].name] += cfg.position_offset
+    if cfg.image is not None:
+        hf |= _image_to_hf(cfg, cfg.image)
+    if family.derived is not None:
+        hf |= family.derived[1](cfg)
     if cfg.rope is not None and family.rope is not None:
         hf |= ropes_to_hf(cfg.rope, cfg.local_rope, family.rope, cfg.d_head)
     hf |= _windows_to_hf(cfg, family)

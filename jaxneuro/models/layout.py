@@ -3,13 +3,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from .config import Config
+from .config import Config, Image
 
 type Weights = dict[str, Any]
 """Nested dict of arrays; leaves under "blocks" have a leading layer axis."""
@@ -36,6 +36,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.out_bias, {"attn.bo": ("embed",)}),
         **_when(cfg.qk_norm, {**_norm("attn.q_norm", bias, "head"), **_norm("attn.k_norm", bias, "head")}),
         **_when(not cfg.one_norm, _norm("ln2", bias)),
+        **_when(cfg.layer_scale, {"ls1": ("embed",), "ls2": ("embed",)}),
         **_when(cfg.norm_placement == "sandwich", {**_norm("ln1_post", bias), **_norm("ln2_post", bias)}),
         **_when(cfg.gated, {"mlp.gate": ("embed", "mlp")}),
         "mlp.up": ("embed", "mlp"),
@@ -44,7 +45,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.mlp_bias, {"mlp.b_up": ("mlp",), "mlp.b_down": ("embed",)}),
     }
     return {
-        "embed.tok": ("vocab", "token"),
+        **_stem(cfg),
         **_when(cfg.d_embed is not None, {"embed.proj_in": ("token", "embed")}),
         **_when(cfg.learned_positions, {"embed.pos": ("pos", "embed")}),
         **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
@@ -54,8 +55,42 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
         **_when(cfg.has_head and cfg.head_transform, _head_transform(bias)),
         **_when(cfg.has_head and cfg.head_bias, {"head.b": ("vocab",)}),
-        **_when(cfg.has_head and not cfg.tied, {"head.w": ("token", "vocab")}),
-        **_when(cfg.pooler, {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}),
+        **_when(cfg.has_head and not cfg.tied, _unembedding(cfg)),
+        **_when(cfg.pooler, _attention_pooler() if cfg.pool_from == "attention" else _POOLER),
+        **_when(cfg.d_projection is not None, {"projection.w": ("embed", "projected")}),
+        **_when(cfg.d_projection is not None and cfg.projection_bias, {"projection.b": ("projected",)}),
+    }
+
+
+_POOLER: Final = {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}
+
+
+def _attention_pooler() -> dict[str, tuple[str, ...]]:
+    heads = {f"pooler.attn.w{x}": ("embed", "heads", "head") for x in "qkv"}
+    heads |= {f"pooler.attn.b{x}": ("heads", "head") for x in "qkv"}
+    out = {"pooler.attn.wo": ("heads", "head", "embed"), "pooler.attn.bo": ("embed",)}
+    mlp = {"pooler.mlp.up": ("embed", "mlp"), "pooler.mlp.b_up": ("mlp",)}
+    mlp |= {"pooler.mlp.down": ("mlp", "embed"), "pooler.mlp.b_down": ("embed",)}
+    return {"pooler.probe": ("embed",), **heads, **out, **_norm("pooler.norm", True), **mlp}
+
+
+def _unembedding(cfg: Config) -> dict[str, tuple[str, ...]]:
+    w, b = ("token", "vocab"), ("vocab",)
+    if cfg.classify == "distilled":
+        return {"head.w_cls": w, "head.b_cls": b, "head.w_distillation": w, "head.b_distillation": b}
+    return {"head.w": w, **_when(cfg.classify == "cls_and_patches", {"head.w_patches": w})}
+
+
+def _stem(cfg: Config) -> dict[str, tuple[str, ...]]:
+    image = cfg.image
+    if image is None:
+        return {"embed.tok": ("vocab", "token")}
+    return {
+        "embed.patch": ("patch_row", "patch_column", "channel", "embed"),
+        **_when(image.patch_bias, {"embed.patch_bias": ("embed",)}),
+        **{f"embed.{name}": ("embed",) for name in image.prefix},
+        **_when(image.registers > 0, {"embed.registers": ("register", "embed")}),
+        **_when(image.mask_token, {"embed.mask_token": ("embed",)}),
     }
 
 
@@ -78,15 +113,22 @@ def sizes(cfg: Config) -> dict[str, int]:
         "vocab": cfg.d_vocab,
         "pos": cfg.n_ctx + cfg.position_offset,
         "token": cfg.d_embed or cfg.d_model,
+        **({} if cfg.image is None else _image_sizes(cfg.image)),
         "type": cfg.n_token_types,
         "layer": cfg.n_layers,
         "embed": cfg.d_model,
         "embed_out": cfg.d_model,
+        "projected": cfg.d_projection or 0,
         "heads": cfg.n_heads,
         "kv_heads": cfg.n_kv_heads,
         "head": cfg.d_head,
         "mlp": cfg.d_mlp,
     }
+
+
+def _image_sizes(image: Image) -> dict[str, int]:
+    rows = {"patch_row": image.patch, "patch_column": image.patch}
+    return {**rows, "channel": image.channels, "register": image.registers}
 
 
 def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
@@ -130,6 +172,8 @@ def _start(cfg: Config, leaf: str, shape: tuple[int, ...], key: Key[Array, ""], 
     name = leaf.rsplit(".", 1)[-1]
     if name == "scale":
         return jnp.zeros(shape, dtype) if cfg.norm == "gemma_rms" else jnp.ones(shape, dtype)
+    if name in ("ls1", "ls2"):
+        return jnp.ones(shape, dtype)
     if name.startswith("b") or name.endswith("bias"):
         return jnp.zeros(shape, dtype)
     residual = cfg.family == "gpt2" and leaf in ("blocks.attn.wo", "blocks.mlp.down")

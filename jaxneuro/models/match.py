@@ -40,7 +40,7 @@ class Row:
 def rows(cfg: Config, family: Family) -> Iterator[Row]:
     """The rows whose leaves are in the layout of this configuration."""
     table = layout(cfg)
-    for key, (leaves, pattern) in family.keys.items():
+    for key, (leaves, pattern) in family.tensors(cfg).items():
         leaves = (leaves,) if isinstance(leaves, str) else leaves
         if all(leaf in table for leaf in leaves):
             axes = tuple(a for a in table[leaves[0]] if a != "layer")
@@ -82,7 +82,8 @@ def canonical_names(family: Family, tensors: Tensors) -> dict[str, str]:
 
 def as_stored(cfg: Config, family: Family, names: dict[str, str]) -> Config:
     """The switches that only the tensors can tell: a pooler, a head."""
-    found = {field: tensor in names for field, tensor in family.optional.items()}
+    tensors = {field: (one,) if isinstance(one, str) else one for field, one in family.optional.items()}
+    found = {field: any(tensor in names for tensor in some) for field, some in tensors.items()}
     bare = not any(name.startswith(family.prefix) for name in names.values())
     if not family.optional and bare and not cfg.tied and family.head not in names:
         found["has_head"] = False  # a base model, saved without the head that its config speaks of

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..errors import UserError
 from ..taps import tap, wants
 from .attention import Visible, attend
+from .classify import classified
 from .config import Config
 from .layout import Weights
 from .rope import rotate
@@ -30,7 +31,7 @@ _NEURON: Final = ("batch", "pos", "neuron")
 
 def forward(
     weights: Weights,
-    tokens: Int[Array, "batch pos"],
+    tokens: Int[Array, "batch pos"] | Float[Array, "batch row column channel"],
     *,
     cfg: Config,
     mask: Bool[Array, "batch pos"] | None = None,
@@ -44,7 +45,9 @@ def forward(
     Args:
       weights: as `init` and `load` make them; their dtype is the dtype of the computation (norms, rope and softmax
         are float32 inside).
-      tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit).
+      tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit). For a model
+        of pictures (`Config.image`): pixels, channels last, resized, cropped and normalised as its
+        preprocessor_config.json says; nothing here does that.
       mask: True at real tokens, padding allowed on either side; None: all real. Positions count from the left edge
         all the same, as in transformers, or real tokens only (`Config.masked_positions`). What comes out at padding is
         finite and means nothing.
@@ -54,8 +57,8 @@ def forward(
       start_at: enter the stack at this layer with `resid`, the residual stream that enters it (at 0: instead of the
         embedding). `tokens` then only says how many positions there are.
     Returns:
-      Logits [batch, pos, d_vocab]; without a head the last hidden state (after the final norm); with stop_at the
-      residual stream [batch, pos, d_model].
+      Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
+      (after the final norm); with stop_at the residual stream [batch, pos, d_model].
     Raises:
       UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has.
     Source: arXiv 1706.03762, 1810.04805, 2302.13971 and the transformers implementations; parity tests at 1e-5.
@@ -67,13 +70,18 @@ def forward(
       (1, 5, 32)
     """
     stop = cfg.n_layers if stop_at is None else stop_at
-    _check_range(cfg, tokens.shape[1], start_at, stop, resid)
-    x = embed(weights["embed"], tokens, cfg, token_types, mask) if resid is None else resid
+    _check_range(cfg, tokens.shape, start_at, stop, resid)
+    if resid is not None:
+        x = resid
+    elif cfg.image is not None:
+        x = embed_image(weights["embed"], tokens, cfg)
+    else:
+        x = embed(weights["embed"], tokens, cfg, token_types, mask)
     x = _stack(weights["blocks"], x, cfg, mask, start_at, stop)
     return x if stop_at is not None else _head(weights, x, cfg)
 
 
-def _check_range(cfg: Config, length: int, start: int, stop: int, resid: Array | None) -> None:
+def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, resid: Array | None) -> None:
     if not 0 <= start <= stop <= cfg.n_layers:
         raise UserError(
             f"cannot run layers {start} to {stop}: this model has {cfg.n_layers} layers, "
@@ -81,8 +89,15 @@ def _check_range(cfg: Config, length: int, start: int, stop: int, resid: Array |
         )
     if start > 0 and resid is None:
         raise UserError(f"start_at={start} needs resid=, the residual stream that enters layer {start}.")
-    if cfg.learned_positions and length > cfg.n_ctx:
-        raise UserError(f"{length} positions, but this model has learned only {cfg.n_ctx}. Use shorter windows.")
+    if cfg.image is not None:
+        want = (cfg.image.size, cfg.image.size, cfg.image.channels)
+        if resid is None and shape[1:] != want:
+            hint = "models.resized makes one for another size."
+            raise UserError(
+                f"this model takes pictures [batch, {', '.join(map(str, want))}]; these are {list(shape)}. {hint}"
+            )
+    elif cfg.learned_positions and shape[1] > cfg.n_ctx:
+        raise UserError(f"{shape[1]} positions, but this model has learned only {cfg.n_ctx}. Use shorter windows.")
 
 
 def embed(
@@ -99,6 +114,25 @@ def embed(
         x = x + tap(_positions(w["pos"], tokens, cfg, mask), "pos_embed", axes=_RESIDUAL)
     if "type" in w:
         x = x + (w["type"][0] if token_types is None else jnp.take(w["type"], token_types, axis=0))
+    return _norm(x, w["norm"], cfg) if "norm" in w else x
+
+
+def embed_image(w: Weights, pixels: Float[Array, "batch row column channel"], cfg: Config) -> Array:
+    """Patches, learned tokens before them, positions; registers after these; the norm where the model has one."""
+    image = cfg.image
+    assert image is not None
+    batch, n = pixels.shape[0], image.size // image.patch
+    pixels = pixels.astype(w["patch"].dtype)
+    cut = pixels.reshape(batch, n, image.patch, n, image.patch, image.channels).transpose(0, 1, 3, 2, 4, 5)
+    x = cut.reshape(batch, n * n, -1) @ w["patch"].reshape(-1, cfg.d_model)
+    x = x + w["patch_bias"] if image.patch_bias else x
+    first = [jnp.broadcast_to(w[name], (batch, 1, cfg.d_model)) for name in image.prefix]
+    x = tap(jnp.concatenate([*first, x], axis=1), "embed", axes=_RESIDUAL)
+    if "pos" in w:
+        x = x + tap(jnp.broadcast_to(w["pos"], x.shape), "pos_embed", axes=_RESIDUAL)
+    if image.registers:
+        between = jnp.broadcast_to(w["registers"], (batch, image.registers, cfg.d_model))
+        x = jnp.concatenate([x[:, : len(first)], between, x[:, len(first) :]], axis=1)
     return _norm(x, w["norm"], cfg) if "norm" in w else x
 
 
@@ -143,10 +177,12 @@ def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, lay
         return _norm(value, w[name], cfg, lambda v, part, axes: site(v, f"{name}.{part}", axes))
 
     def attention(value: Array) -> Array:
-        return _attention(w["attn"], value, cfg, visible, angles, layer)
+        out = _attention(w["attn"], value, cfg, visible, angles, layer)
+        return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
 
     def mlp(value: Array) -> Array:
-        return _mlp(w["mlp"], value, cfg, site)
+        out = _mlp(w["mlp"], value, cfg, site)
+        return out * w["ls2"].astype(out.dtype) if cfg.layer_scale else out
 
     x = site(x, "resid_pre")
     if cfg.parallel:
@@ -226,7 +262,7 @@ def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[s
 
 
 def _head(weights: Weights, x: Array, cfg: Config) -> Array:
-    if "final_norm" in weights:
+    if "final_norm" in weights and not cfg.norm_pooled:
         site = {"normalized": "ln_final.normalized", "scale": "ln_final.scale"}
         x = _norm(x, weights["final_norm"], cfg, lambda v, part, axes: tap(v, site[part], axes=axes))
     head = weights.get("head", {})
@@ -237,32 +273,22 @@ def _head(weights: Weights, x: Array, cfg: Config) -> Array:
     if "dense" in head:
         x = ACTS[cfg.head_act or cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
         x = _norm(x, head["norm"], cfg)
-    logits = x @ unembedding(weights, cfg).astype(x.dtype)
+    logits = x @ unembedding(weights, cfg).astype(x.dtype) if cfg.classify is None else classified(head, x, cfg)
     if "b" in head:
         logits = logits + head["b"].astype(logits.dtype)
     if cfg.logit_softcap is not None:
         logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-    return tap(logits, "logits", axes=("batch", "pos", "d_vocab"))
+    return tap(logits, "logits", axes=("batch", "pos", "d_vocab") if logits.ndim == 3 else ("batch", "d_vocab"))
 
 
 def unembedding(weights: Weights, cfg: Config) -> Float[Array, "d_model d_vocab"]:
     """The matrix that turns the last residual stream into logits, tied to the token embedding or not.
 
     Raises:
-      UserError: the model has no head.
+      UserError: the model has no head, or two (a distilled DeiT).
     """
     if not cfg.has_head:
         raise UserError(f"this {cfg.family} model has no head: it ends in its last hidden state.")
+    if cfg.classify == "distilled":
+        raise UserError("this model averages two classifiers: take head.w_cls or head.w_distillation from its weights.")
     return weights["embed"]["tok"].T if cfg.tied else weights["head"]["w"]
-
-
-def pool(weights: Weights, hidden: Float[Array, "batch pos d_model"]) -> Float[Array, "batch d_model"]:
-    """BERT's pooled output of the last hidden state: tanh(W hidden[:, 0] + b).
-
-    Raises:
-      UserError: the checkpoint held no pooler.
-    """
-    if "pooler" not in weights:
-        raise UserError("this model has no pooler; average the hidden states over the mask instead.")
-    w, b = weights["pooler"]["w"], weights["pooler"]["b"]
-    return jnp.tanh(hidden[:, 0] @ w.astype(hidden.dtype) + b.astype(hidden.dtype))

@@ -142,7 +142,7 @@ def test_token_types_default_to_the_first(tokens):
     plain = run(model.weights, tokens)
     np.testing.assert_array_equal(plain, run(model.weights, tokens, token_types=jnp.zeros_like(tokens)))
     assert not np.allclose(plain, run(model.weights, tokens, token_types=jnp.ones_like(tokens)))
-    assert pool(model.weights, plain).shape == (2, 16)
+    assert pool(model.weights, plain, model.cfg).shape == (2, 16)
 
 
 def test_unembedding_is_the_last_step(tokens, llama):
@@ -197,4 +197,4 @@ def test_what_a_model_lacks_is_said(tokens):
     with pytest.raises(UserError, match="has no head"):
         unembedding(random_weights(cfg), cfg)
     with pytest.raises(UserError, match="has no pooler"):
-        pool(random_weights(cfg), jnp.zeros((1, 2, 16)))
+        pool(random_weights(cfg), jnp.zeros((1, 2, 16)), cfg)

@@ -38,7 +38,8 @@ class Case:
 
     def error(self, out) -> float:
         """Largest difference from the golden output at real tokens; inf if anything there is not finite."""
-        difference = np.abs(np.asarray(out) - self.golden["out"])[self.mask]
+        difference = np.abs(np.asarray(out) - self.golden["out"])
+        difference = difference[self.mask] if difference.ndim == 3 else difference  # a classifier has no positions
         return float(difference.max()) if np.isfinite(difference).all() else float("inf")
 
 

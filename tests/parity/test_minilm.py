@@ -45,7 +45,7 @@ def test_sentence_embeddings(minilm, golden):
     mean = hidden.mean(1, where=mask[..., None])
     embeddings = mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
     np.testing.assert_allclose(embeddings, golden["embeddings"], atol=1e-5)
-    assert jnp.isfinite(pool(minilm.weights, hidden)).all()
+    assert jnp.isfinite(pool(minilm.weights, hidden, minilm.cfg)).all()
 
 
 def test_residual_stream_of_one_sentence(minilm, golden):

@@ -33,8 +33,8 @@ SIZES = {
     "n_token_types",
     "d_embed",
 }
-# family: which row of the table; pooler: read by `pool` only, whose output test_parity compares.
-NOT_READ = {"family", "pooler"}
+# family: which row of the table; the others: read by `pool` and `project`, whose outputs test_parity compares.
+NOT_READ = {"family", "pooler", "pool_from", "eos", "d_projection", "projection_bias"}
 CHOICES = {
     "norm": ("rms", "gemma_rms", "layer"),
     "norm_placement": ("pre", "post", "sandwich"),
@@ -68,6 +68,12 @@ def mutants(cfg: Config):
     for cap in ("attn_softcap", "logit_softcap"):
         now = getattr(cfg, cap)
         out |= {f"{cap} {v}": {cap: v} for v in ((None, 1.05 * now) if now else (3.0,))}
+    if cfg.image is not None:
+        image = dataclasses.replace(cfg.image, patch_bias=not cfg.image.patch_bias)
+        out["image.patch_bias"] = {"image": image}
+        if cfg.has_head:
+            kinds = ("cls", "cls_and_patches", "distilled")
+            out |= {f"classify {v}": {"classify": v} for v in (None, *kinds) if v != cfg.classify}
     if cfg.learned_positions:
         out["position_offset"] = {"position_offset": max(cfg.position_offset - 1, 0) or 1}
     flags = [f.name for f in dataclasses.fields(cfg) if f.type == "bool" or f.type is bool]
@@ -139,23 +145,26 @@ def test_every_switch_is_covered():
 
 
 def test_wrong_switches_change_the_output(case):
-    survivors = set()
+    survivors, wrong = set(), mutants(case.model.cfg)
     with jax.disable_jit():  # operation by operation: nothing to compile for each mutant
         assert case.error(case.run(case.model.weights)) < CAUGHT / 2
-        for name, cfg in mutants(case.model.cfg).items():
+        for name, cfg in wrong.items():
             out = case.run(refit(case.model.weights, cfg), cfg)
             if out.shape == case.golden["out"].shape and case.error(out) < CAUGHT:
                 survivors.add(name)
     expected = INVISIBLE.get(case.folder.name, set())
     if not case.model.cfg.has_head:
         # There is nothing to tie, transform, bias or cap.
-        expected = expected | {"tied", "head_transform", "head_bias", "logit_softcap 3.0"}
+        expected = expected | {"tied", "head_transform", "head_bias", "logit_softcap 3.0"} & set(wrong)
     assert survivors == expected
 
 
 @pytest.mark.parametrize(
     "name",
-    ["gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm", "opt-350m", "gemma2", "phi-qk", "phi3"],
+    [
+        *("gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm", "opt-350m", "gemma2", "phi-qk", "phi3"),
+        *("vit-no-biases", "deit-distilled", "dinov2-swiglu", "dinov2_with_registers-classes", "clip_vision_model"),
+    ],
 )
 def test_every_leaf_is_read(name):
     case = open_case(name)
@@ -165,6 +174,8 @@ def test_every_leaf_is_read(name):
             if case.error(case.run(nest({**leaves, leaf: 1.1 * a}))) < CAUGHT:
                 unread.add(leaf)
     allowed = {"pooler.w", "pooler.b"} if case.model.cfg.pooler else set()
+    if case.model.cfg.norm_pooled:
+        allowed |= {"final_norm.scale", "final_norm.bias"}  # read by `pool`
     if case.model.cfg.rope is None:
-        allowed |= {"blocks.attn.bk"}  # adds q.b to every key of a row alike, which softmax does not see
-    assert unread == allowed
+        allowed |= {"blocks.attn.bk"} & set(leaves)  # adds q.b to every key of a row alike, which softmax does not see
+    assert unread == allowed | {leaf for leaf in leaves if leaf == "embed.mask_token"}  # of training

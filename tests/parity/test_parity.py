@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every family and switch against transformers: output and each layer's residual stream, at real tokens, at 1e-5."""
 
-import jax
-import numpy as np
+import dataclasses
 
-from jaxneuro.models import FAMILIES, pool
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.models import FAMILIES, load, pool, project, resized
+from jaxneuro.models.layout import flatten, nest
 from jaxneuro.taps import capture
 
-from .conftest import CASES, open_case
+from .conftest import CASES, FIXTURES, open_case
 
 TOLERANCE = 1e-5  # float32 rounding of these models is 1e-6 to 3e-6; the smallest known real mistake is 9e-5
 
@@ -31,7 +36,66 @@ def test_output_and_every_residual(case):
     np.testing.assert_array_equal(acts[sites[0]][1:], acts[sites[1]][:-1])
 
 
-def test_pooled_output():
-    case = open_case("bert")
-    hidden = case.golden["out"]
-    np.testing.assert_allclose(pool(case.model.weights, hidden), case.golden["pooled"], atol=TOLERANCE)
+POOLED = [c for c in CASES if {"pooled", "embeds"} & set(open_case(c).golden)]
+
+
+def pooled(case, cfg=None, weights=None):
+    """The pooled output of the golden last hidden state, projected where the golden one is."""
+    weights = weights or case.model.weights
+    out = pool(weights, jnp.asarray(case.golden["out"]), cfg or case.model.cfg, case.inputs[0])
+    return project(weights, out) if "projection" in weights else out
+
+
+def golden_pooled(case) -> np.ndarray:
+    return case.golden["embeds" if "embeds" in case.golden else "pooled"]
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_pooled_output(name):
+    case = open_case(name)
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(pooled(case), golden_pooled(case), atol=TOLERANCE)
+
+
+WRONG_POOLING = {
+    "bert": {"pool_from": "last"},
+    "vit": {"pool_from": "last"},
+    "dinov2": {"pool_from": "last"},
+    "clip_vision_model": {"norm_pooled": False},
+    "clip_text_model": {"eos": 5},
+    "clip_text_model-projected": {"eos": 2},
+    "siglip_text_model": {"pool_from": "first"},
+    "siglip_vision_model": {"act": "gelu"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_POOLING)
+def test_wrong_pooling_changes_the_pooled_output(name):
+    case = open_case(name)
+    wrong = pooled(case, dataclasses.replace(case.model.cfg, **WRONG_POOLING[name]))
+    assert np.abs(wrong - golden_pooled(case)).max() > 2 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["siglip_vision_model", "siglip_text_model", "clip_text_model-projected"])
+def test_every_leaf_above_the_stack_is_read(name):
+    case = open_case(name)
+    leaves = flatten(case.model.weights)
+    above = [leaf for leaf in leaves if leaf.split(".")[0] in ("pooler", "projection")]
+    moved = {leaf: pooled(case, None, nest({**leaves, leaf: 1.1 * leaves[leaf]})) for leaf in above}
+    unread = {leaf for leaf, out in moved.items() if np.abs(out - golden_pooled(case)).max() < 2 * TOLERANCE}
+    assert unread == {leaf for leaf in above if leaf == "pooler.attn.bk"}  # softmax does not see it
+    assert above
+
+
+@pytest.fixture(scope="module")
+def golden_sizes():
+    return dict(np.load(FIXTURES / "resized.npz"))
+
+
+@pytest.mark.parametrize("size", [18, 9])
+@pytest.mark.parametrize("name", ["vit", "dinov2", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model"])
+def test_pictures_of_another_size(name, size, golden_sizes):
+    model = resized(load(FIXTURES / name), size)
+    with jax.default_matmul_precision("highest"):
+        out = jax.jit(model.apply)(model.weights, golden_sizes[f"pixels-{size}"])
+    np.testing.assert_allclose(out, golden_sizes[f"{name}-{size}"], atol=TOLERANCE)

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from ..config import Config, Image
 from ..rope import RopeKeys
 
 type Keys = Mapping[str, tuple[str | tuple[str, ...], str]]
@@ -33,11 +34,17 @@ class Family:
     fixed: Mapping[str, Any]
     """Config fields that are the same for every model of the family."""
     keys: Keys
+    gated_keys: Keys | None = None
+    """Instead of `keys` where the MLP is gated, if its tensors then have other names."""
     prefix: str
     """In front of every tensor but the head's; absent when the base model alone was saved."""
     classes: tuple[str, str]
     """transformers' class without and with a head."""
     rope: RopeKeys | None = None
+    image: Image | None = None
+    """For models of pictures: what the config's own keys leave open, with transformers' default sizes."""
+    derived: tuple[Callable[[Any, dict], dict], Callable[[Any], dict]] | None = None
+    """(config, Config fields so far) -> further fields; a Config -> their config keys."""
     windows: str = "never"
     """never | always (sliding_window for every layer) | by_layer (layer_types, use_sliding_window ...) | periodic
     (layer_types, or every `period`-th layer sees all)."""
@@ -54,8 +61,12 @@ class Family:
     """Patterns of buffers in checkpoints that hold no weights."""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{tensor: the one it repeats}; accepted when equal, or in its place."""
-    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """{Config field: tensor whose presence in the checkpoint decides it}."""
+    optional: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """{Config field: tensor, or one of several, whose presence in the checkpoint decides it}."""
+
+    def tensors(self, cfg: Config) -> Keys:
+        """The keys of this configuration."""
+        return self.gated_keys if cfg.gated and self.gated_keys is not None else self.keys
 
     @property
     def head(self) -> str | None:

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two models whose pooled outputs meet in one space: CLIP's and SigLIP's pictures and texts."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from ..errors import UserError, unknown
+from ..io.files import read_json, write_json
+from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
+from ..io.sources import resolve
+from .checkpoint import REPLACED, from_tensors, stored_dtype, to_tensors
+from .config import Config
+from .families import PAIRS
+from .hf_config import config_to_hf
+from .layout import Weights
+from .module import Transformer
+from .pooling import pool, project
+from .transformer import forward
+
+
+def embedding(
+    weights: Weights, inputs: Array, cfg: Config, mask: Bool[Array, "batch pos"] | None = None
+) -> Float[Array, "batch d_projection"]:
+    """The pooled, projected output of one model of a pair, of length 1.
+
+    Args:
+      inputs: tokens, or pictures as `forward` takes them.
+      mask: True at real tokens.
+    Raises:
+      UserError: the model has no projection; what `forward` raises.
+    Example:
+      >>> cfg = Config(n_layers=1, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=8, d_vocab=9, n_ctx=7,
+      ...              has_head=False, pool_from="last", d_projection=4)
+      >>> embedding(init(cfg, jax.random.key(0)), jnp.ones((2, 7), "int32"), cfg).shape
+      (2, 4)
+    """
+    hidden = forward(weights, inputs, cfg=cfg, mask=mask)
+    pooled = pool(weights, hidden, cfg, inputs)
+    # SigLIP's pictures are in the shared space as they are pooled.
+    x = pooled if cfg.pool_from == "attention" else project(weights, pooled)
+    x32 = x.astype(jnp.float32)
+    return (x32 / jnp.linalg.norm(x32, axis=-1, keepdims=True)).astype(x.dtype)
+
+
+def similarity(
+    weights: Weights,
+    pixels: Float[Array, "picture row column channel"],
+    tokens: Int[Array, "text pos"],
+    mask: Bool[Array, "text pos"] | None = None,
+    *,
+    image: Config,
+    text: Config,
+) -> Float[Array, "picture text"]:
+    """How well each picture fits each text: exp(logit_scale) * cosine (+ logit_bias), transformers' logits_per_image.
+
+    CLIP takes softmax over texts, SigLIP the logistic function of each.
+
+    Args:
+      weights: {"image": ..., "text": ..., "logit_scale": ..., SigLIP also "logit_bias": ...}, as `Pair.weights`.
+    Source: arXiv:2103.00020 (CLIP), 2303.15343 (SigLIP); parity with transformers at 1e-5.
+    Example:
+      >>> sizes = dict(n_layers=1, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=8, d_projection=4, has_head=False)
+      >>> image = Config(**sizes, d_vocab=0, n_ctx=5, image=Image(size=4, patch=2), pool_from="first")
+      >>> text = Config(**sizes, d_vocab=9, n_ctx=7, pool_from="last")
+      >>> weights = {"image": init(image, jax.random.key(0)), "text": init(text, jax.random.key(1))}
+      >>> weights |= {"logit_scale": jnp.float32(2.7)}
+      >>> similarity(weights, jnp.ones((3, 4, 4, 3)), jnp.ones((2, 7), "int32"), image=image, text=text).shape
+      (3, 2)
+    """
+    pictures, texts = embedding(weights["image"], pixels, image), embedding(weights["text"], tokens, text, mask)
+    logits = pictures @ texts.T * jnp.exp(weights["logit_scale"]).astype(texts.dtype)
+    return logits + weights["logit_bias"].astype(logits.dtype) if "logit_bias" in weights else logits
+
+
+class Pair(nnx.Module):
+    """A model of pictures and one of text that were trained to agree. `similarity` is the pure function.
+
+    `image` and `text` are ordinary models: capture, edit and probe each as any other.
+    """
+
+    def __init__(self, image: Transformer, text: Transformer, scalars: dict[str, Array], hf_config: str = "{}"):
+        """hf_config: the Hugging Face config it came with, as JSON, kept for `save_pair`."""
+        self.image, self.text = image, text
+        self.hf_config = hf_config
+        self.scalars = nnx.data({name: nnx.Param(a) for name, a in scalars.items()})
+
+    @property
+    def weights(self) -> Weights:
+        """The weights of both, and the scalars, as a nested dict of arrays (the arrays themselves, not copies)."""
+        scalars = {name: p.get_value() for name, p in self.scalars.items()}
+        return {"image": self.image.weights, "text": self.text.weights, **scalars}
+
+    def __call__(self, pixels: Array, tokens: Array, mask: Array | None = None) -> Float[Array, "picture text"]:
+        """Logits of every picture with every text; see `similarity`."""
+        return similarity(self.weights, pixels, tokens, mask, image=self.image.cfg, text=self.text.cfg)
+
+
+_PREFIXES: Final = {"text": ("text_model.", "text_projection."), "image": ("vision_model.", "visual_projection.")}
+_SCALARS: Final = {"clip": ("logit_scale",), "siglip": ("logit_scale", "logit_bias")}
+_SUBCONFIG: Final = {"text": "text_config", "image": "vision_config"}
+
+
+def load_pair(
+    name: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+    allow_nonfinite: bool = False,
+) -> Pair:
+    """Load a CLIP or SigLIP from a folder or a Hub name; arguments as in `load`.
+
+    Raises:
+      UserError: the folder holds no pair, or its tensors do not fit its config.
+    """
+    folder = resolve(name, revision=revision)
+    hf, tensors = read_json(folder / "config.json"), read_checkpoint(folder)
+    kind = hf.get("model_type") if isinstance(hf, dict) else None
+    if kind not in PAIRS:
+        raise unknown("pair of models", str(kind), PAIRS, where=str(folder), hint="One model is opened by models.load.")
+    part = {"dtype": dtype, "mesh": mesh, "allow_nonfinite": allow_nonfinite}
+    image, text = (
+        from_tensors(folder, _tower_config(hf, tower), tensors.starting(*_PREFIXES[tower]), **part)
+        for tower in ("image", "text")
+    )
+    return Pair(image, text, _scalars(folder, tensors, _SCALARS[kind], dtype), json.dumps(hf, sort_keys=True))
+
+
+def _tower_config(hf: dict[str, Any], tower: str) -> dict[str, Any]:
+    """The config of one model, as it would have it alone."""
+    family = PAIRS[hf["model_type"]][tower]
+    width = {"projection_dim": hf.get("projection_dim") or 512} if hf["model_type"] == "clip" else {}
+    architectures = ["WithProjection"] if width else []
+    return {**(hf.get(_SUBCONFIG[tower]) or {}), "model_type": family, **width, "architectures": architectures}
+
+
+def _scalars(folder: Path, tensors: Tensors, names: tuple[str, ...], dtype: Any) -> dict[str, jax.Array]:
+    expected = sum(_PREFIXES.values(), ())
+    extra = [n for n in tensors if n not in names and not n.startswith(expected)]
+    missing = [n for n in names if n not in tensors]
+    if extra or missing:
+        wrong = [f"{what}: {', '.join(n)}" for what, n in (("missing", missing), ("not part of a pair", extra)) if n]
+        raise UserError(f"{folder}: the weights do not fit their config.json; {'; '.join(wrong)}.")
+    return {n: jnp.asarray(np.array(tensors[n], dtype or tensors.dtype(n))) for n in names}
+
+
+def save_pair(pair: Pair, folder: str | os.PathLike) -> None:
+    """Write config.json and model.safetensors as transformers reads them: what was loaded comes out byte for byte.
+
+    Raises:
+      UserError: transformers' class cannot express one of the models, or the disk is full.
+    """
+    folder, towers = Path(folder), {"text": pair.text, "image": pair.image}
+    (kind,) = [k for k, rows in PAIRS.items() if rows == {t: m.cfg.family for t, m in towers.items()}]
+    old = {k: v for k, v in json.loads(pair.hf_config).items() if k not in REPLACED}
+    config = {"model_type": kind, "architectures": [_CLASSES[kind]], "torch_dtype": stored_dtype(pair.image)}
+    for tower, model in towers.items():
+        own = {k: v for k, v in config_to_hf(model.cfg).items() if k not in _OF_THE_PAIR}
+        config[_SUBCONFIG[tower]] = {**(old.get(_SUBCONFIG[tower]) or {}), **own}
+    if kind == "clip":
+        config["projection_dim"] = pair.image.cfg.d_projection
+    scalars = {name: np.asarray(p.get_value()) for name, p in pair.scalars.items()}
+    tensors = {**to_tensors(pair.text), **to_tensors(pair.image), **scalars}
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "config.json", {**old, **config})
+
+
+_OF_THE_PAIR: Final = ("architectures", "projection_dim")
+"""Keys that a model alone has, and in a pair the pair."""
+_CLASSES: Final = {"clip": "CLIPModel", "siglip": "SiglipModel"}

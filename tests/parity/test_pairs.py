@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP and SigLIP whole: embeddings and logits against transformers, and folders of two models."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.errors import UserError
+from jaxneuro.io import read_safetensors, write_safetensors
+from jaxneuro.models import embedding, load, load_pair, save_pair
+from jaxneuro.models.layout import flatten
+
+from .conftest import FIXTURES
+from .test_parity import TOLERANCE
+
+PAIRS = FIXTURES / "pairs"
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def pair(request):
+    return load_pair(PAIRS / request.param)
+
+
+@pytest.fixture
+def golden(pair):
+    return dict(np.load(PAIRS / json.loads(pair.hf_config)["model_type"] / "pair.npz"))
+
+
+def inputs(golden):
+    return tuple(jnp.asarray(golden[name]) for name in ("pixels", "tokens", "mask"))
+
+
+def test_logits_of_pictures_and_texts(pair, golden):
+    with jax.default_matmul_precision("highest"):
+        # exp(logit_scale) is about 10 here, and multiplies the rounding of cosines
+        np.testing.assert_allclose(pair(*inputs(golden)), golden["logits"], atol=2 * TOLERANCE)
+
+
+def test_embeddings(pair, golden):
+    pixels, tokens, mask = inputs(golden)
+    with jax.default_matmul_precision("highest"):
+        image = embedding(pair.image.weights, pixels, pair.image.cfg)
+        text = embedding(pair.text.weights, tokens, pair.text.cfg, mask)
+    np.testing.assert_allclose(image, golden["image"], atol=TOLERANCE)
+    np.testing.assert_allclose(text, golden["text"], atol=TOLERANCE)
+    np.testing.assert_allclose(jnp.linalg.norm(image, axis=-1), 1.0, atol=1e-6)
+
+
+def test_every_scalar_is_read(pair, golden):
+    for p in pair.scalars.values():
+        before = p.get_value()
+        p.set_value(1.1 * before)
+        assert np.abs(pair(*inputs(golden)) - golden["logits"]).max() > 1e-3
+        p.set_value(before)
+
+
+def test_what_was_loaded_is_saved_byte_for_byte(pair, tmp_path):
+    kind = json.loads(pair.hf_config)["model_type"]
+    save_pair(pair, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (PAIRS / kind / "model.safetensors").read_bytes()
+    before, after = (json.loads((f / "config.json").read_text()) for f in (PAIRS / kind, tmp_path))
+    for whole, again in ((before, after), *((before[t], after[t]) for t in ("text_config", "vision_config"))):
+        kept = {
+            k: v for k, v in whole.items() if not isinstance(v, dict) and k not in ("dtype", "transformers_version")
+        }
+        assert kept == {k: again[k] for k in kept}
+    again = load_pair(tmp_path)
+    assert (again.image.cfg, again.text.cfg) == (pair.image.cfg, pair.text.cfg)
+    a, b = flatten(again.weights), flatten(pair.weights)
+    assert set(a) == set(b)
+    assert all((a[leaf] == b[leaf]).all() for leaf in a)
+
+
+def test_one_of_two_is_not_opened_as_one():
+    with pytest.raises(UserError, match=r"holds two models.*load_pair"):
+        load(PAIRS / "clip")
+    with pytest.raises(UserError, match=r"no pair of models 'vit'.*Known: clip, siglip"):
+        load_pair(FIXTURES / "vit")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: {n: a for n, a in t.items() if n != "logit_scale"}, "missing: logit_scale"),
+        (lambda t: {**t, "odd": np.zeros(2, np.float32)}, "not part of a pair: odd"),
+        (lambda t: {n: a for n, a in t.items() if n != "text_projection.weight"}, "missing: text_projection.weight"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path, change, message):
+    shutil.copytree(PAIRS / "clip", tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, change({n: np.array(a) for n, a in read_safetensors(path).items()}), {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        load_pair(tmp_path)
