@@ -106,7 +106,8 @@ def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
     leaves = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}
     write_safetensors(folder / "model.safetensors", _tensors(model.cfg, leaves), {"format": "pt"})
-    write_json(folder / "config.json", {**old, **config, "torch_dtype": str(leaves["blocks.attn.wq"].dtype)})
+    dtype = max(leaves.values(), key=lambda a: a.size).dtype
+    write_json(folder / "config.json", {**old, **config, "torch_dtype": str(dtype)})
 
 
 _REPLACED = ("rope_parameters", "dtype", "transformers_version", "_name_or_path")

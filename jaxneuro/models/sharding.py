@@ -15,6 +15,7 @@ RULES: Final = {
     "heads": "model",
     "kv_heads": "model",
     "mlp": "model",
+    "inner": "model",
     "embed": "fsdp",
     "token": "fsdp",
 }

@@ -16,7 +16,8 @@ from .family import REQUIRED as REQUIRED
 from .family import Family as Family
 from .gpt import DECODERS
 from .llama import LLAMA_LIKE
+from .ssm import RECURRENT
 from .vision import VISION
 
-FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **ENCODERS, **VISION}
+FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **ENCODERS, **VISION, **RECURRENT}
 """`model_type` -> its row."""
