@@ -14,6 +14,7 @@ far from 1 and 0, epsilons are large, windows are shorter than the text: else a 
 """
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -278,6 +279,14 @@ BDH = {
     "commit": "714bc800631e7bffc0946768f4f3c77d25a68ca4",
     "file": "bdh.py",
     "sha256": "cfe24008f920965cc3c8236feff52c89ca794a31e52324acf9ddb4cd6fd50ac9",
+    "defaults": {
+        "n_layer": 6,
+        "n_embd": 256,
+        "dropout": 0.1,
+        "n_head": 4,
+        "mlp_internal_dim_multiplier": 128,
+        "vocab_size": 256,
+    },
     "config": {"n_layer": 3, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 4, "vocab_size": 40},
 }
 
@@ -381,7 +390,7 @@ def write(case: str) -> None:
 
 
 def write_bdh(file: Path) -> None:
-    """BDH as its authors' module computes it: parameters under their names, LayerNorm's outputs for the residual stream.
+    """BDH as its authors' module computes it, its parameters under their names.
 
     The module takes no mask, so here no token is padding.
     """
@@ -391,6 +400,8 @@ def write_bdh(file: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["bdh"] = module
     spec.loader.exec_module(module)
+    if dataclasses.asdict(module.BDHConfig()) != BDH["defaults"]:
+        raise SystemExit(f"defaults of {file} are {module.BDHConfig()}")
     torch.manual_seed(SEED)
     model = module.BDH(module.BDHConfig(**BDH["config"])).eval()
     with torch.no_grad():
@@ -407,7 +418,8 @@ def write_bdh(file: Path) -> None:
     weights = {k: p.detach().contiguous() for k, p in model.named_parameters()}
     safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
-    config = {"model_type": "bdh", "architectures": ["BDH"], **BDH["config"], "provenance": BDH}
+    source = {key: BDH[key] for key in ("repository", "commit", "file", "sha256")}
+    config = {"model_type": "bdh", "architectures": ["BDH"], **BDH["config"], "provenance": source}
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     np.savez_compressed(
         folder / "expected.npz",
@@ -480,6 +492,7 @@ def main() -> None:
     versions = {m.__name__: m.__version__ for m in (torch, transformers, np)} | {"python": platform.python_version()}
     about = {"made_by": "scripts/make_parity_fixtures.py", "seed": SEED, "versions": versions}
     about["defaults"] = {f: _defaults(f) for f in sorted({_class(c).config_class.model_type for c in CASES})}
+    about["defaults"]["bdh"] = {"model_type": "bdh", **BDH["defaults"]}
     (FIXTURES / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     return None
 

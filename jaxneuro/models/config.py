@@ -32,23 +32,10 @@ class Image:
 
 _OF_ATTENTION: Final = ("n_heads", "n_kv_heads", "d_head", "d_mlp", "n_ctx")
 # What a model with a mixer may still choose: everything before, between and after its layers.
-_OF_MIXERS: Final = frozenset(
-    (
-        "mixer",
-        "family",
-        "n_layers",
-        "d_model",
-        "d_vocab",
-        "d_embed",
-        "act",
-        "norm",
-        "norm_eps",
-        "norm_placement",
-        "rope",
-    )
-    + ("embed_scale", "embed_norm", "has_head", "tied", "head_transform", "head_act", "head_bias", "logit_softcap")
-    + ("pooler",)
-)
+_OF_MIXERS: Final = (
+    "mixer", "family", "n_layers", "d_model", "d_vocab", "d_embed", "embed_scale", "embed_norm", "act", "norm",
+    "norm_eps", "norm_placement", "rope", "has_head", "tied", "head_bias", "logit_softcap",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -103,10 +103,9 @@ def _mamba2_to_hf(cfg: Config) -> dict:
 
 def _limits(stored: Any) -> tuple[float, float]:
     """transformers 5 writes infinity as {"__float__": "Infinity"}, as JSON has none; 4 writes it all the same."""
-    read = [x.get("__float__") if isinstance(x, dict) else x for x in stored] if isinstance(stored, list) else []
     try:
-        low, high = (float(x) for x in read)
-    except (TypeError, ValueError):
+        low, high = (float(x["__float__"] if isinstance(x, dict) else x) for x in stored)
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"config.json: time_step_limit={stored!r} is not [lowest, highest].") from None
     return low, high
 

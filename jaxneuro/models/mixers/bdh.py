@@ -102,22 +102,26 @@ def _read(r: Array, x: Array, before: Array | None, at: At) -> tuple[Array, Arra
     r, x = r.astype(jnp.float32), x.astype(jnp.float32)
     chunk = max(64, 2 * d_model)  # where the synapses become cheaper than pairs of tokens
     explicit = wants("blocks.mixer.state")
-    if before is None and (explicit or length > chunk):
-        before = jnp.zeros((rows, heads, neurons, d_model), jnp.float32)
+    if before is None and length <= chunk and not explicit:
+        return _alone(r, x)
+    before = jnp.zeros((rows, heads, neurons, d_model), jnp.float32) if before is None else before
     if not explicit:
         return in_chunks(_chunk, before, (r, x), chunk)
-    assert before is not None
     states = every_state(jnp.ones((1, length, 1, 1, 1), jnp.float32), jnp.einsum("bthn,btd->bthnd", r, x), before)
     read = jnp.concatenate([before[:, None], states[:, :-1]], axis=1)
     read = at.site(read, "state", (*_NEURON, "d_model"))
     return states[:, -1], jnp.einsum("bthn,bthnd->bthd", r, read)
 
 
-def _chunk(before: Array | None, part: tuple[Array, Array]) -> tuple[Array, Array]:
-    r, x = part
+def _alone(r: Array, x: Array) -> tuple[Array, Array]:
+    """What tokens write, and what they read of each other."""
     pairs = jnp.tril(jnp.einsum("bihn,bjhn->bhij", r, r), -1)
-    a, last = jnp.einsum("bhij,bjd->bihd", pairs, x), jnp.einsum("bjhn,bjd->bhnd", r, x)
-    return (last, a) if before is None else (before + last, a + jnp.einsum("bihn,bhnd->bihd", r, before))
+    return jnp.einsum("bjhn,bjd->bhnd", r, x), jnp.einsum("bhij,bjd->bihd", pairs, x)
+
+
+def _chunk(before: Array, part: tuple[Array, Array]) -> tuple[Array, Array]:
+    own, a = _alone(*part)
+    return before + own, a + jnp.einsum("bihn,bhnd->bihd", part[0], before)
 
 
 def _layer_norm(x: Array, eps: float) -> Array:

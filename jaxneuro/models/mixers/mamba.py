@@ -10,8 +10,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...taps import wants
-from .parts import CHANNEL, At, Axes, Start, check_counts, conv, every_state, in_chunks, linear
-from .parts import log_of_counts, ones, time_steps, uniform_by
+from .parts import (
+    CHANNEL,
+    At,
+    Axes,
+    Start,
+    check_counts,
+    conv,
+    every_state,
+    in_chunks,
+    linear,
+    log_of_counts,
+    ones,
+    time_steps,
+    uniform_by,
+)
 
 CHUNK: Final = 64
 """Tokens whose states [batch, chunk, d_inner, d_state] exist at a time."""

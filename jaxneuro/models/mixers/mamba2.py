@@ -12,8 +12,22 @@ from jaxtyping import Array, Float
 
 from ...errors import UserError
 from ...taps import wants
-from .parts import CHANNEL, HEADS, At, Axes, Start, check_counts, conv, every_state, in_chunks, linear
-from .parts import log_of_counts, ones, time_steps, uniform_by
+from .parts import (
+    CHANNEL,
+    HEADS,
+    At,
+    Axes,
+    Start,
+    check_counts,
+    conv,
+    every_state,
+    in_chunks,
+    linear,
+    log_of_counts,
+    ones,
+    time_steps,
+    uniform_by,
+)
 
 CHUNK: Final = 64
 """Tokens that see each other by a matrix product; what is older they see through the state."""
