@@ -171,10 +171,11 @@ class Mamba2:
 def _chunk(before: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
     log_decay, x, b, c = part
     total = jnp.cumsum(log_decay, axis=1)
-    since = total[:, :, None] - total[:, None, :]  # how far token i has decayed since token j
-    seen = jnp.tril(jnp.ones(since.shape[1:3], bool))[:, :, None, None]
+    older, seen = (jnp.tri(total.shape[1], k=k, dtype=bool)[:, :, None, None] for k in (-1, 0))
+    # How far j has decayed at i: sums from j on, for differences of `total` would lose what it has gathered by then.
+    since = jnp.cumsum(jnp.where(older, log_decay[:, :, None], 0), axis=1)
     weights = jnp.exp(jnp.where(seen, since, -jnp.inf)) * jnp.einsum("bigs,bjgs->bijg", c, b)[..., None]
     y = jnp.einsum("bijgm,bjgmp->bigmp", weights, x)
     y = y + jnp.exp(total)[..., None] * jnp.einsum("bigs,bgmps->bigmp", c, before)
-    left = jnp.exp(total[:, -1:] - total)[..., None] * x
+    left = jnp.exp(since[:, -1])[..., None] * x
     return jnp.exp(total[:, -1])[..., None, None] * before + jnp.einsum("bjgmp,bjgs->bgmps", left, b), y
