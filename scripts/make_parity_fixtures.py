@@ -5,6 +5,7 @@ Needs torch and transformers, in an environment of its own (nothing else of this
 
     python scripts/make_parity_fixtures.py                     write tests/parity/fixtures
     python scripts/make_parity_fixtures.py vit clip resized    only these cases, pairs, or the resized pictures
+    python scripts/make_parity_fixtures.py --bdh FILE          the case of BDH, from its authors' module
     python scripts/make_parity_fixtures.py --minilm FOLDER     also the golden embeddings of all-MiniLM-L6-v2
     python scripts/make_parity_fixtures.py --verify FOLDER     load FOLDER/CASE as jaxneuro saved it, and compare
 
@@ -14,12 +15,17 @@ far from 1 and 0, epsilons are large, windows are shorter than the text: else a 
 """
 
 import argparse
+import dataclasses
+import hashlib
+import importlib.util
 import json
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 
@@ -81,6 +87,21 @@ _VIT = {
 }
 _DINO = {**{k: v for k, v in _VIT.items() if k != "intermediate_size"}, "mlp_ratio": 2}
 _ROBERTA = {**_BERT, "type_vocab_size": 2}
+_MAMBA = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "state_size": 4,
+    "num_hidden_layers": 3,
+    "layer_norm_epsilon": 1e-2,
+    "time_step_rank": 3,
+}
+_MAMBA2 = {
+    **{k: v for k, v in _MAMBA.items() if k != "time_step_rank"},
+    "num_heads": 4,
+    "head_dim": 8,
+    "n_groups": 2,
+    "chunk_size": 8,  # does not divide LENGTH
+}
 
 
 def _rope(kind: str, **values: object) -> dict[str, object]:
@@ -239,6 +260,50 @@ CASES: dict[str, tuple[str, Mapping[str, object]]] = {
     ),
     "siglip_vision_model-no-pooler": ("SiglipVisionModel", {**_VIT, "vision_use_head": False}),
     "siglip_text_model": ("SiglipTextModel", {**_BERT, "projection_size": 12}),
+    "mamba": ("MambaForCausalLM", _MAMBA),
+    "mamba-biases": (
+        "MambaForCausalLM",
+        {
+            **_MAMBA,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "conv_kernel": 3,
+            "expand": 3,
+            "residual_in_fp32": False,
+            "tie_word_embeddings": False,
+            "hidden_act": "gelu",
+        },
+    ),
+    "mamba2": ("Mamba2ForCausalLM", {**_MAMBA2, "time_step_limit": [0.3, 1.2]}),
+    "mamba2-biases": (
+        "Mamba2ForCausalLM",
+        {
+            **_MAMBA2,
+            "use_bias": True,
+            "use_conv_bias": False,
+            "conv_kernel": 3,
+            "n_groups": 1,
+            "residual_in_fp32": False,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+        },
+    ),
+}
+# The authors' module, which transformers has not; --bdh says where it is.
+BDH = {
+    "repository": "https://github.com/pathwaycom/bdh",
+    "commit": "714bc800631e7bffc0946768f4f3c77d25a68ca4",
+    "file": "bdh.py",
+    "sha256": "cfe24008f920965cc3c8236feff52c89ca794a31e52324acf9ddb4cd6fd50ac9",
+    "defaults": {
+        "n_layer": 6,
+        "n_embd": 256,
+        "dropout": 0.1,
+        "n_head": 4,
+        "mlp_internal_dim_multiplier": 128,
+        "vocab_size": 256,
+    },
+    "config": {"n_layer": 3, "n_embd": 16, "n_head": 2, "mlp_internal_dim_multiplier": 4, "vocab_size": 40},
 }
 _EOS = {"clip_text_model-projected": 5, "clip": 5}
 _SMALL = {"num_hidden_layers": 2}
@@ -414,6 +479,48 @@ def write(case: str) -> None:
     )
 
 
+def write_bdh(file: Path) -> None:
+    """BDH as its authors' module computes it, its parameters under their names.
+
+    The module takes no mask, so here no token is padding.
+    """
+    if hashlib.sha256(file.read_bytes()).hexdigest() != BDH["sha256"]:
+        raise SystemExit(f"{file} is not {BDH['file']} of {BDH['repository']} at {BDH['commit']}")
+    spec = importlib.util.spec_from_file_location("bdh", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bdh"] = module
+    spec.loader.exec_module(module)
+    if dataclasses.asdict(module.BDHConfig()) != BDH["defaults"]:
+        raise SystemExit(f"defaults of {file} are {module.BDHConfig()}")
+    torch.manual_seed(SEED)
+    model = module.BDH(module.BDHConfig(**BDH["config"])).eval()
+    with torch.no_grad():
+        for key, p in model.named_parameters():
+            p += torch.randn_like(p) * (0.02 if "embed" in key else 0.8 * p.shape[-2] ** -0.5)
+    norms: list[torch.Tensor] = []
+    model.ln.register_forward_hook(lambda m, args, out: norms.append(out))
+    tokens = inputs(BDH["config"]["vocab_size"])[0]
+    with torch.no_grad():
+        out = model(tokens)[0]
+    resid = torch.stack(norms[::3])[:, :, 0]  # of the embedding; then three per layer, the last of its output
+    folder = FIXTURES / "bdh"
+    folder.mkdir(exist_ok=True)
+    weights = {k: p.detach().contiguous() for k, p in model.named_parameters()}
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    source = {key: BDH[key] for key in ("repository", "commit", "file", "sha256")}
+    config = {"model_type": "bdh", "architectures": ["BDH"], **BDH["config"], "provenance": source}
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    np.savez_compressed(
+        folder / "expected.npz",
+        allow_pickle=False,
+        tokens=tokens.numpy().astype(np.int32),
+        mask=np.ones(tokens.shape, bool),
+        out=out.numpy(),
+        resid=resid.numpy(),
+    )
+
+
 SENTENCES = (
     "A man is eating food.",
     "The quick brown fox jumps over the lazy dog, and then it sleeps for a very long time under the old oak tree.",
@@ -467,11 +574,14 @@ def verify(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help="which; all by default")
+    parser.add_argument("--bdh", type=Path, metavar="FILE", help="the authors' bdh.py; its case is written alone")
     parser.add_argument("--minilm", type=Path, metavar="FOLDER", help="folder of all-MiniLM-L6-v2")
     parser.add_argument("--verify", type=Path, metavar="FOLDER", help="folder of cases saved by jaxneuro")
     args = parser.parse_args()
     if args.verify:
         return verify(args.verify)
+    if args.bdh:
+        return write_bdh(args.bdh)
     for case in args.cases or [*CASES, *PAIRS, "resized"]:
         write_resized() if case == "resized" else (write_pair if case in PAIRS else write)(case)
     if args.minilm:
@@ -479,6 +589,7 @@ def main() -> None:
     versions = {m.__name__: m.__version__ for m in (torch, transformers, np)} | {"python": platform.python_version()}
     about = {"made_by": "scripts/make_parity_fixtures.py", "seed": SEED, "versions": versions}
     about["defaults"] = {f: _defaults(f) for f in sorted({_class(c).config_class.model_type for c in CASES})}
+    about["defaults"]["bdh"] = {"model_type": "bdh", **BDH["defaults"]}
     (FIXTURES / "about.json").write_text(json.dumps(about, indent=1) + "\n")
     return None
 

@@ -126,7 +126,7 @@ REPLACED: Final = ("rope_parameters", "dtype", "transformers_version", "_name_or
 
 def stored_dtype(model: Transformer) -> str:
     """What config.json calls the dtype of the weights."""
-    return str(model.weights["blocks"]["attn"]["wq"].dtype)
+    return str(max(jax.tree.leaves(model.weights), key=lambda a: a.size).dtype)
 
 
 def to_tensors(model: Transformer) -> dict[str, np.ndarray]:

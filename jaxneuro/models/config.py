@@ -2,9 +2,10 @@
 """The switches of the one generic transformer: what changes its mathematics, and nothing else."""
 
 import dataclasses
-from typing import Literal
+from typing import Final, Literal
 
 from ..errors import UserError
+from .mixers import Mixer
 from .rope import Rope
 
 
@@ -44,6 +45,12 @@ class Image:
 
 
 _OF_TOKENS = ("d_embed", "embed_scale", "masked_positions", "position_offset", "n_token_types", "tied")
+_OF_ATTENTION: Final = ("n_heads", "n_kv_heads", "d_head", "d_mlp", "n_ctx")
+# What a model with a mixer may still choose: everything before, between and after its layers.
+_OF_MIXERS: Final = (
+    "mixer", "family", "n_layers", "d_model", "d_vocab", "d_embed", "embed_scale", "embed_norm", "act", "norm",
+    "norm_eps", "norm_placement", "rope", "has_head", "tied", "head_bias", "logit_softcap",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,14 +70,17 @@ class Config:
     """Row of the family table: the names that its tensors and config keys have in a Hugging Face folder."""
     n_layers: int
     d_model: int
-    n_heads: int
-    n_kv_heads: int
+    n_heads: int = 0
+    n_kv_heads: int = 0
     """Key/value heads: n_heads (MHA), 1 (MQA) or a divisor of n_heads (GQA)."""
-    d_head: int
-    d_mlp: int
+    d_head: int = 0
+    d_mlp: int = 0
     d_vocab: int
-    n_ctx: int
+    n_ctx: int = 0
     """Longest sequence the model was made for; a hard limit only where positions are learned."""
+    mixer: Mixer | None = None
+    """What every layer is instead of attention and MLP, with its own sizes: the five above it are then 0, their
+    switches as they are by default, and rope None."""
     image: Image | None = None
     """What comes in is a picture, [batch, row, column, channel], not tokens; d_vocab is then the number of classes, 0
     without a classifier."""
@@ -78,8 +88,8 @@ class Config:
     act: Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"] = "silu"
     gated: bool = True
     """mlp = down(act(gate x) * up x) instead of down(act(up x))."""
-    norm: Literal["rms", "gemma_rms", "layer"] = "rms"
-    """gemma_rms: RMSNorm whose gain is 1 + scale, multiplied in float32."""
+    norm: Literal["rms", "gemma_rms", "layer", "plain"] = "rms"
+    """gemma_rms: RMSNorm whose gain is 1 + scale, multiplied in float32. plain: LayerNorm without gain and bias."""
     norm_eps: float = 1e-6
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
     """pre: x + f(norm x), with a final norm. post: norm(x + f(x)), without one. sandwich: x + norm(f(norm x)), with one
@@ -147,11 +157,14 @@ class Config:
     classifiers, of the cls and the distillation token (DeiT). None: one row per position."""
 
     def __post_init__(self):
-        for size in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx"):
+        sizes = ("n_layers", "d_model", "d_vocab")
+        for size in sizes if self.mixer else (*sizes, *_OF_ATTENTION):
             value = getattr(self, size)
             if type(value) is not int or value < (0 if size == "d_vocab" and self.image else 1):
                 raise UserError(f"{size}={value!r} is not a positive whole number.")
-        if self.n_heads % self.n_kv_heads:
+        if self.mixer is not None:
+            self._check_mixer(self.mixer)
+        elif self.n_heads % self.n_kv_heads:
             raise UserError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}.")
         for rope in (self.rope, self.local_rope):
             if rope is not None and (rope.dims or self.d_head) % 2:
@@ -186,6 +199,17 @@ class Config:
             raise UserError(f"windows has {len(self.windows)} entries for {self.n_layers} layers.")
         elif not self.causal:
             raise UserError("windows look back from a query, so they need causal=True.")
+
+    def _check_mixer(self, mixer: Mixer) -> None:
+        object.__setattr__(self, "rope", None)
+        usual = {field.name: field.default for field in dataclasses.fields(self) if field.name not in _OF_MIXERS}
+        if other := [name for name, value in usual.items() if getattr(self, name) != value]:
+            kind = type(mixer).__name__
+            raise UserError(
+                f"{other[0]} belongs to attention and MLP; a model with mixer={kind}(...) has none of them."
+            )
+        if other := [f"{name}={value!r}" for name, value in mixer.needs.items() if getattr(self, name) != value]:
+            raise UserError(f"a model with mixer={type(mixer).__name__}(...) has {' and '.join(other)}.")
 
     def window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees, itself included; None: all that the mask allows."""

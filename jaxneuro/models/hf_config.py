@@ -61,15 +61,17 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
     family = family_of(hf)
     _check(hf, family)
     values = {field: _value(hf, key) for field, key in family.fields.items()}
-    act = values["act"]
-    values |= {**family.fixed, "family": hf["model_type"], "act": family.acts.get(act) or ACTS[act]}
+    values |= {**family.fixed, "family": hf["model_type"]}
+    if "act" in family.fields:
+        values["act"] = family.acts.get(values["act"]) or ACTS[values["act"]]
     if family.image is not None:
         values |= _image(hf, family, family.image)
     if family.derived is not None:
         values |= family.derived[0](hf, values)
-    values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
-    values["d_head"] = values.get("d_head") or values["d_model"] // values["n_heads"]
-    values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
+    if "mixer" not in values:
+        values["n_kv_heads"] = values.get("n_kv_heads") or values["n_heads"]
+        values["d_head"] = values.get("d_head") or values["d_model"] // values["n_heads"]
+        values["d_mlp"] = values["d_mlp"] or 4 * values["d_model"]
     if family.positions_counted_in:
         values["n_ctx"] -= values["position_offset"]
     if family.rope is not None:
@@ -119,8 +121,8 @@ def _check(hf: dict[str, Any], family: Family) -> None:
     for key in required:
         if type(hf[key]) is not int or hf[key] < 1:
             raise UserError(f"config.json: {key}={hf[key]!r} is not a positive whole number.")
-    act = family.fields["act"]
-    if hf.get(act.name, act.default) not in ACTS:
+    act = family.fields.get("act")
+    if act is not None and hf.get(act.name, act.default) not in ACTS:
         raise unknown("activation", hf[act.name], ACTS, where="config.json")
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from .config import Config, Image
+from .mixers import Mixer
 
 type Weights = dict[str, Any]
-"""Nested dict of arrays; leaves under "blocks" have a leading layer axis."""
+"""Nested dict of arrays; leaves under "blocks" have a leading layer axis, "shared" ones are every layer's."""
 
 
 def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
@@ -24,7 +25,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
       >>> layout(cfg)["blocks.attn.wk"]
       ('layer', 'embed', 'kv_heads', 'head')
     """
-    bias = cfg.norm == "layer"
+    bias = None if cfg.norm == "plain" else cfg.norm == "layer"
     block = {
         **_norm("ln1", bias),
         "attn.wq": ("embed", "heads", "head"),
@@ -50,7 +51,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.learned_positions, {"embed.pos": ("pos", "embed")}),
         **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
         **_when(cfg.embed_norm, _norm("embed.norm", bias)),
-        **{f"blocks.{name}": ("layer", *axes) for name, axes in block.items()},
+        **(_mixer(cfg.mixer, bias) if cfg.mixer else {f"blocks.{n}": ("layer", *axes) for n, axes in block.items()}),
         **_when(cfg.norm_placement != "post", _norm("final_norm", bias)),
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
         **_when(cfg.has_head and cfg.head_transform, _head_transform(bias)),
@@ -98,11 +99,19 @@ def _when(condition: bool, leaves: dict[str, tuple[str, ...]]) -> dict[str, tupl
     return leaves if condition else {}
 
 
-def _norm(name: str, bias: bool, axis: str = "embed") -> dict[str, tuple[str, ...]]:
-    return {f"{name}.scale": (axis,), **_when(bias, {f"{name}.bias": (axis,)})}
+def _norm(name: str, bias: bool | None, axis: str = "embed") -> dict[str, tuple[str, ...]]:
+    """bias None: a norm that has no leaves."""
+    return {} if bias is None else {f"{name}.scale": (axis,), **_when(bias, {f"{name}.bias": (axis,)})}
 
 
-def _head_transform(bias: bool) -> dict[str, tuple[str, ...]]:
+def _mixer(mixer: Mixer, bias: bool | None) -> dict[str, tuple[str, ...]]:
+    if mixer.shared:
+        return {f"shared.{name}": axes for name, axes in mixer.leaves().items()}
+    block = {**_norm("ln1", bias), **{f"mixer.{name}": axes for name, axes in mixer.leaves().items()}}
+    return {f"blocks.{name}": ("layer", *axes) for name, axes in block.items()}
+
+
+def _head_transform(bias: bool | None) -> dict[str, tuple[str, ...]]:
     dense = {"head.dense": ("embed", "embed_out"), "head.dense_bias": ("embed_out",)}
     return {**dense, **_norm("head.norm", bias)}
 
@@ -123,6 +132,7 @@ def sizes(cfg: Config) -> dict[str, int]:
         "kv_heads": cfg.n_kv_heads,
         "head": cfg.d_head,
         "mlp": cfg.d_mlp,
+        **({} if cfg.mixer is None else cfg.mixer.sizes()),
     }
 
 
@@ -170,6 +180,8 @@ def init(cfg: Config, key: Key[Array, ""], dtype: Any = jnp.float32) -> Weights:
 
 def _start(cfg: Config, leaf: str, shape: tuple[int, ...], key: Key[Array, ""], dtype: Any) -> Float[Array, "..."]:
     name = leaf.rsplit(".", 1)[-1]
+    if cfg.mixer is not None and name in cfg.mixer.starts:
+        return cfg.mixer.starts[name](key, shape).astype(dtype)
     if name == "scale":
         return jnp.zeros(shape, dtype) if cfg.norm == "gemma_rms" else jnp.ones(shape, dtype)
     if name in ("ls1", "ls2"):

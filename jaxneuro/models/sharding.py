@@ -18,6 +18,7 @@ RULES: Final = {
     "heads": "model",
     "kv_heads": "model",
     "mlp": "model",
+    "inner": "model",
     "embed": "fsdp",
     "token": "fsdp",
 }

@@ -14,6 +14,7 @@ from .attention import Visible, attend
 from .classify import classified
 from .config import Config
 from .layout import Weights
+from .mixers import mix_layers
 from .rope import rotate
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
@@ -77,7 +78,10 @@ def forward(
         x = embed_image(weights["embed"], tokens, cfg)
     else:
         x = embed(weights["embed"], tokens, cfg, token_types, mask)
-    x = _stack(weights["blocks"], x, cfg, mask, start_at, stop)
+    if cfg.mixer is not None:
+        x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop))
+    else:
+        x = _stack(weights["blocks"], x, cfg, mask, start_at, stop)
     return x if stop_at is not None else _head(weights, x, cfg)
 
 
@@ -114,7 +118,7 @@ def embed(
         x = x + tap(_positions(w["pos"], tokens, cfg, mask), "pos_embed", axes=_RESIDUAL)
     if "type" in w:
         x = x + (w["type"][0] if token_types is None else jnp.take(w["type"], token_types, axis=0))
-    return _norm(x, w["norm"], cfg) if "norm" in w else x
+    return _norm(x, w.get("norm", {}), cfg) if cfg.embed_norm else x
 
 
 def embed_image(w: Weights, pixels: Float[Array, "batch row column channel"], cfg: Config) -> Array:
@@ -133,7 +137,7 @@ def embed_image(w: Weights, pixels: Float[Array, "batch row column channel"], cf
     if image.registers:
         between = jnp.broadcast_to(w["registers"], (batch, image.registers, cfg.d_model))
         x = jnp.concatenate([x[:, : len(first)], between, x[:, len(first) :]], axis=1)
-    return _norm(x, w["norm"], cfg) if "norm" in w else x
+    return _norm(x, w.get("norm", {}), cfg) if cfg.embed_norm else x
 
 
 def _positions(table: Array, tokens: Array, cfg: Config, mask: Array | None) -> Float[Array, "batch pos d_model"]:
@@ -174,7 +178,7 @@ def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, lay
         return tap(value, f"blocks.{name}", layer=layer, axes=axes)
 
     def normed(value: Array, name: str) -> Array:
-        return _norm(value, w[name], cfg, lambda v, part, axes: site(v, f"{name}.{part}", axes))
+        return _norm(value, w.get(name, {}), cfg, lambda v, part, axes: site(v, f"{name}.{part}", axes))
 
     def attention(value: Array) -> Array:
         out = _attention(w["attn"], value, cfg, visible, angles, layer)
@@ -206,8 +210,8 @@ def _attention(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any,
         return tap(y, f"blocks.attn.{name}", layer=layer, axes=_HEADS)
 
     q, k, v = heads("q"), heads("k"), heads("v")
-    if "q_norm" in w:
-        q, k = _norm(q, w["q_norm"], cfg), _norm(k, w["k_norm"], cfg)
+    if cfg.qk_norm:
+        q, k = _norm(q, w.get("q_norm", {}), cfg), _norm(k, w.get("k_norm", {}), cfg)
     if cfg.rope is not None:
         q, k = (rotate(a, *angles, interleaved=cfg.rope.interleaved) for a in (q, k))
     scale = cfg.d_head**-0.5 if cfg.attn_scale is None else cfg.attn_scale
@@ -250,21 +254,24 @@ def _no_site(value: Array, part: str, axes: tuple[str, ...]) -> Array:
 def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[str, ...]], Array] = _no_site) -> Array:
     """(x - mean) / scale * gain + bias, or x / scale * gain; `normalized` is before gain and bias in all."""
     x32 = x.astype(jnp.float32)
-    if cfg.norm == "layer":
+    if cfg.norm in ("layer", "plain"):
         x32 = x32 - x32.mean(-1, keepdims=True)
     scale = jnp.sqrt(jnp.square(x32).mean(-1, keepdims=True) + cfg.norm_eps)
     y = x32 / site(scale, "scale", ("batch", "pos", "one"))
     if cfg.norm == "rms":  # Llama's order: cast to the activation dtype, then multiply
         return site(y.astype(x.dtype), "normalized", _RESIDUAL) * w["scale"].astype(x.dtype)
-    y, gain = site(y, "normalized", _RESIDUAL), w["scale"].astype(jnp.float32)
+    y = site(y, "normalized", _RESIDUAL)
+    if cfg.norm == "plain":
+        return y.astype(x.dtype)
+    gain = w["scale"].astype(jnp.float32)
     y = y * (1 + gain) if cfg.norm == "gemma_rms" else y * gain + w["bias"].astype(jnp.float32)
     return y.astype(x.dtype)
 
 
 def _head(weights: Weights, x: Array, cfg: Config) -> Array:
-    if "final_norm" in weights and not cfg.norm_pooled:
+    if cfg.norm_placement != "post" and not cfg.norm_pooled:
         site = {"normalized": "ln_final.normalized", "scale": "ln_final.scale"}
-        x = _norm(x, weights["final_norm"], cfg, lambda v, part, axes: tap(v, site[part], axes=axes))
+        x = _norm(x, weights.get("final_norm", {}), cfg, lambda v, part, axes: tap(v, site[part], axes=axes))
     head = weights.get("head", {})
     if "proj_out" in head:
         x = x @ head["proj_out"].astype(x.dtype)
@@ -272,8 +279,12 @@ def _head(weights: Weights, x: Array, cfg: Config) -> Array:
         return x
     if "dense" in head:
         x = ACTS[cfg.head_act or cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
-        x = _norm(x, head["norm"], cfg)
-    logits = x @ unembedding(weights, cfg).astype(x.dtype) if cfg.classify is None else classified(head, x, cfg)
+        x = _norm(x, head.get("norm", {}), cfg)
+    if cfg.classify is not None:
+        logits = classified(head, x, cfg)
+    else:
+        w = unembedding(weights, cfg)
+        logits = x.astype(w.dtype) @ w  # the residual stream may be wider than the weights (mixers)
     if "b" in head:
         logits = logits + head["b"].astype(logits.dtype)
     if cfg.logit_softcap is not None:

@@ -182,8 +182,8 @@ def test_files_that_are_cut_short_or_missing(tmp_path):
 
 
 def test_architectures_that_are_not_ported(tmp_path):
-    with pytest.raises(UserError, match="no model type 'mamba'"):
-        load(copy("gpt2", tmp_path / "a", model_type="mamba"))
+    with pytest.raises(UserError, match="no model type 'rwkv'"):
+        load(copy("gpt2", tmp_path / "a", model_type="rwkv"))
     rope = {"rope_type": "ntk", "factor": 2.0, "rope_theta": 1e4}
     with pytest.raises(UserError, match="no rope type 'ntk'"):
         load(copy("llama-gqa", tmp_path / "b", rope_parameters=rope))

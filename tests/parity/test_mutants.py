@@ -14,6 +14,7 @@ import pytest
 from jaxneuro.errors import UserError
 from jaxneuro.models import Config
 from jaxneuro.models.layout import flatten, nest, shapes
+from jaxneuro.models.mixers import Mamba2
 from jaxneuro.models.rope import LongRope
 
 from .conftest import CASES, open_case
@@ -36,7 +37,7 @@ SIZES = {
 # family: which row of the table; the others: read by `pool` and `project`, whose outputs test_parity compares.
 NOT_READ = {"family", "pooler", "pool_from", "eos", "d_projection", "projection_bias"}
 CHOICES = {
-    "norm": ("rms", "gemma_rms", "layer"),
+    "norm": ("rms", "gemma_rms", "layer", "plain"),
     "norm_placement": ("pre", "post", "sandwich"),
     "head_act": (None, "gelu"),
 }
@@ -52,6 +53,8 @@ INVISIBLE = {
     "opt-350m": {"norm_eps"},
     # Both activations are the same here; xlm-roberta has two.
     "roberta-mlm": {"head_act None"},
+    # These weights are float32 (tests/models/test_mixers.py has others).
+    **dict.fromkeys(["mamba", "mamba-biases", "mamba2", "mamba2-biases"], {"mixer.residual_in_float32"}),
 }
 
 
@@ -64,7 +67,9 @@ def mutants(cfg: Config):
     for field, values in CHOICES.items():
         if field != "head_act" or (cfg.head_transform and cfg.has_head):
             out |= {f"{field} {v}": {field: v} for v in values if v != getattr(cfg, field)}
-    out["attn_scale"] = {"attn_scale": 1.02 * (cfg.attn_scale or cfg.d_head**-0.5)}
+    if cfg.mixer is None:
+        out["attn_scale"] = {"attn_scale": 1.02 * (cfg.attn_scale or cfg.d_head**-0.5)}
+    out |= {f"mixer.{name}": {"mixer": mixer} for name, mixer in other_mixers(cfg.mixer).items()}
     for cap in ("attn_softcap", "logit_softcap"):
         now = getattr(cfg, cap)
         out |= {f"{cap} {v}": {cap: v} for v in ((None, 1.05 * now) if now else (3.0,))}
@@ -94,8 +99,21 @@ def changed(cfg, change):
         return None
 
 
+def other_mixers(mixer):
+    """Its switches, one at a time; its sizes do not fit the tensors."""
+    if mixer is None:
+        return {}
+    flags = [f.name for f in dataclasses.fields(mixer) if f.type == "bool" or f.type is bool]
+    out = {flag: dataclasses.replace(mixer, **{flag: not getattr(mixer, flag)}) for flag in flags}
+    if isinstance(mixer, Mamba2):
+        low, high = mixer.dt_limits
+        out["dt_limits low"] = dataclasses.replace(mixer, dt_limits=(1.1 * low or 0.1, high))
+        out["dt_limits high"] = dataclasses.replace(mixer, dt_limits=(low, min(0.9 * high, 1.0)))
+    return out
+
+
 def other_windows(cfg):
-    if not cfg.causal:
+    if not cfg.causal or cfg.mixer:
         return {}
     if not cfg.windows:
         return {"everywhere": (8,) * cfg.n_layers, "one layer": (None, 8, None)}
@@ -164,6 +182,7 @@ def test_wrong_switches_change_the_output(case):
     [
         *("gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm", "opt-350m", "gemma2", "phi-qk", "phi3"),
         *("vit-no-biases", "deit-distilled", "dinov2-swiglu", "dinov2_with_registers-classes", "clip_vision_model"),
+        *("mamba", "mamba-biases", "mamba2", "mamba2-biases", "bdh"),
     ],
 )
 def test_every_leaf_is_read(name):

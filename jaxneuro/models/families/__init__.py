@@ -16,9 +16,10 @@ from .family import REQUIRED as REQUIRED
 from .family import Family as Family
 from .gpt import DECODERS
 from .llama import LLAMA_LIKE
+from .ssm import RECURRENT
 from .towers import PAIRS as PAIRS
 from .towers import TOWERS
 from .vision import VISION
 
-FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **ENCODERS, **VISION, **TOWERS}
+FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **ENCODERS, **VISION, **TOWERS, **RECURRENT}
 """`model_type` -> its row."""
