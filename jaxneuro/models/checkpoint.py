@@ -17,6 +17,7 @@ from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
 from .config import Config
 from .convert import from_leaves
+from .convnet import ConvModel, is_convnet, load_convnet, save_convnet
 from .families import FAMILIES
 from .hf_config import config_from_hf, config_to_hf, family_of
 from .layout import flatten, nest, shapes
@@ -51,6 +52,8 @@ def load(
     """
     folder = resolve(name, revision=revision)
     hf = read_json(folder / "config.json")
+    if is_convnet(hf):
+        return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
     family, tensors = family_of(hf), read_checkpoint(folder)
     names = canonical_names(family, tensors)
     cfg = as_stored(config_from_hf(hf), family, names)
@@ -92,7 +95,7 @@ class _Reader:
         return out if source.row.layered else out[0]
 
 
-def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
+def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike) -> None:
     """Write config.json and model.safetensors as transformers reads them. Tokenizer files are not the model's.
 
     What `load` read comes out byte for byte (all but buffers and copies of tied tensors); config keys that are not
@@ -102,11 +105,14 @@ def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
       UserError: the family's transformers class cannot express the architecture, or the disk is full.
     """
     folder = Path(folder)
+    if isinstance(model, ConvModel):
+        return save_convnet(model, folder)
     config = config_to_hf(model.cfg)
     leaves = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}
     write_safetensors(folder / "model.safetensors", _tensors(model.cfg, leaves), {"format": "pt"})
     write_json(folder / "config.json", {**old, **config, "torch_dtype": str(leaves["blocks.attn.wq"].dtype)})
+    return None
 
 
 _REPLACED = ("rope_parameters", "dtype", "transformers_version", "_name_or_path")
