@@ -40,11 +40,12 @@ def _sites(config: Sites) -> None:
     import jax.numpy as jnp
 
     from ..models import load
+    from ..models.convnet import ConvModel
     from ..taps import sites
 
     model = load(config.model)
-    tokens = jnp.zeros((1, config.pos), jnp.int32)
-    print(sites(model.apply, model.weights, tokens))
+    example = model.example() if isinstance(model, ConvModel) else jnp.zeros((1, config.pos), jnp.int32)
+    print(sites(model.apply, model.weights, example))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

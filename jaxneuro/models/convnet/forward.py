@@ -6,6 +6,7 @@ from typing import Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ...errors import UserError
@@ -67,7 +68,7 @@ def _stem(w: Weights, pixels: Array, cfg: ConvNet) -> Array:
     x = tap(_conv(pixels.astype(w["conv"].dtype), w["conv"], stem(cfg)), "stem.conv", axes=_MAP)
     x = tap(_norm(x, w["norm"], cfg), "stem.norm", axes=_MAP)
     x = tap(ACTS[cfg.act](x), "stem.act", axes=_MAP)
-    lowest = jnp.array(-jnp.inf, x.dtype)
+    lowest = np.array(-np.inf, x.dtype)  # numpy's, so that jax sees which reduction it is and knows its gradient
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     x = jax.lax.reduce_window(x, lowest, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
     return tap(x, "stem", axes=_MAP)
@@ -115,7 +116,7 @@ def _dense_stage(w: Weights, x: Array, cfg: ConvNet, s: int) -> Array:
     x = ACTS[cfg.act](_norm(x, w["transition"]["norm"], cfg))
     x = _conv(x, w["transition"]["conv"], Conv(1, x.shape[-1], x.shape[-1] // 2))
     window = (1, 2, 2, 1)
-    total = jax.lax.reduce_window(x.astype(jnp.float32), jnp.float32(0), jax.lax.add, window, window, "VALID")
+    total = jax.lax.reduce_window(x.astype(jnp.float32), np.float32(0), jax.lax.add, window, window, "VALID")
     return tap((total / 4).astype(x.dtype), f"stage{s}.transition", axes=_MAP)
 
 

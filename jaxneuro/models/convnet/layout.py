@@ -68,17 +68,18 @@ class ConvNet:
     """0: no head; the last map comes out."""
 
     def __post_init__(self):
-        counts = {"channels": self.channels, "stem": self.stem, "depths": min(self.depths, default=0)}
+        counts = {"channels": (self.channels,), "stem": (self.stem,), "depths": self.depths}
+        of_blocks = {name: n for name, n in vars(self.blocks).items() if not isinstance(n, bool)}
+        counts |= {name: n if isinstance(n, tuple) else (n,) for name, n in of_blocks.items()}
+        for name, sizes in counts.items():
+            if not sizes or any(type(n) is not int or n < 1 for n in sizes):
+                raise UserError(f"{name}={sizes!r}: every size is a positive whole number.")
         if isinstance(self.blocks, Residual):
-            counts |= {"widths": min(self.blocks.widths), "mids": min(self.blocks.mids), "groups": self.blocks.groups}
-            if not len(self.depths) == len(self.blocks.widths) == len(self.blocks.mids):
-                raise UserError(f"depths={self.depths}, widths and mids have one entry per stage: {self.blocks}.")
-            if any(mid % self.blocks.groups for mid in self.blocks.mids):
-                raise UserError(f"groups={self.blocks.groups} does not divide the channels {self.blocks.mids}.")
-        else:
-            counts |= {"growth": self.blocks.growth, "mid": self.blocks.mid}
-        if bad := [f"{name}={n!r}" for name, n in counts.items() if type(n) is not int or n < 1]:
-            raise UserError(f"{', '.join(bad)}: every size is a positive whole number.")
+            r = self.blocks
+            if not len(self.depths) == len(r.widths) == len(r.mids):
+                raise UserError(f"depths={self.depths}, widths={r.widths} and mids={r.mids} have an entry per stage.")
+            if any(mid % r.groups for mid in r.mids):
+                raise UserError(f"groups={r.groups} does not divide the channels {r.mids}.")
 
     @property
     def width(self) -> int:
