@@ -5,13 +5,13 @@
     >>> from jaxneuro.models.convnet import ConvModel, ConvNet, Residual, init_convnet
     >>> from jaxneuro.taps import capture
     >>> cfg = ConvNet(stem=8, depths=(2,), blocks=Residual(bottleneck=False, widths=(8,), mids=(8,)), n_classes=5)
-    >>> model = ConvModel(cfg, init_convnet(cfg, jax.random.key(0)))   # or jaxneuro.models.load("timm/resnet50.a1_in1k")
+    >>> model = ConvModel(cfg, init_convnet(cfg, jax.random.key(0)))  # or models.load("timm/resnet50.a1_in1k")
     >>> logits, acts = jax.jit(capture(model.apply, ["stage0.blocks.*.post"]))(model.weights, model.example())
     >>> acts["stage0.blocks.*.post"].shape
     (2, 1, 16, 16, 8)
 
-Pictures and maps are [batch, row, column, channel]; padding is symmetric, as torch pads. Batch norm is inference's, with
-running statistics. The equal blocks of a ResNet's stage are stacked and scanned: one body is compiled for up to 35
+Pictures and maps are [batch, row, column, channel]; padding is symmetric, as torch pads. Batch norm is inference's,
+with running statistics. The equal blocks of a ResNet's stage are stacked and scanned: one body is compiled for up to 35
 blocks. Those of a DenseNet each see more channels than the one before, so they are a Python loop.
 
 | site | what |

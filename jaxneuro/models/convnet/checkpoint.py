@@ -3,13 +3,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -123,10 +121,11 @@ def save_convnet(model: ConvModel, folder: Path) -> None:
     Raises:
       UserError: the family cannot express the architecture, or the norms were folded.
     """
-    cfg, leaves = model.cfg, {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
+    cfg = model.cfg
+    config, family = convnet_to_hf(cfg), CONVNETS[cfg.family]
+    leaves = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
     if lost := sorted(set(convnet_shapes(cfg)) - set(leaves)):
         raise UserError(f"these weights lack {listed(lost)}: they were folded. Save the model that was loaded.")
-    config, family = convnet_to_hf(cfg), CONVNETS[cfg.family]
     tensors = {}
     for row in rows(cfg, family):
         (leaf,) = row.leaves
@@ -135,7 +134,7 @@ def save_convnet(model: ConvModel, folder: Path) -> None:
             name = name if cfg.n_classes else name.removeprefix(family.prefix)
             tensors[name] = from_leaves((part,), row.pattern, row.leaf_axes, row.sizes)
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}
-    labels = {k: old[k] for k in ("id2label", "label2id") if len(old.get(k) or ()) == cfg.n_classes}
+    labels = {k: old[k] for k in ("id2label", "label2id") if k in old and len(old[k]) == cfg.n_classes}
     dtype = {"torch_dtype": str(leaves["stem.conv"].dtype)} if "model_type" in config else {}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "config.json", {**old, **config, **labels, **dtype})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a ConvNet's config keys and tensors are called: transformers' ResNet, and torchvision's names as timm stores them.
+"""What a ConvNet's config keys and tensors are called: transformers' ResNet; torchvision's names, as timm stores them.
 
 A family reads a config.json, writes one, and says for every module of the network what it is called in the file.
 """

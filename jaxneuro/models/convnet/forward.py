@@ -23,7 +23,7 @@ def convnet(
 ) -> Float[Array, "batch n_classes"]:
     """Run a ResNet or a DenseNet on pictures of any size.
 
-    Norms are inference's: y = (x - mean) / sqrt(var + eps) * scale + bias with the running mean and variance, in float32.
+    Norms are inference's, y = (x - mean) / sqrt(var + eps) * scale + bias with running mean and variance, in float32.
 
     Args:
       weights: as `init_convnet` and `load` make them; their dtype is the dtype of the convolutions.

@@ -1,15 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxneuro.errors import UserError
-from jaxneuro.models.convnet import ConvModel, ConvNet, Dense, Residual, convnet, fold_batch_norm, init_convnet
+from jaxneuro.models.convnet import (
+    ConvModel,
+    ConvNet,
+    Dense,
+    Residual,
+    convnet,
+    convnet_shapes,
+    fold_batch_norm,
+    init_convnet,
+)
 from jaxneuro.models.convnet.forward import _conv
 from jaxneuro.models.convnet.layout import Conv
-from jaxneuro.models.layout import flatten, nest
+from jaxneuro.models.layout import flatten
 from jaxneuro.taps import capture, intervene, set_to, sites, zero
+
+from .conftest import random_weights
 
 CONFIGS = {
     "basic": ConvNet(stem=4, depths=(3, 1), blocks=Residual(bottleneck=False, widths=(4, 6), mids=(4, 6)), n_classes=3),
@@ -23,10 +36,8 @@ CONFIGS = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def model(request):
     """A small network in which no statistic is 0 or 1."""
-    cfg, rng = CONFIGS[request.param], np.random.default_rng(0)
-    flat = flatten(init_convnet(cfg, jax.random.key(0)))
-    moved = {n: a + jnp.asarray(rng.uniform(0.1, 0.4, a.shape), jnp.float32) for n, a in flat.items()}
-    return ConvModel(cfg, nest({n: moved[n] if ".conv" not in n else flat[n] for n in flat}))
+    cfg = CONFIGS[request.param]
+    return ConvModel(cfg, random_weights(cfg))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +113,11 @@ def test_gradients_are_captured_at_every_block(model, pixels):
 
 def test_a_channel_that_is_set_changes_the_logits(model, pixels):
     out = jax.jit(model.apply)(model.weights, pixels)
-    for edit in (zero("stage0.blocks.1.norm1", channel=1), set_to("stem", 2.0, channel=0), set_to("pooled", 2.0, channel=0)):
+    for edit in (
+        zero("stage0.blocks.1.norm1", channel=1),
+        set_to("stem", 2.0, channel=0),
+        set_to("pooled", 2.0, channel=0),
+    ):
         edited = jax.jit(intervene(model.apply, [edit]))(model.weights, pixels)
         assert (jnp.abs(edited - out).max(1) > 1e-4).all(), edit.site
         assert jnp.isfinite(edited).all()
@@ -141,7 +156,8 @@ def test_convolution_pads_symmetrically():
 def test_max_pool_pads_with_less_than_any_number():
     # All that comes in is negative: a pool that pads with zeros would give zeros at the border.
     cfg = ConvNet(stem=1, channels=1, depths=(1,), blocks=Dense(growth=1, mid=1), act="silu", n_classes=0)
-    weights = init_convnet(cfg, jax.random.key(0))
+    weights = random_weights(cfg)
+    weights["stem"]["norm"] |= {"scale": jnp.zeros(1)}
     weights["stem"]["norm"]["bias"] = jnp.full(1, -1.0)
     _, acts = capture(lambda w, x: convnet(w, x, cfg=cfg), ["stem"])(weights, jnp.zeros((1, 5, 7, 1)))
     np.testing.assert_allclose(acts["stem"], np.full((1, 2, 2, 1), -1 / (1 + np.e)), rtol=1e-6)
@@ -166,7 +182,20 @@ def test_the_smallest_picture_is_the_smallest_that_leaves_something():
 
 
 def _picture(cfg, size):
-    return init_convnet(cfg, jax.random.key(0)), jnp.zeros((1, size, size, 3))
+    return random_weights(cfg), jnp.zeros((1, size, size, 3))
+
+
+def test_a_new_network_keeps_the_size_of_what_it_reads():
+    cfg = CONFIGS["basic"]
+    weights = jax.jit(lambda key: init_convnet(cfg, key))(jax.random.key(0))
+    assert {leaf: a.shape for leaf, a in flatten(weights).items()} == convnet_shapes(cfg)
+    assert (weights["stem"]["norm"]["var"] == 1).all()
+    assert (weights["head"]["b"] == 0).all()
+    kernel = jax.jit(lambda key: init_convnet(dataclasses.replace(cfg, stem=256), key))(jax.random.key(0))["stem"][
+        "conv"
+    ]
+    # sqrt(2 / (7 * 7 * 256)) over 37,632 numbers: the standard error is 0.4 percent
+    np.testing.assert_allclose(kernel.std(), 0.012627, rtol=0.02)
 
 
 @pytest.mark.parametrize(
