@@ -18,7 +18,7 @@ import errno
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import tyro
 
@@ -38,15 +38,23 @@ class Sites:
 
 
 def _sites(config: Sites) -> None:
-    import jax.numpy as jnp
-
     from ..models import load
     from ..taps import sites
 
     model = load(config.model)
+    print(sites(model.apply, model.weights, _example(model, config.pos)))
+
+
+def _example(model: Any, pos: int) -> Any:
+    """A batch of one: tokens, or a picture."""
+    import jax.numpy as jnp
+
+    from ..models.convnet import ConvModel
+
+    if isinstance(model, ConvModel):
+        return model.example()
     image = model.cfg.image
-    picture = None if image is None else jnp.zeros((1, image.size, image.size, image.channels))
-    print(sites(model.apply, model.weights, jnp.zeros((1, config.pos), jnp.int32) if picture is None else picture))
+    return jnp.zeros((1, pos), jnp.int32) if image is None else jnp.zeros((1, image.size, image.size, image.channels))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from ..io.files import read_json, write_json
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
 from .convert import from_leaves
+from .convnet import ConvModel, is_convnet, load_convnet, save_convnet
 from .families import FAMILIES, PAIRS
 from .hf_config import config_from_hf, config_to_hf, family_of
 from .layout import flatten, nest, shapes
@@ -50,6 +51,8 @@ def load(
     """
     folder = resolve(name, revision=revision)
     hf = read_json(folder / "config.json")
+    if is_convnet(hf):
+        return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
     if isinstance(hf, dict) and hf.get("model_type") in PAIRS:
         raise UserError(f"{folder} holds two models, of pictures and of text: open them with models.load_pair.")
     return from_tensors(folder, hf, read_checkpoint(folder), dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
@@ -100,7 +103,7 @@ class _Reader:
         return out if source.row.layered else out[0]
 
 
-def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
+def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike) -> None:
     """Write config.json and model.safetensors as transformers reads them. Tokenizer files are not the model's.
 
     What `load` read comes out byte for byte (all but buffers and copies of tied tensors); config keys that are not
@@ -110,6 +113,8 @@ def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
       UserError: the family's transformers class cannot express the architecture, or the disk is full.
     """
     folder = Path(folder)
+    if isinstance(model, ConvModel):
+        return save_convnet(model, folder)
     config = config_to_hf(model.cfg)
     tensors, prefix = to_tensors(model), FAMILIES[model.cfg.family].prefix
     if not model.cfg.has_head and all(name.startswith(prefix) for name in tensors):
@@ -118,6 +123,7 @@ def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in REPLACED}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "config.json", {**old, **config, "torch_dtype": stored_dtype(model)})
+    return None
 
 
 REPLACED: Final = ("rope_parameters", "dtype", "transformers_version", "_name_or_path")

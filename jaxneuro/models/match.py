@@ -3,7 +3,8 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -97,23 +98,37 @@ def match(cfg: Config, family: Family, tensors: Tensors, names: dict[str, str], 
       UserError: all of what is missing, extra, misshapen, of a dtype that no weights have, of mixed dtypes within a
         leaf (unless a dtype is asked for), or a copy of a tied tensor that differs from it.
     """
-    table = list(rows(cfg, family))
+    what = f"{cfg.family}, {cfg.n_layers} layers"
+    return fit(list(rows(cfg, family)), tensors, names, dtype, what, ignored=family.ignored, copies=family.copies)
+
+
+def fit(
+    table: Sequence[Row],
+    tensors: Tensors,
+    names: dict[str, str],
+    dtype: Any,
+    what: str,
+    *,
+    ignored: Sequence[str] = (),
+    copies: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Source]:
+    """`match` for rows made elsewhere; `what` the config is, for the message."""
     needed = [n for row in table for n in row.names()]
     missing = [n for n in needed if n not in names]
     wrong = [w for row in table for w in _misfits(row, tensors, names, dtype)]
     unused = {n: names[n] for n in names if n not in set(needed)}
-    unused = {n: f for n, f in unused.items() if not any(re.search(p, f) for p in family.ignored)}
-    copies = {f: names[family.copies[n]] for n, f in unused.items() if family.copies.get(n) in names}
-    extra = [f for f in unused.values() if f not in copies]
+    unused = {n: f for n, f in unused.items() if not any(re.search(p, f) for p in ignored)}
+    repeats = {f: names[copies[n]] for n, f in unused.items() if copies.get(n) in names}
+    extra = [f for f in unused.values() if f not in repeats]
     differ = [
-        f"{f} should repeat {o} (tied) but differs from it" for f, o in copies.items() if not _same(tensors, f, o)
+        f"{f} should repeat {o} (tied) but differs from it" for f, o in repeats.items() if not _same(tensors, f, o)
     ]
     problems = [f"missing: {listed(missing)}"] if missing else []
     problems += [f"not part of this architecture: {listed(extra)}"] if extra else []
     problems += [*differ, *wrong[:20], *([f"and {len(wrong) - 20} more that do not fit"] if len(wrong) > 20 else [])]
     if problems:
         text = "".join(f"\n  - {p}" for p in problems)
-        raise UserError(f"the weights do not fit their config.json ({cfg.family}, {cfg.n_layers} layers):{text}")
+        raise UserError(f"the weights do not fit their config.json ({what}):{text}")
     return {
         leaf: Source(row, part, [names[n] for n in row.names()])
         for row in table

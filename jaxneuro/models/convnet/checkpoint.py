@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders to ConvNets and back: strict, with one message for everything that does not fit."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ...errors import UserError
+from ...io.files import write_json
+from ...io.safetensors import Tensors, read_checkpoint, write_safetensors
+from ..convert import from_leaves
+from ..layout import flatten, nest
+from ..match import Row, Source, fit, listed
+from .families import CONVNETS, Family, convnet_from_hf, convnet_to_hf, tensor_of
+from .layout import ConvNet, convnet_shapes
+from .module import ConvModel
+
+_PARTS: Final = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_IGNORED: Final = (r"\.num_batches_tracked$",)
+
+
+def load_convnet(
+    folder: Path, hf: dict[str, Any], *, dtype: Any = None, mesh: Mesh | None = None, allow_nonfinite: bool = False
+) -> ConvModel:
+    """The network of a folder whose config.json is `hf`: see `jaxneuro.models.load`, which calls this.
+
+    With a mesh every device has all weights: split the batch of pictures instead.
+    """
+    cfg, tensors = convnet_from_hf(hf), read_checkpoint(folder)
+    family = CONVNETS[cfg.family]
+    bare = not any(name.startswith(family.prefix) for name in tensors)
+    names = {(family.prefix if bare else "") + name: name for name in tensors}
+    cfg = _as_stored(cfg, family, names, hf)
+    table = list(rows(cfg, family))
+    try:
+        sources = fit(table, tensors, names, dtype, f"{cfg.family}, {cfg.depths} blocks", ignored=_IGNORED)
+    except UserError as e:
+        raise UserError(f"{folder}: {e}") from None
+    leaves = {leaf: _stacked(source, tensors, dtype) for leaf, source in sources.items()}
+    if (bad := _nonfinite(sources, leaves)) and not allow_nonfinite:
+        raise UserError(
+            f"{folder}: NaN or infinity in {listed(bad)}. "
+            "Download it again, or pass allow_nonfinite=True to look at it as it is."
+        )
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    placed = {leaf: jax.device_put(leaves[leaf], everywhere) for leaf in convnet_shapes(cfg)}
+    return ConvModel(cfg, nest(placed), json.dumps(hf, sort_keys=True))
+
+
+def _as_stored(cfg: ConvNet, family: Family, names: dict[str, str], hf: dict[str, Any]) -> ConvNet:
+    """Without its head if there is none in the file and the config does not speak of it."""
+    head = tensor_of("head", family.names)
+    promised = family.prefix == "" or any("Classification" in name for name in hf.get("architectures") or [])
+    if promised or any(name.startswith(f"{head}.") for name in names):
+        return cfg
+    return dataclasses.replace(cfg, n_classes=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks(Row):
+    """A row whose tensors are those of a stage's blocks from the second on."""
+
+    def names(self) -> list[str]:
+        return [self.key.format(i=i) for i in range(1, self.sizes["layer"] + 1)]
+
+
+def rows(cfg: ConvNet, family: Family) -> Iterator[Row]:
+    """A row for each leaf: what its tensor is called, and its axes."""
+    for leaf, shape in convnet_shapes(cfg).items():
+        stacked = ".rest." in leaf
+        inner = shape[1:] if stacked else shape
+        pattern, axes = _AXES[len(inner)]
+        sizes = {**dict(zip(axes, inner, strict=True)), "part": 1, **({"layer": shape[0]} if stacked else {})}
+        yield (_Blocks if stacked else Row)(_key(leaf, family), (leaf,), pattern, axes, sizes)
+
+
+_AXES: Final = {
+    1: ("out", ("out",)),
+    2: ("out in", ("in", "out")),
+    4: ("out in row column", ("row", "column", "in", "out")),
+}
+
+
+def _key(leaf: str, family: Family) -> str:
+    """The tensor of a leaf, {i} where the number of a stacked block goes."""
+    module, _, part = leaf.rpartition(".")
+    if part.startswith("conv"):
+        module, part = leaf, "weight"
+    elif module == "head":
+        part = {"w": "weight", "b": "bias"}[part]
+    else:
+        part = _PARTS[part]
+    module = module.replace(".first.", ".blocks.0.").replace(".rest.", ".blocks.{i}.")
+    return f"{tensor_of(module, family.names)}.{part}"
+
+
+def _stacked(source: Source, tensors: Tensors, dtype: Any) -> np.ndarray:
+    views = source.views(tensors)
+    found = np.stack(views) if source.row.layered else np.array(views[0])
+    return found if dtype is None else found.astype(dtype)
+
+
+def _nonfinite(sources: dict[str, Source], leaves: dict[str, np.ndarray]) -> list[str]:
+    bad = []
+    for leaf, source in sources.items():
+        each = leaves[leaf] if source.row.layered else leaves[leaf][None]
+        finite = [np.isfinite(a.astype(np.float32)).all() for a in each]
+        bad += [n for n, ok in zip(source.names, finite, strict=True) if not ok]
+    return sorted(bad)
+
+
+def save_convnet(model: ConvModel, folder: Path) -> None:
+    """Write config.json and model.safetensors: see `jaxneuro.models.save_pretrained`, which calls this.
+
+    Raises:
+      UserError: the family cannot express the architecture, or the norms were folded.
+    """
+    cfg = model.cfg
+    config, family = convnet_to_hf(cfg), CONVNETS[cfg.family]
+    leaves = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
+    if lost := sorted(set(convnet_shapes(cfg)) - set(leaves)):
+        raise UserError(f"these weights lack {listed(lost)}: they were folded. Save the model that was loaded.")
+    tensors = {}
+    for row in rows(cfg, family):
+        (leaf,) = row.leaves
+        for i, name in enumerate(row.names()):
+            part = leaves[leaf][i] if row.layered else leaves[leaf]
+            name = name if cfg.n_classes else name.removeprefix(family.prefix)
+            tensors[name] = from_leaves((part,), row.pattern, row.leaf_axes, row.sizes)
+    old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}
+    labels = {k: old[k] for k in ("id2label", "label2id") if k in old and len(old[k]) == cfg.n_classes}
+    dtype = {"torch_dtype": str(leaves["stem.conv"].dtype)} if "model_type" in config else {}
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / "config.json", {**old, **config, **labels, **dtype})
+
+
+_REPLACED: Final = ("model_args", "dtype", "transformers_version", "_name_or_path")

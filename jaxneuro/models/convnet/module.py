@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Flax face of the pure function: an nnx module that owns the weights."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ..layout import Weights
+from .forward import convnet
+from .layout import ConvNet
+
+
+@functools.cache
+def apply_fn(cfg: ConvNet) -> Callable[..., Array]:
+    """`convnet` with the configuration bound: one function object per configuration, so jit caches are shared."""
+
+    def apply(weights: Weights, pixels: Float[Array, "batch row column channel"]) -> Array:
+        """See `jaxneuro.models.convnet.convnet`."""
+        return convnet(weights, pixels, cfg=cfg)
+
+    return apply
+
+
+class ConvModel(nnx.Module):
+    """A convolutional network: its configuration and its weights, as `Transformer` is one for transformers.
+
+    The running statistics of its norms are weights like any other: gradients reach them, training does not update them.
+
+    Example:
+      >>> from jaxneuro.models.convnet import Residual, init_convnet
+      >>> cfg = ConvNet(stem=8, depths=(1,), blocks=Residual(bottleneck=False, widths=(8,), mids=(8,)), n_classes=5)
+      >>> model = ConvModel(cfg, init_convnet(cfg, jax.random.key(0)))
+      >>> bool((model(model.example()) == model.apply(model.weights, model.example())).all())
+      True
+    """
+
+    def __init__(self, cfg: ConvNet, weights: Weights, hf_config: str = "{}"):
+        """hf_config: the config.json it came with, as JSON (hashable), kept for `save_pretrained`."""
+        self.cfg = cfg
+        self.hf_config = hf_config
+        self.params = nnx.data(jax.tree.map(nnx.Param, weights))
+
+    @property
+    def weights(self) -> Weights:
+        """The weights as a plain nested dict of arrays (the arrays themselves, not copies)."""
+        return jax.tree.map(nnx.Param.get_value, self.params, is_leaf=lambda p: isinstance(p, nnx.Param))
+
+    @property
+    def apply(self) -> Callable[..., Array]:
+        """The pure function (weights, pixels), the same object for equal configurations."""
+        return apply_fn(self.cfg)
+
+    def __call__(self, pixels: Float[Array, "batch row column channel"]) -> Array:
+        """Logits, or the last map of a model without a head."""
+        return self.apply(self.weights, pixels)
+
+    def example(self) -> Float[Array, "1 row column channel"]:
+        """One black picture, to list sites with."""
+        size = max(64, self.cfg.min_pixels)
+        return jnp.zeros((1, size, size, self.cfg.channels))
