@@ -13,6 +13,7 @@ from ..taps import tap, wants
 from .attention import Visible, attend
 from .config import Config
 from .layout import Weights
+from .remat import rematerialised
 from .rope import rotate
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
@@ -38,6 +39,7 @@ def forward(
     stop_at: int | None = None,
     start_at: int = 0,
     resid: Float[Array, "batch pos d_model"] | None = None,
+    remat: str | None = None,
 ) -> Float[Array, "batch pos d_out"]:
     """Run the model, or a part of its stack.
 
@@ -54,6 +56,8 @@ def forward(
         is computed. None: the whole stack, final norm and head.
       start_at: enter the stack at this layer with `resid`, the residual stream that enters it (at 0: instead of the
         embedding). `tokens` then only says how many positions there are.
+      remat: what each layer keeps for the backward pass, a row of `remat.POLICIES`: "block" nothing, "dots" the results
+        of its matrices. None: everything. It changes memory and time, not numbers.
     Returns:
       Logits [batch, pos, d_vocab]; without a head the last hidden state (after the final norm); with stop_at the
       residual stream [batch, pos, d_model].
@@ -75,8 +79,8 @@ def forward(
         x = embed_image(weights["embed"], tokens, cfg)
     else:
         x = embed(weights["embed"], tokens, cfg, token_types, mask)
-    x = _stack(weights["blocks"], x, cfg, mask, start_at, stop)
-    return x if stop_at is not None else _head(weights, x, cfg)
+    x = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat)
+    return x if stop_at is not None else head(weights, x, cfg)
 
 
 def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, resid: Array | None) -> None:
@@ -138,7 +142,9 @@ def _positions(table: Array, tokens: Array, cfg: Config, mask: Array | None) -> 
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 
 
-def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int) -> Array:
+def _stack(
+    blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int, remat: str | None
+) -> Array:
     length = x.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
     # A layer's window is data of the scan, not structure: one body for any mixture of layers, and each site is
@@ -160,7 +166,7 @@ def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: in
     if start == stop:
         return x
     layers = jnp.arange(start, stop, dtype=jnp.int32)
-    return jax.lax.scan(body, x, (layers, blocks if whole else None))[0]
+    return jax.lax.scan(rematerialised(body, remat), x, (layers, blocks if whole else None))[0]
 
 
 def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array) -> Array:
@@ -255,7 +261,8 @@ def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[s
     return y.astype(x.dtype)
 
 
-def _head(weights: Weights, x: Array, cfg: Config) -> Array:
+def head(weights: Weights, x: Array, cfg: Config) -> Float[Array, "batch pos d_out"]:
+    """What comes after the last block, position by position: final norm, unembedding, bias, soft-cap."""
     if "final_norm" in weights and not cfg.norm_pooled:
         site = {"normalized": "ln_final.normalized", "scale": "ln_final.scale"}
         x = _norm(x, weights["final_norm"], cfg, lambda v, part, axes: tap(v, site[part], axes=axes))
