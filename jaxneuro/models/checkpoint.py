@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face folders to models and back: strict, and a slice at a time."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding
 
 from ..errors import UserError
 from ..io.files import read_json, write_json
@@ -22,6 +23,7 @@ from .hf_config import config_from_hf, config_to_hf, family_of
 from .layout import flatten, nest, shapes
 from .match import Source, as_stored, canonical_names, listed, match, rows
 from .module import Transformer
+from .quantised import INPUTS, Quantised, eight_bits, read_quantised
 from .sharding import shardings
 
 
@@ -41,7 +43,8 @@ def load(
     Args:
       name: folder in Hugging Face layout (config.json, model.safetensors or shards), Hub name, "bundled" or
         "all-MiniLM-L6-v2".
-      dtype: of the weights and so of the computation; None: as stored.
+      dtype: of the weights and so of the computation; None: as stored. "int8" and "float8_e4m3fn": matrices in eight
+        bits, the rest as stored (see `quantised`).
       mesh: with axes of type Auto called "model", "fsdp", "data", any of them; None: the default device.
       revision: of a Hub repository.
       allow_nonfinite: load weights with NaN or infinity in them.
@@ -49,18 +52,21 @@ def load(
       UserError: everything that does not fit, in one message: missing and extra tensors, wrong shapes and dtypes,
         NaN; or an architecture that is not ported, a file that is cut short, a name that leads nowhere.
     """
+    eight = eight_bits(dtype)
+    if eight is not None and allow_nonfinite:
+        raise UserError(f"{dtype} cannot hold NaN or infinity: load with a dtype of 16 bits or more to look at them.")
     folder = resolve(name, revision=revision)
     hf = read_json(folder / "config.json")
     family, tensors = family_of(hf), read_checkpoint(folder)
     names = canonical_names(family, tensors)
     cfg = as_stored(config_from_hf(hf), family, names)
     try:
-        sources = match(cfg, family, tensors, names, dtype)
+        sources = match(cfg, family, tensors, names, None if eight else dtype)
     except UserError as e:
         raise UserError(f"{folder}: {e}") from None
-    reader = _Reader(tensors, dtype, None if allow_nonfinite else [])
+    reader = _Reader(tensors, None if eight else dtype, None if allow_nonfinite else [], eight)
     placed = {} if mesh is None else flatten(shardings(cfg, mesh))
-    leaves = {leaf: reader.leaf(shape, sources[leaf], placed.get(leaf)) for leaf, shape in shapes(cfg).items()}
+    leaves = {leaf: reader.leaf(leaf, shape, sources[leaf], placed.get(leaf)) for leaf, shape in shapes(cfg).items()}
     if reader.nonfinite:
         raise UserError(
             f"{folder}: NaN or infinity in {listed(sorted(set(reader.nonfinite)))}. "
@@ -72,10 +78,15 @@ def load(
 class _Reader:
     """Copies slices of leaves out of the file, in the dtype asked for; notes tensors that are not finite."""
 
-    def __init__(self, tensors: Tensors, dtype: Any, nonfinite: list[str] | None):
-        self.tensors, self.dtype, self.nonfinite = tensors, dtype, nonfinite
+    def __init__(self, tensors: Tensors, dtype: Any, nonfinite: list[str] | None, eight: np.dtype | None = None):
+        self.tensors, self.dtype, self.nonfinite, self.eight = tensors, dtype, nonfinite, eight
 
-    def leaf(self, shape: tuple[int, ...], source: Source, sharding: Sharding | None) -> jax.Array:
+    def leaf(self, leaf: str, shape: tuple[int, ...], source: Source, sharding: NamedSharding | None) -> Any:
+        if self.eight is not None and leaf in INPUTS:
+            views = functools.partial(source.views, self.tensors)
+            out, bad = read_quantised(shape, INPUTS[leaf], self.eight, views, source.row.layered, sharding)
+            self.nonfinite = [*(self.nonfinite or []), *(source.names[i] for i in bad)]
+            return out
         if sharding is None:
             return jnp.asarray(self.slice(source, (slice(None),) * len(shape)))
         return jax.make_array_from_callback(shape, sharding, lambda index: self.slice(source, index or ()))
@@ -99,9 +110,14 @@ def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
     architecture are kept. Rope is spelled as transformers 4 spells it, which version 5 reads too.
 
     Raises:
-      UserError: the family's transformers class cannot express the architecture, or the disk is full.
+      UserError: the family's transformers class cannot express the architecture, the weights are quantised, or the disk
+        is full.
     """
     folder = Path(folder)
+    if any(isinstance(a, Quantised) for a in flatten(model.weights).values()):
+        raise UserError(
+            "quantised weights are not saved: they are read from the original folder whenever it is loaded."
+        )
     config = config_to_hf(model.cfg)
     leaves = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}

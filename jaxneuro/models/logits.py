@@ -18,10 +18,12 @@ from ..taps import wants
 from .config import Config
 from .layout import Weights, flatten, nest
 from .loss import cross_entropy
+from .quantised import Quantised, constant
 from .transformer import forward, head
 
 VALUES = 2**26
 """Logits held at once unless said otherwise: 256 MiB in float32. A chunk has at least one position of each row."""
+type _Piece = Callable[[Weights, Weights, Array, Any], Any]
 _READ = ("embed.tok", "final_norm.", "head.")
 
 
@@ -76,17 +78,18 @@ def map_logits(
     batch, length = resid.shape[:2]
     chunk = max(1, values // max(1, batch * cfg.d_vocab))
 
-    def piece(read: Weights, x: Array, rest: tuple[Array, ...]) -> Any:
-        return fn(head(nest(read), x, cfg), *rest)
+    def piece(read: Weights, fixed: Weights, x: Array, rest: tuple[Array, ...]) -> Any:
+        return fn(head(nest({**read, **fixed}), x, cfg), *rest)
 
     read = {leaf: a for leaf, a in flatten(weights).items() if leaf.startswith(_READ)}
     if not cfg.tied:  # its gradient would be zeros of the size of the vocabulary
         del read["embed.tok"]
+    fixed = {leaf: jax.tree.map(constant, read.pop(leaf)) for leaf, a in [*read.items()] if isinstance(a, Quantised)}
     constants = jax.lax.stop_gradient(constants)
     if chunk >= length or wants("logits", "ln_final.normalized", "ln_final.scale"):
-        return piece(read, resid, constants)
+        return piece(read, fixed, resid, constants)
     cut, join = functools.partial(_cut, chunk=chunk), functools.partial(_join, length=length)
-    return jax.tree.map(join, _in_turn(piece)(read, cut(resid), jax.tree.map(cut, constants)))
+    return jax.tree.map(join, _in_turn(piece)(read, fixed, cut(resid), jax.tree.map(cut, constants)))
 
 
 def _cut(a: Array, chunk: int) -> Array:
@@ -100,27 +103,27 @@ def _join(a: Array, length: int) -> Array:
     return a.reshape(a.shape[0], -1, *a.shape[3:])[:, :length]
 
 
-def _in_turn(piece: Callable[[Weights, Array, Any], Any]) -> Callable[[Weights, Array, Any], Any]:
+def _in_turn(piece: _Piece) -> _Piece:
     """Chunk after chunk; the gradient goes through each chunk again and sums over them in float32."""
 
     @jax.custom_vjp
-    def run(read: Weights, x: Array, rest: Any) -> Any:
-        return jax.lax.map(lambda at: piece(read, *at), (x, rest))
+    def run(read: Weights, fixed: Weights, x: Array, rest: Any) -> Any:
+        return jax.lax.map(lambda at: piece(read, fixed, *at), (x, rest))
 
-    def forwards(read: Weights, x: Array, rest: Any) -> Any:
-        return run(read, x, rest), (read, x, rest)
+    def forwards(read: Weights, fixed: Weights, x: Array, rest: Any) -> Any:
+        return run(read, fixed, x, rest), (read, fixed, x, rest)
 
     def backwards(saved: Any, gradient: Any) -> Any:
-        read, x, rest = saved
+        read, fixed, x, rest = saved
 
         def one(total: Weights, at: Any) -> tuple[Weights, Array]:
             x, rest, gradient = at
-            of_read, of_x = jax.vjp(lambda read, x: piece(read, x, rest), read, x)[1](gradient)
+            of_read, of_x = jax.vjp(lambda read, x: piece(read, fixed, x, rest), read, x)[1](gradient)
             return jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, of_read), of_x
 
         start = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), read)
         total, of_x = jax.lax.scan(one, start, (x, rest, gradient))
-        return jax.tree.map(lambda t, a: t.astype(a.dtype), total, read), of_x, None
+        return jax.tree.map(lambda t, a: t.astype(a.dtype), total, read), None, of_x, None
 
     run.defvjp(forwards, backwards)
     return run

@@ -13,6 +13,7 @@ from ..taps import tap, wants
 from .attention import Visible, attend
 from .config import Config
 from .layout import Weights
+from .quantised import matmul
 from .remat import rematerialised
 from .rope import rotate
 
@@ -219,19 +220,18 @@ def _attention(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any,
         each = jnp.einsum("btnh,nhd->btnd", z, w["wo"].astype(z.dtype))
         out = tap(each, "blocks.attn.result", layer=layer, axes=("batch", "pos", "head", "d_model")).sum(2)
     else:
-        out = z.reshape(*z.shape[:2], -1) @ w["wo"].astype(z.dtype).reshape(-1, w["wo"].shape[-1])
+        out = matmul(z.reshape(*z.shape[:2], -1), w["wo"], inputs=2)
     return out if "bo" not in w else out + w["bo"].astype(out.dtype)
 
 
 def _project(x: Array, w: Array, b: Array | None) -> Float[Array, "batch pos head d_head"]:
-    # One plain matmul over the joined head axes: splitting them afterwards costs nothing.
-    y = (x @ w.astype(x.dtype).reshape(w.shape[0], -1)).reshape(*x.shape[:2], *w.shape[1:])
+    y = matmul(x, w)
     return y if b is None else y + b.astype(y.dtype)
 
 
 def _mlp(w: Weights, x: Array, cfg: Config, site: Callable[..., Array]) -> Array:
     def linear(value: Array, name: str) -> Array:
-        y = value @ w[name].astype(value.dtype)
+        y = matmul(value, w[name])
         return y + w[f"b_{name}"].astype(y.dtype) if f"b_{name}" in w else y
 
     act = ACTS[cfg.act]
@@ -274,7 +274,7 @@ def head(weights: Weights, x: Array, cfg: Config) -> Float[Array, "batch pos d_o
     if "dense" in head:
         x = ACTS[cfg.head_act or cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
         x = _norm(x, head["norm"], cfg)
-    logits = x @ unembedding(weights, cfg).astype(x.dtype)
+    logits = matmul(x, unembedding(weights, cfg))
     if "b" in head:
         logits = logits + head["b"].astype(logits.dtype)
     if cfg.logit_softcap is not None:
