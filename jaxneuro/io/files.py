@@ -68,14 +68,26 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of `json.loads` for objects in which a key that occurs twice is an error."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+    return out
+
+
+def read_json(path: str | os.PathLike, *, unique: bool = False) -> Any:
     """Read JSON.
 
+    Args:
+      unique: refuse an object with a key that occurs twice, instead of taking the last.
     Raises:
       UserError: the file is missing, not UTF-8 or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, object_pairs_hook=no_duplicates if unique else None)
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}.") from e
     except ValueError as e:

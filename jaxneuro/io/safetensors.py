@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import UserError
-from .files import atomic_write, read_json
+from .files import atomic_write, no_duplicates, read_json
 
 DTYPES: Final[dict[str, np.dtype]] = {
     "BOOL": np.dtype(bool),
@@ -123,7 +123,7 @@ def _header(path: Path, buffer: mmap.mmap, size: int) -> tuple[dict[str, Any], i
     if 8 + length > size:
         raise _bad(path, [f"its header claims {length} bytes, the file has {size}: it was cut short"])
     try:
-        header = json.loads(buffer[8 : 8 + length].decode("utf-8"), object_pairs_hook=_no_duplicates)
+        header = json.loads(buffer[8 : 8 + length].decode("utf-8"), object_pairs_hook=no_duplicates)
     except ValueError as e:
         raise _bad(path, [f"its header is not valid JSON ({e})"]) from e
     except RecursionError as e:
@@ -131,14 +131,6 @@ def _header(path: Path, buffer: mmap.mmap, size: int) -> tuple[dict[str, Any], i
     if not isinstance(header, dict):
         raise _bad(path, ["its header is not a JSON object"])
     return header, 8 + length
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
-    return out
 
 
 def _is_text_map(value: Any) -> TypeGuard[dict[str, str]]:
@@ -192,17 +184,19 @@ def read_checkpoint(folder: str | os.PathLike) -> Tensors:
         return read_safetensors(single)
     if not index.exists():
         raise UserError(_no_weights(folder))
-    content = read_json(index)
+    content = read_json(index, unique=True)
     where = content.get("weight_map", 0) if isinstance(content, dict) else 0
     if not _is_text_map(where) or any(Path(f).name != f for f in where.values()):
         raise UserError(f"{index} has no 'weight_map' from tensor names to names of files beside it.")
     shards = sorted(set(where.values()))
     if missing := [s for s in shards if not (folder / s).exists()]:
         raise UserError(f"{folder} lacks {', '.join(missing)} of the {len(shards)} files that {index.name} names.")
-    return _join(index, where, {s: read_safetensors(folder / s) for s in shards})
+    about = content.get("metadata") or {}
+    claimed = about.get("total_size") if isinstance(about, dict) else None
+    return _join(index, where, {s: read_safetensors(folder / s) for s in shards}, claimed)
 
 
-def _join(index: Path, where: dict[str, str], shards: dict[str, Tensors]) -> Tensors:
+def _join(index: Path, where: dict[str, str], shards: dict[str, Tensors], claimed: Any) -> Tensors:
     problems = [f"tensor {n!r} is not in {s}" for n, s in where.items() if n not in shards[s]]
     problems += [
         f"{s} holds {n!r}, which the index {f'puts into {where[n]}' if n in where else 'does not name'}"
@@ -213,7 +207,14 @@ def _join(index: Path, where: dict[str, str], shards: dict[str, Tensors]) -> Ten
     if problems:
         raise UserError(f"{index} does not agree with its shards:" + "".join(f"\n  - {p}" for p in problems[:20]))
     metadata = {k: v for tensors in shards.values() for k, v in tensors.metadata.items()}
-    return Tensors({n: shards[s]._views[n] for n, s in where.items()}, metadata)
+    joined = Tensors({n: shards[s]._views[n] for n, s in where.items()}, metadata)
+    found = sum(math.prod(joined.shape(n)) * joined.dtype(n).itemsize for n in joined)
+    if claimed not in (None, found):
+        raise UserError(
+            f"{index} speaks of {claimed} bytes of tensors (metadata.total_size), its shards hold {found}: they are not "
+            "of one download. Download it again; if the shards are right, take total_size out of the index."
+        )
+    return joined
 
 
 def _no_weights(folder: Path) -> str:

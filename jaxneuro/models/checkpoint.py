@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face folders to models and back: strict, and a slice at a time."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,19 +10,21 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding
 
 from ..errors import UserError
 from ..io.files import read_json, write_json
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
+from .config import Config
 from .convert import from_leaves
 from .convnet import ConvModel, is_convnet, load_convnet, save_convnet
 from .families import FAMILIES, PAIRS
 from .hf_config import config_from_hf, config_to_hf, family_of
-from .layout import flatten, nest, shapes
+from .layout import flatten, layout, nest, shapes
 from .match import Source, as_stored, canonical_names, listed, match, rows
 from .module import Transformer
+from .quantised import INPUTS, Quantised, eight_bits, read_quantised
 from .sharding import shardings
 
 
@@ -41,7 +44,8 @@ def load(
     Args:
       name: folder in Hugging Face layout (config.json, model.safetensors or shards), Hub name, "bundled" or
         "all-MiniLM-L6-v2".
-      dtype: of the weights and so of the computation; None: as stored.
+      dtype: of the weights and so of the computation; None: as stored. "int8" and "float8_e4m3fn": matrices in eight
+        bits, the rest as stored (see `quantised`).
       mesh: with axes of type Auto called "model", "fsdp", "data", any of them; None: the default device.
       revision: of a Hub repository.
       allow_nonfinite: load weights with NaN or infinity in them.
@@ -62,16 +66,18 @@ def from_tensors(
     folder: Path, hf: dict[str, Any], tensors: Tensors, *, dtype: Any, mesh: Mesh | None, allow_nonfinite: bool
 ) -> Transformer:
     """The model of one config and its tensors; `folder` is for messages. See `load`."""
-    family = family_of(hf)
+    eight, family = eight_bits(dtype), family_of(hf)
     names = canonical_names(family, tensors)
     cfg = as_stored(config_from_hf(hf), family, names)
+    if eight is not None:
+        _check_eight(cfg, eight, allow_nonfinite)
     try:
-        sources = match(cfg, family, tensors, names, dtype)
+        sources = match(cfg, family, tensors, names, None if eight else dtype)
     except UserError as e:
         raise UserError(f"{folder}: {e}") from None
-    reader = _Reader(tensors, dtype, None if allow_nonfinite else [])
+    reader = _Reader(tensors, None if eight else dtype, None if allow_nonfinite else [], eight)
     placed = {} if mesh is None else flatten(shardings(cfg, mesh))
-    leaves = {leaf: reader.leaf(shape, sources[leaf], placed.get(leaf)) for leaf, shape in shapes(cfg).items()}
+    leaves = {leaf: reader.leaf(leaf, shape, sources[leaf], placed.get(leaf)) for leaf, shape in shapes(cfg).items()}
     if reader.nonfinite:
         raise UserError(
             f"{folder}: NaN or infinity in {listed(sorted(set(reader.nonfinite)))}. "
@@ -80,13 +86,25 @@ def from_tensors(
     return Transformer(cfg, nest(leaves), json.dumps(hf, sort_keys=True))
 
 
+def _check_eight(cfg: Config, dtype: np.dtype, allow_nonfinite: bool) -> None:
+    if allow_nonfinite:
+        raise UserError(f"{dtype} cannot hold NaN or infinity: load with a dtype of 16 bits or more to look at them.")
+    if "blocks.mlp.up" not in layout(cfg):
+        raise UserError(f"{dtype} is for layers of attention and MLP; {cfg.family} has others. Load it as bfloat16.")
+
+
 class _Reader:
     """Copies slices of leaves out of the file, in the dtype asked for; notes tensors that are not finite."""
 
-    def __init__(self, tensors: Tensors, dtype: Any, nonfinite: list[str] | None):
-        self.tensors, self.dtype, self.nonfinite = tensors, dtype, nonfinite
+    def __init__(self, tensors: Tensors, dtype: Any, nonfinite: list[str] | None, eight: np.dtype | None = None):
+        self.tensors, self.dtype, self.nonfinite, self.eight = tensors, dtype, nonfinite, eight
 
-    def leaf(self, shape: tuple[int, ...], source: Source, sharding: Sharding | None) -> jax.Array:
+    def leaf(self, leaf: str, shape: tuple[int, ...], source: Source, sharding: NamedSharding | None) -> Any:
+        if self.eight is not None and leaf in INPUTS:
+            views = functools.partial(source.views, self.tensors)
+            out, bad = read_quantised(shape, INPUTS[leaf], self.eight, views, source.row.layered, sharding)
+            self.nonfinite = [*(self.nonfinite or []), *(source.names[i] for i in bad)]
+            return out
         if sharding is None:
             return jnp.asarray(self.slice(source, (slice(None),) * len(shape)))
         return jax.make_array_from_callback(shape, sharding, lambda index: self.slice(source, index or ()))
@@ -110,11 +128,16 @@ def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike) -
     architecture are kept. Rope is spelled as transformers 4 spells it, which version 5 reads too.
 
     Raises:
-      UserError: the family's transformers class cannot express the architecture, or the disk is full.
+      UserError: the family's transformers class cannot express the architecture, the weights are quantised, or the disk
+        is full.
     """
     folder = Path(folder)
     if isinstance(model, ConvModel):
         return save_convnet(model, folder)
+    if any(isinstance(a, Quantised) for a in flatten(model.weights).values()):
+        raise UserError(
+            "quantised weights are not saved: they are read from the original folder whenever it is loaded."
+        )
     config = config_to_hf(model.cfg)
     tensors, prefix = to_tensors(model), FAMILIES[model.cfg.family].prefix
     if not model.cfg.has_head and all(name.startswith(prefix) for name in tensors):

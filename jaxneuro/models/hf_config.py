@@ -112,6 +112,12 @@ def _value(hf: dict[str, Any], key: Key) -> Any:
 
 def _check(hf: dict[str, Any], family: Family) -> None:
     kind = hf["model_type"]
+    if stored := hf.get("quantization_config"):
+        method = stored.get("quant_method") if isinstance(stored, dict) else stored
+        raise UserError(
+            f"config.json has a quantization_config ({method}): weights that were stored quantised are not read. Take "
+            "the original, in 16 bits; load(..., dtype='int8') or 'float8_e4m3fn' quantises it."
+        )
     for key, allowed in family.only.items():
         if hf.get(key, allowed[0]) not in allowed:
             raise UserError(f"config.json: {key}={hf[key]!r} is not supported for {kind}, only {allowed[0]!r}.")

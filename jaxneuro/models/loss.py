@@ -26,8 +26,12 @@ def token_loss(
       >>> [[round(v, 4) for v in row] for row in nll.tolist()], valid.tolist()
       ([[1.3863, 1.3863]], [[True, True]])
     """
-    scores = logits[:, :-1].astype(jnp.float32)
-    chosen = jnp.take_along_axis(scores, tokens[:, 1:, None].astype(jnp.int32), axis=-1)[..., 0]
-    nll = jax.nn.logsumexp(scores, axis=-1) - chosen
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
-    return nll, real[:, :-1] & real[:, 1:]
+    return cross_entropy(logits[:, :-1], tokens[:, 1:]), real[:, :-1] & real[:, 1:]
+
+
+def cross_entropy(logits: Float[Array, "*batch d_vocab"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """logsumexp(logits) - logits[target], in nats, float32."""
+    scores = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(scores, targets[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    return jax.nn.logsumexp(scores, axis=-1) - chosen

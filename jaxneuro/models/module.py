@@ -27,9 +27,10 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         stop_at: int | None = None,
         start_at: int = 0,
         resid: Float[Array, "batch pos d_model"] | None = None,
+        remat: str | None = None,
     ) -> Float[Array, "batch pos d_out"]:
         """See `jaxneuro.models.forward`."""
-        part = {"stop_at": stop_at, "start_at": start_at, "resid": resid}
+        part = {"stop_at": stop_at, "start_at": start_at, "resid": resid, "remat": remat}
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 
     return apply

@@ -15,6 +15,8 @@ from .classify import classified
 from .config import Config
 from .layout import Weights
 from .mixers import mix_layers
+from .quantised import matmul
+from .remat import rematerialised
 from .rope import rotate
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
@@ -40,6 +42,7 @@ def forward(
     stop_at: int | None = None,
     start_at: int = 0,
     resid: Float[Array, "batch pos d_model"] | None = None,
+    remat: str | None = None,
 ) -> Float[Array, "batch pos d_out"]:
     """Run the model, or a part of its stack.
 
@@ -57,6 +60,8 @@ def forward(
         is computed. None: the whole stack, final norm and head.
       start_at: enter the stack at this layer with `resid`, the residual stream that enters it (at 0: instead of the
         embedding). `tokens` then only says how many positions there are.
+      remat: what each layer keeps for the backward pass, a row of `remat.POLICIES`: "block" nothing, "dots" the results
+        of its matrices. None: everything. It changes memory and time, not numbers.
     Returns:
       Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
       (after the final norm); with stop_at the residual stream [batch, pos, d_model].
@@ -81,8 +86,8 @@ def forward(
     if cfg.mixer is not None:
         x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop))
     else:
-        x = _stack(weights["blocks"], x, cfg, mask, start_at, stop)
-    return x if stop_at is not None else _head(weights, x, cfg)
+        x = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat)
+    return x if stop_at is not None else head(weights, x, cfg)
 
 
 def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, resid: Array | None) -> None:
@@ -148,7 +153,9 @@ def _positions(table: Array, tokens: Array, cfg: Config, mask: Array | None) -> 
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 
 
-def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int) -> Array:
+def _stack(
+    blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int, remat: str | None
+) -> Array:
     length = x.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
     # A layer's window is data of the scan, not structure: one body for any mixture of layers, and each site is
@@ -170,7 +177,7 @@ def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: in
     if start == stop:
         return x
     layers = jnp.arange(start, stop, dtype=jnp.int32)
-    return jax.lax.scan(body, x, (layers, blocks if whole else None))[0]
+    return jax.lax.scan(rematerialised(body, remat), x, (layers, blocks if whole else None))[0]
 
 
 def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array) -> Array:
@@ -223,19 +230,18 @@ def _attention(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any,
         each = jnp.einsum("btnh,nhd->btnd", z, w["wo"].astype(z.dtype))
         out = tap(each, "blocks.attn.result", layer=layer, axes=("batch", "pos", "head", "d_model")).sum(2)
     else:
-        out = z.reshape(*z.shape[:2], -1) @ w["wo"].astype(z.dtype).reshape(-1, w["wo"].shape[-1])
+        out = matmul(z.reshape(*z.shape[:2], -1), w["wo"], inputs=2)
     return out if "bo" not in w else out + w["bo"].astype(out.dtype)
 
 
 def _project(x: Array, w: Array, b: Array | None) -> Float[Array, "batch pos head d_head"]:
-    # One plain matmul over the joined head axes: splitting them afterwards costs nothing.
-    y = (x @ w.astype(x.dtype).reshape(w.shape[0], -1)).reshape(*x.shape[:2], *w.shape[1:])
+    y = matmul(x, w)
     return y if b is None else y + b.astype(y.dtype)
 
 
 def _mlp(w: Weights, x: Array, cfg: Config, site: Callable[..., Array]) -> Array:
     def linear(value: Array, name: str) -> Array:
-        y = value @ w[name].astype(value.dtype)
+        y = matmul(value, w[name])
         return y + w[f"b_{name}"].astype(y.dtype) if f"b_{name}" in w else y
 
     act = ACTS[cfg.act]
@@ -268,7 +274,8 @@ def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[s
     return y.astype(x.dtype)
 
 
-def _head(weights: Weights, x: Array, cfg: Config) -> Array:
+def head(weights: Weights, x: Array, cfg: Config) -> Float[Array, "batch pos d_out"]:
+    """What comes after the last block, position by position: final norm, unembedding, bias, soft-cap."""
     if cfg.norm_placement != "post" and not cfg.norm_pooled:
         site = {"normalized": "ln_final.normalized", "scale": "ln_final.scale"}
         x = _norm(x, weights.get("final_norm", {}), cfg, lambda v, part, axes: tap(v, site[part], axes=axes))
@@ -283,8 +290,9 @@ def _head(weights: Weights, x: Array, cfg: Config) -> Array:
     if cfg.classify is not None:
         logits = classified(head, x, cfg)
     else:
-        w = unembedding(weights, cfg)
-        logits = x.astype(w.dtype) @ w  # the residual stream may be wider than the weights (mixers)
+        if cfg.mixer is not None:  # whose residual stream may be wider than the weights
+            x = x.astype(weights["embed"]["tok"].dtype)
+        logits = matmul(x, unembedding(weights, cfg))
     if "b" in head:
         logits = logits + head["b"].astype(logits.dtype)
     if cfg.logit_softcap is not None:

@@ -203,6 +203,38 @@ def test_a_tensor_in_two_shards(sharded):
         read_checkpoint(sharded)
 
 
+WHERE = {"a": "1.safetensors", "b": "2.safetensors"}
+
+
+@pytest.mark.parametrize("size", [12, 12.0, None])
+def test_an_index_may_say_how_many_bytes_there_are(sharded, size):
+    index(sharded, {"metadata": {"total_size": size}, "weight_map": WHERE})
+    assert set(read_checkpoint(sharded)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("size", [11, 24, 0, "12"])
+def test_an_index_of_other_shards_is_refused(sharded, size):
+    index(sharded, {"metadata": {"total_size": size}, "weight_map": WHERE})
+    with pytest.raises(UserError, match=rf"speaks of {size} bytes .*total_size.*, its shards hold 12"):
+        read_checkpoint(sharded)
+
+
+def test_an_index_that_places_a_tensor_twice(sharded):
+    text = '{"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "a": "2.safetensors"}}'
+    (sharded / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"index\.json is not valid JSON: the key 'a' occurs twice"):
+        read_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 40])
+def test_a_shard_that_is_cut_short(sharded, cut):
+    index(sharded, {"weight_map": WHERE})
+    shard = sharded / "2.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-cut])
+    with pytest.raises(UserError, match=r"2\.safetensors is not a whole safetensors file"):
+        read_checkpoint(sharded)
+
+
 def test_folders_without_weights(tmp_path):
     with pytest.raises(UserError, match="It holds: nothing"):
         read_checkpoint(tmp_path)
