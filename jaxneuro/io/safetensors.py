@@ -211,8 +211,8 @@ def _join(index: Path, where: dict[str, str], shards: dict[str, Tensors], claime
     found = sum(math.prod(joined.shape(n)) * joined.dtype(n).itemsize for n in joined)
     if claimed not in (None, found):
         raise UserError(
-            f"{index} speaks of {claimed} bytes of tensors (metadata.total_size), its shards hold {found}: they are not "
-            "of one download. Download it again; if the shards are right, take total_size out of the index."
+            f"{index} speaks of {claimed} bytes of tensors (metadata.total_size), its shards hold {found}: they are "
+            "not of one download. Download it again; if the shards are right, take total_size out of the index."
         )
     return joined
 

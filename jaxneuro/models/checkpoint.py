@@ -49,6 +49,8 @@ def load(
       mesh: with axes of type Auto called "model", "fsdp", "data", any of them; None: the default device.
       revision: of a Hub repository.
       allow_nonfinite: load weights with NaN or infinity in them.
+    Returns:
+      A `Transformer`; of a ResNet or DenseNet a `ConvModel`, which is used in the same way.
     Raises:
       UserError: everything that does not fit, in one message: missing and extra tensors, wrong shapes and dtypes,
         NaN; or an architecture that is not ported, a file that is cut short, a name that leads nowhere.
@@ -56,7 +58,10 @@ def load(
     folder = resolve(name, revision=revision)
     hf = read_json(folder / "config.json")
     if is_convnet(hf):
-        return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
+        if eight_bits(dtype) is not None:
+            raise UserError(f"{dtype} is for layers of attention and MLP, not of convolutions. Load it as bfloat16.")
+        found: Any = load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
+        return found  # a ConvModel, which has the same face: cfg, weights, apply
     if isinstance(hf, dict) and hf.get("model_type") in PAIRS:
         raise UserError(f"{folder} holds two models, of pictures and of text: open them with models.load_pair.")
     return from_tensors(folder, hf, read_checkpoint(folder), dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .config import Config
 from .layout import Weights
 from .mixers import empty_state, mix_layers
-from .transformer import ACTS, _head, _norm, embed
+from .transformer import ACTS, _norm, embed, head
 
 
 def step(
@@ -46,4 +46,4 @@ def step(
     state = empty_state(cfg, tokens.shape[0], weights["embed"]["tok"].dtype) if state is None else state
     x = embed(weights["embed"], tokens, cfg)
     x, state = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, state=state)
-    return _head(weights, x, cfg), state
+    return head(weights, x, cfg), state

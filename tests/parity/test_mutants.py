@@ -54,7 +54,7 @@ INVISIBLE = {
     # Both activations are the same here; xlm-roberta has two.
     "roberta-mlm": {"head_act None"},
     # These weights are float32 (tests/models/test_mixers.py has others).
-    **dict.fromkeys(["mamba", "mamba-biases", "mamba2", "mamba2-biases"], {"mixer.residual_in_float32"}),
+    **{case: {"mixer.residual_in_float32"} for case in ("mamba", "mamba-biases", "mamba2", "mamba2-biases")},
 }
 
 
