@@ -41,7 +41,8 @@ MAY_IMPORT = {
         "reports",
     },
     "training": {"errors", "protocols", "versions", "io", "taps", "models", "data", "activations", "dictionaries"},
-    "cli": {"errors", "io", "study", "training", "models", "taps"},
+    "inference": {"errors", "taps", "models", "data"},
+    "cli": {"errors", "io", "study", "training", "models", "taps", "data", "inference"},
 }
 
 

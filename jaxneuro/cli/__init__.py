@@ -3,6 +3,7 @@
 
     jaxneuro study --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --out DIR
     jaxneuro train-dictionary --out DIR live --site blocks.3.resid_post topk --n-latents 4096 --k 32
+    jaxneuro generate PATH_OR_HUB_NAME --prompt TEXT --max-new 64 --steer VECTOR.npz --site blocks.3.resid_post
     jaxneuro sites PATH_OR_HUB_NAME
 
 | exit code | meaning |
@@ -55,16 +56,19 @@ class TrainDictionary:
 def _job(argv: Sequence[str]) -> Callable[[], object]:
     """What the command line asks for; its code is loaded here."""
     from ..study import StudyConfig, run_study
+    from .generate import Generate
+    from .generate import run as run_generate
 
     if argv and argv[0] == TRAIN:
         from ..training import train_dictionary
         from .train import parsed
 
         return functools.partial(train_dictionary, parsed(argv[1:]))
-    jobs = {StudyConfig: run_study, Sites: _sites}
+    jobs = {StudyConfig: run_study, Generate: run_generate, Sites: _sites}
     command = (
         Annotated[StudyConfig, tyro.conf.subcommand("study", description=StudyConfig.__doc__)]
         | Annotated[TrainDictionary, tyro.conf.subcommand(TRAIN, description=TrainDictionary.__doc__)]
+        | Annotated[Generate, tyro.conf.subcommand("generate", description=Generate.__doc__)]
         | Annotated[Sites, tyro.conf.subcommand("sites", description=Sites.__doc__)]
     )
     config = tyro.cli(command, args=argv, prog="jaxneuro", config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..errors import UserError
-from ..models import Config
+from ..models import Config, Weights
 from ..taps import Edit
 from ..taps.names import parse
 
@@ -132,3 +132,14 @@ def _layer(edit: Edit, n_layers: int) -> int:
     if edit.layer is None or isinstance(edit.layer, Tracer):
         return 0
     return first_position(edit.layer, n_layers)
+
+
+def last_real(mask: np.ndarray) -> tuple[int, bool]:
+    """(position behind the last real token of the row where that is first; whether it is the same in all)."""
+    ends = mask.shape[1] - mask[:, ::-1].argmax(1)
+    return int(ends.min()), bool((ends == mask.shape[1]).all())
+
+
+def dtype_of(weights: Weights) -> Any:
+    """The dtype in which a model computes."""
+    return weights["embed"]["tok"].dtype

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ..errors import UserError
 from ..models import Config, Transformer, Weights, init_cache
 from ..taps import intervene
-from .checks import check_ids, check_model, check_positions, check_prompt
+from .checks import check_ids, check_model, check_positions, check_prompt, dtype_of, last_real
 from .decode import Rules, State, begin, read_prompt, until
-from .sampling import Sampler, greedy
+from .sampling import as_tree, greedy, row_keys
 
 
 class Generated(NamedTuple):
@@ -109,7 +109,7 @@ def generate(
             chosen = on_token(done, np.asarray(state.tokens[:, :done]), np.asarray(state.finished))
             if chosen is not None:
                 state = state._replace(finished=jnp.asarray(chosen, bool))
-        if done >= max_new or (done > 1 and bool(jnp.all(state.finished))):
+        if done >= max_new or bool(jnp.all(state.finished)):
             return Generated(state.tokens, state.lengths, state.finished, state.log_probs)
         limit = max_new if on_token is None else min(done + every, max_new)
         state = go_on(model.weights, state, edits, rules, jnp.int32(limit), cfg=cfg)
@@ -143,25 +143,3 @@ def check_edits(first: tuple[Any, ...], where: dict[str, Any]) -> None:
     weights, _, _, (edits, _), rules = first
     state = jax.eval_shape(functools.partial(start, **where), *first)
     jax.eval_shape(functools.partial(go_on, cfg=where["cfg"]), weights, state, edits, rules, jnp.int32(0))
-
-
-def as_tree(sampler: Any) -> Any:
-    """A sampler as a pytree that can be called."""
-    return sampler if isinstance(sampler, Sampler | jax.tree_util.Partial) else jax.tree_util.Partial(sampler)
-
-
-def row_keys(key: Any, rows: int) -> Key[Array, "batch"]:
-    """One key per row, the same whatever the other rows are."""
-    key = jax.random.key(0) if key is None else key
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows, dtype=jnp.int32))
-
-
-def last_real(mask: np.ndarray) -> tuple[int, bool]:
-    """(position behind the last real token of the row where that is first; whether it is the same in all)."""
-    ends = mask.shape[1] - mask[:, ::-1].argmax(1)
-    return int(ends.min()), bool((ends == mask.shape[1]).all())
-
-
-def dtype_of(weights: Weights) -> Any:
-    """The dtype in which a model computes."""
-    return weights["embed"]["tok"].dtype

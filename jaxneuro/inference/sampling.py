@@ -101,3 +101,14 @@ def _most_likely(logits: Float[Array, "batch vocab"], keys: Key[Array, "batch"])
 
 greedy: Final = jax.tree_util.Partial(_most_likely)
 """The sampler that takes the most likely token, the first of equals."""
+
+
+def as_tree(sampler: Any) -> Any:
+    """A sampler as a pytree that can be called."""
+    return sampler if isinstance(sampler, Sampler | jax.tree_util.Partial) else jax.tree_util.Partial(sampler)
+
+
+def row_keys(key: Any, rows: int) -> Key[Array, "batch"]:
+    """One key per row, the same whatever the other rows are."""
+    key = jax.random.key(0) if key is None else key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows, dtype=jnp.int32))

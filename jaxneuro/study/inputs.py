@@ -76,7 +76,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
             f"the tokenizer of {config.model} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: "
             "they do not belong together. Use the tokenizer that the model was trained with."
         )
-    site = _site(config.select.site, model.cfg)
+    site = neuron_site(config.select.site, model.cfg)
     dictionary_site = config.dictionary.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
     _check_sites(model, site, dictionary_site, config)
     groups = read_groups(config.groups)
@@ -113,7 +113,8 @@ def _length(config: StudyConfig, cfg: Any) -> int:
     return config.text.window
 
 
-def _site(asked: str | None, cfg: Any) -> str:
+def neuron_site(asked: str | None, cfg: Any) -> str:
+    """Where a study of this model reads neurons: what was asked for, else the gate of a gated MLP."""
     site = asked or ("mlp.gate" if cfg.gated else "mlp.post")
     return site if site.startswith("blocks.") else f"blocks.{site}"
 
