@@ -63,11 +63,12 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-@pytest.mark.parametrize("padding", ["left", "right"])
-def test_an_edit_acts_when_its_position_is_run(model, prompts, name, padding):
-    plain = generate(model, prompts, mask=PADDING[padding], max_new=NEW)
-    found = generate(model, prompts, mask=PADDING[padding], max_new=NEW, edits=EDITS[name])
-    expected, logits = naive(model, prompts, NEW, PADDING[padding], EDITS[name])
+def test_an_edit_acts_when_its_position_is_run(model, prompts, name):
+    """Row 0 is padded on the left, row 1 on the right: it goes on three positions earlier."""
+    mask = PADDING["both"]
+    plain = generate(model, prompts, mask=mask, max_new=NEW)
+    found = generate(model, prompts, mask=mask, max_new=NEW, edits=EDITS[name])
+    expected, logits = naive(model, prompts, NEW, mask, EDITS[name])
     np.testing.assert_array_equal(found.tokens, expected)
     close_scores(found.log_probs, logits, expected)
     assert not np.allclose(found.log_probs, plain.log_probs, atol=1e-3), "the edit does something"

@@ -12,7 +12,8 @@ LOGITS = jnp.asarray(np.random.default_rng(0).normal(0, 2, (5, 12)), jnp.float32
 
 
 def softmax(x):
-    e = np.exp(np.asarray(x, np.float64) - np.max(x, -1, keepdims=True))
+    x = np.asarray(x, np.float64)
+    e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
 
 

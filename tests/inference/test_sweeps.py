@@ -32,22 +32,28 @@ SWEEPS = {  # {name: (edits of a dose, the layer and the position that run again
 
 
 def measured(logits):
-    return jax.nn.softmax(logits)[:, 3]
+    return jax.nn.log_softmax(logits).max(1)  # that of the greedy token
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_a_sweep_is_a_loop_over_points(model, prompts, name, monkeypatch):
-    edits, layer, pos = SWEEPS[name]
+def test_where_a_sweep_begins(model, prompts, name, monkeypatch):
+    edits, *begins = SWEEPS[name]
     asked = {}
-    swept = sweeps._swept
-    monkeypatch.setattr(sweeps, "_swept", lambda *args, **kwargs: asked.update(kwargs) or swept(*args, **kwargs))
+    monkeypatch.setattr(sweeps, "_swept", lambda *args, **kwargs: asked.update(kwargs))
+    steer_sweep(model, prompts, edits, DOSES, mask=RIGHT, max_new=NEW)
+    assert [asked["layer"], asked["pos"]] == begins
+
+
+@pytest.mark.parametrize("name", ["a late layer and position", "everywhere", "embedding", "head", "two sites"])
+def test_a_sweep_is_a_loop_over_points(model, prompts, name):
+    edits = SWEEPS[name][0]
     found = steer_sweep(model, prompts, edits, DOSES, mask=RIGHT, max_new=NEW, measure=measured, chunk=2)
-    assert (asked["layer"], asked["pos"]) == (layer, pos)
     assert found.generated.tokens.shape == (5, 2, NEW)
     for i, dose in enumerate(DOSES):
         alone = generate(model, prompts, mask=RIGHT, max_new=NEW, edits=edits(dose))
         np.testing.assert_array_equal(found.generated.tokens[i], alone.tokens[:, :NEW])
         np.testing.assert_allclose(found.generated.log_probs[i], alone.log_probs, atol=3e-5)
+    np.testing.assert_allclose(found.measured, found.generated.log_probs[..., 0], atol=1e-5)
     assert np.ptp(np.asarray(found.generated.log_probs), axis=0).max() > 1e-3, "doses differ"
 
 
