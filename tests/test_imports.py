@@ -41,7 +41,8 @@ MAY_IMPORT = {
         "reports",
     },
     "training": {"errors", "protocols", "versions", "io", "taps", "models", "data", "activations", "dictionaries"},
-    "cli": {"errors", "versions", "io", "taps", "models", "data", "activations", "study", "training"},
+    "inference": {"errors", "taps", "models", "data"},
+    "cli": {"errors", "versions", "io", "taps", "models", "data", "activations", "study", "training", "inference"},
 }
 
 

@@ -19,6 +19,7 @@ there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 | `layout.py` | leaves, their axes and shapes; random weights | |
 | `transformer.py` | forward | arXiv 1706.03762, 1810.04805, 2302.13971 |
 | `attention.py` | one attention, three ways to compute it | |
+| `cache.py` | keys and values of the text so far | |
 | `rope.py` | rotary positions and six ways to stretch them | arXiv 2104.09864, 2309.00071, 2402.13753 |
 | `families/llama.py` | llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3 | transformers |
 | `families/gpt.py` | gpt2, gptj, gpt_neox, opt, phi | transformers |
@@ -38,6 +39,8 @@ Parity with transformers on tiny models with every parameter perturbed: logits a
 Not here: tokenizers (data), generation (inference), training loops, mixtures of experts, encoder-decoders.
 """
 
+from .cache import Cache as Cache
+from .cache import init_cache as init_cache
 from .checkpoint import load as load
 from .checkpoint import save_pretrained as save_pretrained
 from .config import Config as Config

@@ -13,7 +13,7 @@ on two CPU cores at batch 16, 256 positions, 6 heads of 32 in float32.
 
 import functools
 import logging
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,15 +34,18 @@ class Visible(NamedTuple):
     window: Int[Array, ""] | None
     """How far back a query sees: query - key < window."""
     mask: Bool[Array, "batch key"] | None
+    start: Int[Array, ""] | Int[Array, "batch"] | int | None = None
+    """Which key is the first query's own, with a cache; None: there are as many keys as queries."""
 
     def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
         """True where a query sees a key; None when every pair is visible."""
-        distance = queries[:, None] - keys[None, :]
+        start = jnp.asarray(0 if self.start is None else self.start, jnp.int32).reshape(-1, 1, 1)
+        distance = start + queries[:, None] - keys[None, :]
         found = []
         if self.causal:
-            found.append(distance[None] >= 0)
+            found.append(distance >= 0)
         if self.window is not None:
-            found.append(distance[None] < self.window)
+            found.append(distance < self.window)
         if self.mask is not None:
             found.append(self.mask[:, None, : keys.shape[0]])
         out = None
@@ -68,7 +71,7 @@ def attend(
     q = q * jnp.asarray(scale, q.dtype)
     if wants("blocks.attn.scores", "blocks.attn.pattern"):
         return _explicit(q, k, v, visible, layer, softcap)
-    if softcap is None and _cudnn_takes(q):
+    if softcap is None and visible.start is None and _cudnn_takes(q):
         return jax.lax.platform_dependent(
             q,
             k,
@@ -89,14 +92,13 @@ def _scores(q: Array, k: Array, pairs: Array | None, softcap: float | None) -> F
 
 
 def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array, softcap: float | None) -> Array:
-    b, t, n, h = q.shape
-    at = jnp.arange(t)
-    axes = ("batch", "head", "query", "key")
-    scores = _scores(q, k, visible.pairs(at, at), softcap).reshape(b, n, t, t)
-    scores = tap(scores, "blocks.attn.scores", layer=layer, axes=axes)
+    (b, t, n, h), s = q.shape, k.shape[1]
+    place: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
+    scores = _scores(q, k, visible.pairs(jnp.arange(t), jnp.arange(s)), softcap).reshape(b, n, t, s)
+    scores = tap(scores, "blocks.attn.scores", **place)
     pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    pattern = tap(pattern, "blocks.attn.pattern", layer=layer, axes=axes)
-    grouped = pattern.reshape(b, v.shape[2], -1, t, t)
+    pattern = tap(pattern, "blocks.attn.pattern", **place)
+    grouped = pattern.reshape(b, v.shape[2], -1, t, s)
     return jnp.einsum("bkgts,bskh->btkgh", grouped, v).reshape(b, t, n, h)
 
 
@@ -106,7 +108,7 @@ def _chunked(q: Array, k: Array, v: Array, visible: Visible, softcap: float | No
     outs = []
     for start in range(0, length, chunk):
         stop = min(start + chunk, length)
-        last = stop if visible.causal else length
+        last = stop if visible.causal and visible.start is None else k.shape[1]
         pairs = visible.pairs(jnp.arange(start, stop), jnp.arange(last))
         outs.append(_softmax_values(_scores(q[:, start:stop], k[:, :last], pairs, softcap), v[:, :last]))
     return jnp.concatenate(outs, axis=1)

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from .cache import Cache
 from .config import Config
 from .layout import Weights
 from .transformer import forward
@@ -28,9 +29,16 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         start_at: int = 0,
         resid: Float[Array, "batch pos d_model"] | None = None,
         remat: str | None = None,
-    ) -> Float[Array, "batch pos d_out"]:
+        cache: Cache | None = None,
+    ) -> Any:
         """See `jaxneuro.models.forward`."""
-        part = {"stop_at": stop_at, "start_at": start_at, "resid": resid, "remat": remat}
+        part: dict[str, Any] = {
+            "stop_at": stop_at,
+            "start_at": start_at,
+            "resid": resid,
+            "remat": remat,
+            "cache": cache,
+        }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 
     return apply

@@ -152,13 +152,19 @@ class Rope:
 
     def tables(self, d_head: int, length: int) -> tuple[Float[Array, "pos half"], Float[Array, "pos half"]]:
         """cos and sin of every angle, float32, for positions 0 .. length-1."""
-        freqs = _frequencies(self.theta, self.dims or d_head)
-        factor = 1.0
-        if self.scaling is not None:
-            freqs, factor = self.scaling(freqs, self.theta, length)
+        freqs, factor = self._stretched(d_head, length)
         angles = np.arange(length, dtype=np.float32)[:, None] * freqs.astype(np.float32)
         cos, sin = np.cos(angles) * np.float32(factor), np.sin(angles) * np.float32(factor)
         return jnp.asarray(cos), jnp.asarray(sin)
+
+    def same(self, d_head: int, length: int, other: int) -> bool:
+        """Whether texts of two lengths are turned by the same angles at each position."""
+        (one, by), (two, too) = (self._stretched(d_head, n) for n in (length, other))
+        return by == too and np.array_equal(one, two)
+
+    def _stretched(self, d_head: int, length: int) -> tuple[np.ndarray, float]:
+        freqs = _frequencies(self.theta, self.dims or d_head)
+        return (freqs, 1.0) if self.scaling is None else self.scaling(freqs, self.theta, length)
 
 
 def _frequencies(theta: float, dims: int) -> np.ndarray:
@@ -167,8 +173,8 @@ def _frequencies(theta: float, dims: int) -> np.ndarray:
 
 def rotate(
     x: Float[Array, "batch pos head d_head"],
-    cos: Float[Array, "pos half"],
-    sin: Float[Array, "pos half"],
+    cos: Float[Array, "*batch pos half"],
+    sin: Float[Array, "*batch pos half"],
     *,
     interleaved: bool = False,
 ) -> Float[Array, "batch pos head d_head"]:
@@ -179,7 +185,7 @@ def rotate(
     turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
     turned = turned.astype(jnp.float32)
     a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else jnp.split(turned, 2, axis=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos[..., None, :], sin[..., None, :]
     pair = [a * cos - b * sin, b * cos + a * sin]
     turned = jnp.stack(pair, axis=-1).reshape(turned.shape) if interleaved else jnp.concatenate(pair, axis=-1)
     return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..errors import UserError
 from ..taps import tap, wants
 from .attention import Visible, attend
+from .cache import Cache
 from .classify import classified
 from .config import Config
 from .layout import Weights
@@ -43,7 +44,8 @@ def forward(
     start_at: int = 0,
     resid: Float[Array, "batch pos d_model"] | None = None,
     remat: str | None = None,
-) -> Float[Array, "batch pos d_out"]:
+    cache: Cache | None = None,
+) -> Any:
     """Run the model, or a part of its stack.
 
     Args:
@@ -60,11 +62,15 @@ def forward(
         is computed. None: the whole stack, final norm and head.
       start_at: enter the stack at this layer with `resid`, the residual stream that enters it (at 0: instead of the
         embedding). `tokens` then only says how many positions there are.
-      remat: what each layer keeps for the backward pass, a row of `remat.POLICIES`: "block" nothing, "dots" the results
-        of its matrices. None: everything. It changes memory and time, not numbers.
+      remat: what each layer keeps for the backward pass, a row of `remat.POLICIES`: "block" nothing, "dots" what its
+        matrices gave. None: everything. It changes memory and time, not numbers.
+      cache: of the tokens before these (`init_cache`; causal models only). These come at the positions `cache.at`
+        and on, at every site too: an edit with pos=7 acts when position 7 is processed. More of them than are slots
+        left is an error of the caller that is not noticed under jit.
     Returns:
       Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
-      (after the final norm); with stop_at the residual stream [batch, pos, d_model].
+      (after the final norm); with stop_at the residual stream [batch, pos, d_model]. With a cache: (that, the cache
+      with the layers that ran written and `at` behind the last real token of each row).
     Raises:
       UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has.
     Source: arXiv 1706.03762, 1810.04805, 2302.13971 and the transformers implementations; parity tests at 1e-5.
@@ -82,12 +88,15 @@ def forward(
     elif cfg.image is not None:
         x = embed_image(weights["embed"], tokens, cfg)
     else:
-        x = embed(weights["embed"], tokens, cfg, token_types, mask)
+        x = embed(weights["embed"], tokens, cfg, token_types, mask, cache)
+    n, cache = x.shape[1], None if cache is None else cache.announced(mask, x.shape[1])
     if cfg.mixer is not None:
         x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop))
+        after = None
     else:
-        x = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat)
-    return x if stop_at is not None else head(weights, x, cfg)
+        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache)
+    x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
+    return x if after is None else (x, after.advanced(mask, n))
 
 
 def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, resid: Array | None) -> None:
@@ -110,7 +119,12 @@ def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, res
 
 
 def embed(
-    w: Weights, tokens: Array, cfg: Config, token_types: Array | None = None, mask: Array | None = None
+    w: Weights,
+    tokens: Array,
+    cfg: Config,
+    token_types: Array | None = None,
+    mask: Array | None = None,
+    cache: Cache | None = None,
 ) -> Float[Array, "batch pos d_model"]:
     """Token, position and type embeddings, and their norm where the model has one."""
     x = jnp.take(w["tok"], tokens, axis=0)
@@ -118,9 +132,10 @@ def embed(
         x = x @ w["proj_in"].astype(x.dtype)
     if cfg.embed_scale:
         x = x * jnp.asarray(cfg.d_model**0.5, x.dtype)
-    x = tap(x, "embed", axes=_RESIDUAL)
+    at = None if cache is None else cache.at
+    x = tap(x, "embed", pos=at, axes=_RESIDUAL)
     if "pos" in w:
-        x = x + tap(_positions(w["pos"], tokens, cfg, mask), "pos_embed", axes=_RESIDUAL)
+        x = x + tap(_positions(w["pos"], tokens, cfg, mask, cache), "pos_embed", pos=at, axes=_RESIDUAL)
     if "type" in w:
         x = x + (w["type"][0] if token_types is None else jnp.take(w["type"], token_types, axis=0))
     return _norm(x, w.get("norm", {}), cfg) if cfg.embed_norm else x
@@ -145,50 +160,75 @@ def embed_image(w: Weights, pixels: Float[Array, "batch row column channel"], cf
     return _norm(x, w.get("norm", {}), cfg) if cfg.embed_norm else x
 
 
-def _positions(table: Array, tokens: Array, cfg: Config, mask: Array | None) -> Float[Array, "batch pos d_model"]:
-    if cfg.masked_positions and mask is not None:
-        counted = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32), 0)
+def _positions(
+    table: Array, tokens: Array, cfg: Config, mask: Array | None, cache: Cache | None
+) -> Float[Array, "batch pos d_model"]:
+    if cfg.masked_positions and (mask is not None or cache is not None):
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        before = 0 if cache is None else jnp.sum(cache.real, axis=1, keepdims=True, dtype=jnp.int32)
+        counted = jnp.where(mask, before + jnp.cumsum(mask, axis=1, dtype=jnp.int32), 0)
         return jnp.take(table, counted + (cfg.position_offset - 1), axis=0)
-    rows = table[cfg.position_offset :][: tokens.shape[1]]
+    if cache is None:
+        rows = table[cfg.position_offset :][: tokens.shape[1]]
+    else:
+        rows = jnp.take(table, cache.positions(tokens.shape[1]) + cfg.position_offset, axis=0)
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 
 
 def _stack(
-    blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int, remat: str | None
-) -> Array:
-    length = x.shape[1]
+    blocks: Weights,
+    x: Array,
+    cfg: Config,
+    mask: Array | None,
+    start: int,
+    stop: int,
+    remat: str | None = None,
+    cache: Cache | None = None,
+) -> tuple[Array, Cache | None]:
+    length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
+    at = None
+    if cache is not None:
+        at, mask = cache.at, cache.real
+        tables = jax.tree.map(lambda t: t[cache.positions(x.shape[1])], tables)
     # A layer's window is data of the scan, not structure: one body for any mixture of layers, and each site is
     # reached once per layer however the mixture looks.
     windows = jnp.asarray([length if w is None else w for w in cfg.windows], jnp.int32) if cfg.windows else None
     local_layer = jnp.asarray([cfg.window(i) is not None for i in range(cfg.n_layers)])
     whole = (start, stop) == (0, cfg.n_layers)
 
-    def body(x: Array, at: tuple[Array, Weights | None]) -> tuple[Array, None]:
-        layer, w = at
+    def body(carry: tuple[Array, Any], of: tuple[Array, Weights | None]) -> tuple[tuple[Array, Any], None]:
+        (x, kv), (layer, w) = carry, of
         if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
             w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
-        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask)
+        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)
-        return _block(w, x, cfg, visible, angles, layer), None
+        before = None if cache is None else cache._replace(k=kv[0], v=kv[1])
+        x, after = _block(w, x, cfg, visible, angles, layer, before)
+        return (x, None if after is None else (after.k, after.v)), None
 
     if start == stop:
-        return x
+        return x, cache
     layers = jnp.arange(start, stop, dtype=jnp.int32)
-    return jax.lax.scan(rematerialised(body, remat), x, (layers, blocks if whole else None))[0]
+    first = (x, None if cache is None else (cache.k, cache.v))
+    (x, kv), _ = jax.lax.scan(rematerialised(body, remat), first, (layers, blocks if whole else None))
+    return x, None if cache is None else cache._replace(k=kv[0], v=kv[1])
 
 
-def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array) -> Array:
+def _block(
+    w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array, cache: Cache | None
+) -> tuple[Array, Cache | None]:
     def site(value: Array, name: str, axes: tuple[str, ...] = _RESIDUAL) -> Array:
-        return tap(value, f"blocks.{name}", layer=layer, axes=axes)
+        return tap(value, f"blocks.{name}", layer=layer, pos=visible.start, axes=axes)
 
     def normed(value: Array, name: str) -> Array:
         return _norm(value, w.get(name, {}), cfg, lambda v, part, axes: site(v, f"{name}.{part}", axes))
 
     def attention(value: Array) -> Array:
-        out = _attention(w["attn"], value, cfg, visible, angles, layer)
+        nonlocal cache
+        out, cache = _attention(w["attn"], value, cfg, visible, angles, layer, cache)
         return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
 
     def mlp(value: Array) -> Array:
@@ -208,13 +248,15 @@ def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, lay
     else:
         x = site(normed(x + site(attention(x), "attn_out"), "ln1"), "resid_mid")
         x = normed(x + site(mlp(x), "mlp_out"), "ln2")
-    return site(x, "resid_post")
+    return site(x, "resid_post"), cache
 
 
-def _attention(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array) -> Array:
+def _attention(
+    w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array, cache: Cache | None
+) -> tuple[Array, Cache | None]:
     def heads(name: str) -> Array:
         y = _project(x, w[f"w{name}"], w.get(f"b{name}"))
-        return tap(y, f"blocks.attn.{name}", layer=layer, axes=_HEADS)
+        return tap(y, f"blocks.attn.{name}", layer=layer, pos=visible.start, axes=_HEADS)
 
     q, k, v = heads("q"), heads("k"), heads("v")
     if cfg.qk_norm:
@@ -224,14 +266,18 @@ def _attention(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any,
     scale = cfg.d_head**-0.5 if cfg.attn_scale is None else cfg.attn_scale
     if cfg.attn_scale_by_layer:
         scale = scale / (layer + 1).astype(jnp.float32)
+    if cache is not None:
+        cache = cache.write(layer, k, v)
+        k, v = cache.read(layer, x.shape[1])
     z = attend(q, k, v, visible, scale, layer, softcap=cfg.attn_softcap)
-    z = tap(z, "blocks.attn.z", layer=layer, axes=_HEADS)
+    z = tap(z, "blocks.attn.z", layer=layer, pos=visible.start, axes=_HEADS)
     if wants("blocks.attn.result"):
         each = jnp.einsum("btnh,nhd->btnd", z, w["wo"].astype(z.dtype))
-        out = tap(each, "blocks.attn.result", layer=layer, axes=("batch", "pos", "head", "d_model")).sum(2)
+        axes = ("batch", "pos", "head", "d_model")
+        out = tap(each, "blocks.attn.result", layer=layer, pos=visible.start, axes=axes).sum(2)
     else:
         out = matmul(z.reshape(*z.shape[:2], -1), w["wo"], inputs=2)
-    return out if "bo" not in w else out + w["bo"].astype(out.dtype)
+    return (out if "bo" not in w else out + w["bo"].astype(out.dtype)), cache
 
 
 def _project(x: Array, w: Array, b: Array | None) -> Float[Array, "batch pos head d_head"]:
@@ -274,11 +320,14 @@ def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[s
     return y.astype(x.dtype)
 
 
-def head(weights: Weights, x: Array, cfg: Config) -> Float[Array, "batch pos d_out"]:
-    """What comes after the last block, position by position: final norm, unembedding, bias, soft-cap."""
+def head(weights: Weights, x: Array, cfg: Config, at: Any = None) -> Float[Array, "batch pos d_out"]:
+    """What comes after the last block, position by position: final norm, unembedding, bias, soft-cap.
+
+    at: the position of the first of them, where it is not 0 (a cache).
+    """
     if cfg.norm_placement != "post" and not cfg.norm_pooled:
         site = {"normalized": "ln_final.normalized", "scale": "ln_final.scale"}
-        x = _norm(x, weights.get("final_norm", {}), cfg, lambda v, part, axes: tap(v, site[part], axes=axes))
+        x = _norm(x, weights.get("final_norm", {}), cfg, lambda v, part, axes: tap(v, site[part], pos=at, axes=axes))
     head = weights.get("head", {})
     if "proj_out" in head:
         x = x @ head["proj_out"].astype(x.dtype)
@@ -297,7 +346,7 @@ def head(weights: Weights, x: Array, cfg: Config) -> Float[Array, "batch pos d_o
         logits = logits + head["b"].astype(logits.dtype)
     if cfg.logit_softcap is not None:
         logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
-    return tap(logits, "logits", axes=("batch", "pos", "d_vocab") if logits.ndim == 3 else ("batch", "d_vocab"))
+    return tap(logits, "logits", pos=at, axes=("batch", "pos", "d_vocab") if logits.ndim == 3 else ("batch", "d_vocab"))
 
 
 def unembedding(weights: Weights, cfg: Config) -> Float[Array, "d_model d_vocab"]:

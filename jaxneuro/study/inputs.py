@@ -71,7 +71,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
       UserError: what is wrong with the model, the tokenizer, the text or the site, and what to do.
     """
     model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype))
-    site = _site(config.select.site, model.cfg)
+    site = neuron_site(config.select.site, model.cfg)
     dictionary_site = config.dictionary.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
     _check_sites(model, site, dictionary_site, config)
     groups = read_groups(config.groups)
@@ -108,7 +108,8 @@ def _length(config: StudyConfig, cfg: Any) -> int:
     return config.text.window
 
 
-def _site(asked: str | None, cfg: Any) -> str:
+def neuron_site(asked: str | None, cfg: Any) -> str:
+    """Where a study of this model reads neurons: what was asked for, else the gate of a gated MLP."""
     site = asked or ("mlp.gate" if cfg.gated else "mlp.post")
     return site if site.startswith("blocks.") else f"blocks.{site}"
 

@@ -38,8 +38,8 @@ def tap(
       x: the value.
       name: the site, without a layer: "blocks.mlp.post". One name, one meaning; two calls need two names.
       layer: which layer this is; a Python int in an unrolled model, the scanned index under `lax.scan`.
-      pos: absolute position of index 0 of the "pos" (or "query") axis, for decoding with a cache. Default 0. Under
-        vmap each example may have its own.
+      pos: absolute position of index 0 of the "pos" (or "query") axis, for decoding with a cache. Default 0. An array
+        has one for each entry of the site's first axes ([batch]); under vmap each example may have its own.
       axes: one name per axis, ("batch", "pos", "neuron"); edits select by them. Axes added by vmap do not count.
       spec: inside `shard_map`, the mesh axis (or None) along which each axis is split, as in a PartitionSpec.
         With it captures are global arrays and edits count in global indices; without it a capture has one
@@ -71,6 +71,7 @@ def tap(
         static_layer=static,
         traced_layer=layer is not None and static is None,
         traced_pos=pos is not None,
+        pos_ndim=jnp.ndim(pos) if pos is not None else 0,
         axes=None if axes is None else tuple(axes),
         spec=None if spec is None else (*spec, *[None] * (x.ndim - len(spec))),
     )
@@ -116,7 +117,7 @@ def _transpose(ct, x, *operands, **params):
 
 
 def _batch(args, dims, **params):
-    """Vmapped axes lead the site's own; a position offset of each example leads likewise."""
+    """Vmapped axes lead the site's own; position offsets of each example lead likewise."""
     x, *operands = args
     if params["traced_layer"] and dims[1] is not None:
         raise UserError(
@@ -127,9 +128,10 @@ def _batch(args, dims, **params):
     x = jnp.broadcast_to(x, (size, *x.shape)) if dims[0] is None else jnp.moveaxis(x, dims[0], 0)
     if params["traced_pos"]:
         pos = jnp.expand_dims(operands[-1], 0) if dims[-1] is None else jnp.moveaxis(operands[-1], dims[-1], 0)
-        if dims[-1] is not None or pos.ndim > 1:
-            lead = x.ndim - params["ndim"]
-            operands[-1] = pos.reshape(pos.shape + (1,) * (lead - pos.ndim))
+        lead, own = pos.ndim - params["pos_ndim"], pos.shape[pos.ndim - params["pos_ndim"] :]
+        if dims[-1] is not None or lead > 1:
+            rest = (1,) * (x.ndim - params["ndim"] - lead)
+            operands[-1] = pos.reshape(pos.shape[:lead] + rest + own)
     return tap_p.bind(x, *operands, **params), 0
 
 

@@ -92,7 +92,8 @@ class View:
         else:
             index = index.astype(jnp.int32).reshape(-1)
             hit = jnp.any(here[..., None] == jnp.where(index < 0, index + end, index)[..., None, :], axis=-1)
-        return hit.reshape(hit.shape[:-1] + (1,) * k + (n,) + (1,) * (self.ndim - k - 1))
+        own = self.params["pos_ndim"] if axis in ABSOLUTE_AXES else 0  # axes of the site that the offset has too
+        return hit.reshape(hit.shape[:-1] + (1,) * (k - own) + (n,) + (1,) * (self.ndim - k - 1))
 
     def _check(self, shape: tuple[int, ...], target: tuple[int, ...], what: str) -> None:
         if not broadcasts(shape, target):

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cannot be generated, said before anything is computed."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from ..errors import UserError
+from ..models import Config, Weights
+from ..taps import Edit
+from ..taps.names import parse
+
+_POSITIONS = ("pos", "query", "key")
+
+
+def check_model(cfg: Config) -> None:
+    """Only a decoder with a head goes on with a text.
+
+    Raises:
+      UserError: an encoder, a model of pictures, a model without a head.
+    """
+    if not cfg.causal or cfg.image is not None:
+        raise UserError(f"this {cfg.family} model cannot generate: it is not causal. Load a decoder.")
+    if not cfg.has_head:
+        raise UserError(f"this {cfg.family} model cannot generate: it has no head. Load the checkpoint with its head.")
+
+
+def check_prompt(cfg: Config, tokens: Any, mask: Any, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, mask) as int32 and bool [batch, pos], after everything about them was checked.
+
+    Raises:
+      UserError: no tokens, a row of padding alone, ids outside the vocabulary, more positions than the context.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not len(tokens):
+        raise UserError(
+            f"a prompt is whole numbers [batch, pos]; these have shape {list(tokens.shape)} and type {tokens.dtype}."
+        )
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    if mask.shape != tokens.shape:
+        raise UserError(f"the mask has shape {list(mask.shape)}, the tokens {list(tokens.shape)}.")
+    if len(empty := np.flatnonzero(~mask.any(1))):
+        raise UserError(f"prompt {empty[0]} is empty. Give it at least one token, the begin token for instance.")
+    if ((tokens < 0) | (tokens >= cfg.d_vocab))[mask].any():
+        bad = tokens[((tokens < 0) | (tokens >= cfg.d_vocab)) & mask][0]
+        raise UserError(
+            f"token {bad} is not in the vocabulary of {cfg.d_vocab}: the tokenizer does not belong to this model."
+        )
+    if type(new) is not int or new < 1:
+        raise UserError(f"max_new={new!r}; it is how many tokens to generate, at least 1.")
+    if tokens.shape[1] + new - 1 > cfg.n_ctx:
+        raise UserError(
+            f"a prompt of {tokens.shape[1]} tokens and {new} new ones exceed the context of {cfg.n_ctx}. "
+            f"Shorten the prompt or generate at most {max(0, cfg.n_ctx - tokens.shape[1] + 1)}."
+        )
+    return np.where(mask, tokens, 0).astype(np.int32), mask
+
+
+def check_ids(cfg: Config, ids: Any, what: str) -> np.ndarray:
+    """Token ids as int32 [n].
+
+    Raises:
+      UserError: not whole numbers, or outside the vocabulary.
+    """
+    found = np.asarray(ids)
+    if found.size and (found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= cfg.d_vocab):
+        raise UserError(f"{what}={np.asarray(ids).tolist()!r}; it must be token ids below {cfg.d_vocab}.")
+    return found.astype(np.int32).reshape(-1)
+
+
+def check_tokenizer(cfg: Config, tokenizer: Any) -> None:
+    """A tokenizer whose ids the model has.
+
+    Raises:
+      UserError: it has more tokens than the model has embeddings.
+    """
+    if tokenizer.n_vocab > cfg.d_vocab:
+        raise UserError(
+            f"the tokenizer {tokenizer.name} has {tokenizer.n_vocab} tokens, the model only {cfg.d_vocab}: they do not "
+            "belong together. Use the tokenizer that the model was trained with."
+        )
+
+
+def edits_of(edits: Any) -> list[Edit]:
+    """The edits of a pytree of them."""
+    return jax.tree.leaves(edits, is_leaf=lambda e: isinstance(e, Edit))
+
+
+def first_position(index: Any, length: int) -> int:
+    """The lowest position that a selector selects in a text of `length`; `length` if none, 0 if it is not known."""
+    if isinstance(index, Tracer):
+        return 0
+    found = np.asarray(index)
+    if found.dtype == bool:
+        return int(found.argmax(-1).min()) if found.any(-1).all() else 0
+    found = np.where(found < 0, found + length, found).reshape(-1)
+    return int(max(0, found.min())) if found.size else length
+
+
+def check_positions(edits: Any, prompt: int, slots: int) -> None:
+    """Positions that edits name must be reached: 0 .. slots-1.
+
+    Raises:
+      UserError: a position behind the last token that the model will see, or before the first.
+    """
+    for edit in edits_of(edits):
+        for axis in {*_POSITIONS} & {*getattr(edit, "at", {})}:
+            index = edit.at[axis]
+            if isinstance(index, Tracer) or np.asarray(index).dtype == bool:
+                continue
+            found = np.asarray(index).reshape(-1)
+            if len(bad := found[(found >= slots) | (found < -prompt)]):
+                raise UserError(
+                    f"an edit of {edit.site!r} at {axis}={bad[0]}: the prompt has {prompt} positions and {slots} are "
+                    f"run in all, so 0 to {slots - 1} exist, and -1 (the newest) to {-prompt}."
+                )
+
+
+def first_layer(edits: Any, n_layers: int) -> int:
+    """The layer that must run again for these edits; -1 if the embedding must, n_layers if only the head."""
+    return min((_layer(e, n_layers) for e in edits_of(edits)), default=n_layers)
+
+
+def _layer(edit: Edit, n_layers: int) -> int:
+    site = parse(edit.site)
+    if not site.name.startswith("blocks."):
+        return n_layers if site.name.startswith(("ln_final", "logits")) else -1
+    if site.layers is not None:
+        return min(site.layers)
+    if edit.layer is None or isinstance(edit.layer, Tracer):
+        return 0
+    return first_position(edit.layer, n_layers)
+
+
+def last_real(mask: np.ndarray) -> tuple[int, bool]:
+    """(position behind the last real token of the row where that is first; whether it is the same in all)."""
+    ends = mask.shape[1] - mask[:, ::-1].argmax(1)
+    return int(ends.min()), bool((ends == mask.shape[1]).all())
+
+
+def dtype_of(weights: Weights) -> Any:
+    """The dtype in which a model computes."""
+    return weights["embed"]["tok"].dtype

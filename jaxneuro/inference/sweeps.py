@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many interventions on the same prompts as one program; what lies before the first edited site is computed once."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, Key
+
+from ..models import Cache, Config, Transformer, Weights, forward, init_cache
+from ..taps import intervene, sweep
+from .checks import (
+    check_ids,
+    check_model,
+    check_positions,
+    check_prompt,
+    dtype_of,
+    edits_of,
+    first_layer,
+    first_position,
+    last_real,
+)
+from .decode import Rules, advance, begin, read_prompt
+from .generate import Generated
+from .sampling import as_tree, greedy, row_keys
+
+
+class Swept(NamedTuple):
+    """What `steer_sweep` returns: one row per point."""
+
+    generated: Generated
+    """Its arrays have a leading axis of points."""
+    measured: Any
+    """What `measure` said of the logits that follow the prompts; None without it."""
+
+
+def steer_sweep(
+    model: Transformer,
+    tokens: Int[Array, "batch pos"],
+    edits: Callable[[Any], Any],
+    points: Any,
+    *,
+    mask: Bool[Array, "batch pos"] | None = None,
+    max_new: int = 1,
+    measure: Callable[[Array], Any] | None = None,
+    sampler: Any = greedy,
+    key: Key[Array, ""] | None = None,
+    stop: Sequence[int] = (),
+    fill: int = 0,
+    chunk: int = 8,
+) -> Swept:
+    """Generate from the same prompts under the edits of every point: doses, directions, neurons.
+
+    One compiled program, `chunk` points at a time. The layers below the first edited one and the positions of the
+    prompts before the first edited one run once for all points: layers are known from the sites ("blocks.8.resid_post",
+    or `layer=`), positions from `pos=`. Every point draws with the same keys, so points differ by their edits alone.
+
+    Args:
+      model, tokens, mask, max_new, sampler, key, stop, fill: as in `generate`.
+      edits: a point -> edits, one structure for all points.
+      points: a pytree of arrays with a leading axis.
+      measure: logits [batch, vocab] after the prompts -> pytree; a function defined once, a new one compiles anew.
+      chunk: points that run together; each has a cache of its own.
+    Returns:
+      Swept.
+    Raises:
+      UserError: as `generate`.
+    Example:
+      >>> from jaxneuro.models import Config, Transformer, init
+      >>> from jaxneuro.taps import add
+      >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+      >>> model = Transformer(cfg, init(cfg, jax.random.key(0)))
+      >>> steered = lambda dose: [add("blocks.1.resid_post", dose * jnp.ones(8), pos=2)]
+      >>> steer_sweep(model, jnp.array([[1, 2, 3]]), steered, jnp.arange(4.0), max_new=2).generated.tokens.shape
+      (4, 1, 2)
+    """
+    cfg = model.cfg
+    check_model(cfg)
+    ids, real = check_prompt(cfg, tokens, mask, max_new)
+    made = jax.vmap(edits)(points)
+    check_positions(made, ids.shape[1], ids.shape[1] + max_new - 1)
+    shortest, even = last_real(real)
+    rules = Rules(
+        as_tree(sampler),
+        row_keys(key, len(ids)),
+        jnp.asarray(check_ids(cfg, stop, "stop")),
+        jnp.int32(check_ids(cfg, [fill], "fill")[0]),
+    )
+    return _swept(
+        model.weights,
+        jnp.asarray(ids),
+        None if real.all() else jnp.asarray(real),
+        made,
+        rules,
+        cfg=cfg,
+        new=max_new,
+        even=even,
+        shortest=shortest,
+        layer=first_layer(made, cfg.n_layers),
+        pos=min(_first(made, ids.shape[1]), shortest - 1),
+        measure=measure,
+        chunk=chunk,
+    )
+
+
+def _first(edits: Any, length: int) -> int:
+    """The first position that any edit may change; the last one of the prompt if they begin behind it."""
+    starts = [e.at.get("pos", e.at.get("query")) for e in edits_of(edits)]
+    return min((0 if at is None else first_position(at, length) for at in starts), default=length)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "new", "even", "shortest", "layer", "pos", "measure", "chunk"))
+def _swept(
+    weights: Weights, tokens: Array, mask: Array | None, edits: Any, rules: Rules, *, cfg: Config, new: int, even: bool,
+    shortest: int, layer: int, pos: int, measure: Callable[[Array], Any] | None, chunk: int,
+) -> Swept:  # fmt: skip
+    batch, length = tokens.shape
+    cache = init_cache(cfg, batch, length + new - 1, dtype_of(weights), shortest=shortest)
+    resid, cache = prefix(weights, tokens, mask, cache, cfg=cfg, layer=layer, pos=pos)
+    rest = None if resid is None else resid[:, pos:]
+    behind = None if mask is None else mask[:, pos:]
+
+    def prompt(weights: Weights, tokens: Array) -> tuple[Array, Cache]:
+        part: dict[str, Any] = {"start_at": max(layer, 0), "resid": rest}
+        return read_prompt(weights, tokens, behind, cache, cfg=cfg, even=even, **part)
+
+    def one(edits: Any) -> Swept:
+        logits, after = intervene(prompt, edits)(weights, tokens[:, pos:])
+        state = begin(logits, after, rules, new=new)
+        state = jax.lax.fori_loop(1, new, lambda _, s: advance(weights, s, edits, rules, cfg=cfg), state)
+        generated = Generated(state.tokens, state.lengths, state.finished, state.log_probs)
+        return Swept(generated, None if measure is None else measure(logits))
+
+    return sweep(one, edits, batch_size=chunk)
+
+
+def prefix(
+    weights: Weights, tokens: Array, mask: Array | None, cache: Cache, *, cfg: Config, layer: int, pos: int
+) -> tuple[Array | None, Cache]:
+    """What does not depend on edits of `layer` and above from `pos` on.
+
+    Returns:
+      (the residual stream that enters the layer, None where that is the embedding's; a cache that holds the layers
+      below for all tokens, the others for those before `pos`, where it stands).
+    """
+    resid = None
+    if layer >= 0:
+        resid, cache = forward(weights, tokens, cfg=cfg, mask=mask, cache=cache, stop_at=layer)
+        cache = cache._replace(at=0)
+    if pos > 0:
+        before = (tokens[:, :pos], None if mask is None else mask[:, :pos], None if resid is None else resid[:, :pos])
+        part: dict[str, Any] = {"start_at": max(layer, 0), "stop_at": cfg.n_layers, "resid": before[2]}
+        _, cache = forward(weights, before[0], cfg=cfg, mask=before[1], cache=cache, **part)
+    return resid, cache._replace(at=pos)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.models import Config, Rope, Transformer, shapes
+from jaxneuro.models.layout import nest
+from jaxneuro.taps import intervene
+
+CFG = Config(
+    n_layers=3,
+    d_model=16,
+    n_heads=4,
+    n_kv_heads=2,
+    d_head=4,
+    d_mlp=24,
+    d_vocab=40,
+    n_ctx=32,
+    windows=(None, 6, None),
+    rope=Rope(theta=100.0),
+)
+WIDTH = 24  # the naive loop's one shape
+
+
+def random_weights(cfg, seed=0):
+    """Weights in which nothing is 0 or 1."""
+    rng = np.random.default_rng(seed)
+    around = {leaf: 1.0 if leaf.endswith("scale") else 0.0 for leaf in shapes(cfg)}
+    return nest({leaf: jnp.asarray(rng.normal(around[leaf], 0.3, s), jnp.float32) for leaf, s in shapes(cfg).items()})
+
+
+@pytest.fixture(scope="session")
+def model():
+    return Transformer(CFG, random_weights(CFG))
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    return np.random.default_rng(5).integers(0, CFG.d_vocab, (2, 7)).astype(np.int32)
+
+
+@functools.cache
+def _whole(cfg):
+    def run(weights, tokens, mask, edits):
+        return intervene(Transformer(cfg, weights).apply, edits)(weights, tokens, mask)
+
+    return jax.jit(run)
+
+
+def naive(model, tokens, new, mask=None, edits=()):
+    """Greedy tokens [batch, new] and their logits by the whole text, again for every token, without a cache."""
+    mask = np.ones(tokens.shape, bool) if mask is None else mask
+    text, real = (np.zeros((len(tokens), WIDTH), t) for t in (np.int32, bool))
+    text[:, : tokens.shape[1]], real[:, : tokens.shape[1]] = tokens, mask
+    at = tokens.shape[1] - mask[:, ::-1].argmax(1)
+    rows, out, scores = np.arange(len(tokens)), [], []
+    for _ in range(new):
+        logits = np.asarray(_whole(model.cfg)(model.weights, text, real, edits))[rows, at - 1]
+        out.append(logits.argmax(-1))
+        scores.append(logits)
+        text[rows, at], real[rows, at] = out[-1], True
+        at = at + 1
+    return np.stack(out, 1), np.stack(scores, 1)

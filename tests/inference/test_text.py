@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import jaxneuro
+from jaxneuro.errors import UserError
+from jaxneuro.inference import complete, generate
+from jaxneuro.inference.text import Running
+from jaxneuro.models import Transformer
+from jaxneuro.taps import add
+
+TEXT = "Größe: 12 µm — „Übermaß“ 😀 und ещё 漢字, fin.\n"
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return jaxneuro.load("bundled"), jaxneuro.load_tokenizer("bundled")
+
+
+def running(tokenizer, text, stop, prompt="Eins"):
+    row = Running(tokenizer, tokenizer.encode(prompt), stop, ())
+    shown = []
+    for token in tokenizer.encode(text):
+        row.push(token)
+        shown.append(row.news())
+    row.close()
+    return row, [*shown, row.news()]
+
+
+def test_characters_split_between_tokens_come_whole(bundled):
+    row, shown = running(bundled[1], TEXT, ())
+    assert row.text == "".join(shown) == TEXT
+    assert not any("\ufffd" in piece for piece in shown)
+    assert len(row.tokens) == len(bundled[1].encode(TEXT)) > len([s for s in shown if s])
+
+
+@pytest.mark.parametrize("stop", ["µm", "maß“ ", "😀", "und ещё", ".\n", "G", "漢"])
+def test_a_stop_string_is_found_however_it_is_cut_into_tokens(bundled, stop):
+    row, shown = running(bundled[1], TEXT, ["never", stop])
+    assert row.stopped
+    assert row.text == "".join(shown) == TEXT[: TEXT.index(stop)]
+    used = bundled[1].decode(row.tokens)
+    assert stop in used
+    assert stop not in bundled[1].decode(row.tokens[:-1])
+
+
+def test_the_first_of_several_stops_counts(bundled):
+    assert running(bundled[1], TEXT, ["ещё", "Über", "maß"])[0].text == TEXT[: TEXT.index("Über")]
+
+
+def test_what_may_begin_a_stop_string_is_not_shown_yet(bundled):
+    row = Running(bundled[1], [], ["abcd"], ())
+    for token in bundled[1].encode("xabc"):
+        row.push(token)
+    assert row.news() == "x"
+    for token in bundled[1].encode("e"):
+        row.push(token)
+    assert row.news() == "abce"
+    row = Running(bundled[1], [], ["abcd"], ())
+    for token in bundled[1].encode("xab"):
+        row.push(token)
+    row.close()
+    assert row.text == "xab"
+
+
+def test_an_unfinished_character_at_the_end_is_shown_as_it_is(bundled):
+    tokenizer = bundled[1]
+    ids = tokenizer.encode("😀")
+    assert len(ids) > 1
+    row = Running(tokenizer, [], (), ())
+    row.push(ids[0])
+    assert row.text == ""
+    row.close()
+    assert row.text == tokenizer.decode(ids[:1])
+
+
+PROMPTS = ["Die Datei ist nicht", "The file", "Le fichier « x » n'est pas une"]
+
+
+def test_each_text_goes_on_as_if_it_were_alone(bundled):
+    model, tokenizer = bundled
+    together = complete(model, tokenizer, PROMPTS, max_new=10)
+    for prompt, found in zip(PROMPTS[:2], together, strict=False):
+        ids = tokenizer.encode(prompt)
+        alone = generate(model, np.array([ids]), max_new=10, stop=[tokenizer.eos_id])
+        assert found.tokens == alone.tokens[0, : int(alone.lengths[0])].tolist()
+        np.testing.assert_allclose(found.log_probs, alone.log_probs[0, : len(found.tokens)], atol=1e-4)
+        assert found.prompt + found.text == tokenizer.decode([*ids, *found.tokens])
+        assert found.reason == "length"
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_stop_strings_and_streaming(bundled, every):
+    model, tokenizer = bundled
+    free = complete(model, tokenizer, PROMPTS, max_new=10)
+    stop = [free[0].text[5:9], free[1].text[9:11]]
+    pieces = ["", "", ""]
+
+    def show(i, piece):
+        pieces[i] += piece
+
+    found = complete(model, tokenizer, PROMPTS, max_new=10, stop=stop, on_text=show, every=every)
+    for a, b, shown in zip(found, free, pieces, strict=True):
+        cut = min((at for s in stop if (at := b.text.find(s)) >= 0), default=None)
+        assert a.text == shown == b.text[:cut]
+        assert a.reason == ("length" if cut is None else "stop")
+        assert a.tokens == b.tokens[: len(a.tokens)]
+        assert len(a.log_probs) == len(a.tokens)
+    assert found[0].reason == "stop"
+
+
+def test_the_end_token_ends_a_text(bundled):
+    model, tokenizer = bundled
+    edits = [add("logits", 100.0 * np.eye(model.cfg.d_vocab, dtype=np.float32)[tokenizer.eos_id], pos=[6, 7, 8, 9])]
+    found = complete(model, tokenizer, PROMPTS[:1], max_new=10, edits=edits)[0]
+    assert found.reason == "stop"
+    assert found.tokens[-1] == tokenizer.eos_id
+    assert found.text == complete(model, tokenizer, PROMPTS[:1], max_new=len(found.tokens) - 1)[0].text
+
+
+WRONG = {
+    "no prompts": ({"prompts": []}, "at least one"),
+    "a text": ({"prompts": "a"}, "a list of texts"),
+    "empty": ({"prompts": ["a", ""]}, "prompt 1 is empty"),
+    "stop": ({"stop": "a"}, "stop is a list of strings"),
+    "empty stop": ({"stop": [""]}, "none of them empty"),
+    "long": ({"prompts": ["Datei " * 600]}, "exceed the context of 512"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_completed(bundled, name):
+    change, message = WRONG[name]
+    given = {"prompts": ["a"], "max_new": 2, **change}
+    with pytest.raises(UserError, match=message):
+        complete(*bundled, given.pop("prompts"), **given)
+
+
+def test_a_tokenizer_of_another_model_is_refused(bundled):
+    model, tokenizer = bundled
+    small = dataclasses.replace(model.cfg, d_vocab=100)
+    cut = jax.tree.map(lambda a: a, model.weights)
+    cut["embed"]["tok"] = cut["embed"]["tok"][:100]
+    with pytest.raises(UserError, match=r"has \d+ tokens, the model only 100: they do not belong together"):
+        complete(Transformer(small, cut), tokenizer, ["a"])

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every causal family with a cache: a padded prompt and then token by token gives the logits of the whole text."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxneuro.errors import UserError
+from jaxneuro.models import forward, init_cache
+from jaxneuro.models.attention import Visible
+
+from .conftest import CASES, open_case
+
+CAUSAL = [c for c in CASES if open_case(c).model.cfg.causal and open_case(c).model.cfg.image is None]
+OTHERS = sorted({*CASES} - {*CAUSAL})
+LENGTH, PROMPT = 20, 16
+TOLERANCE = 2e-5  # the same sums in another order: float32 rounding of these models' logits is up to 6e-6
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_a_cache_changes_nothing(name):
+    """Row 0 is padded on the left, row 1 on the right of the prompt, row 2 not at all."""
+    case, rng = open_case(name), np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, case.model.cfg.d_vocab, (3, LENGTH)), jnp.int32)
+    mask = np.ones((3, LENGTH), bool)
+    mask[0, :3] = False
+    prompt_mask = mask[:, :PROMPT].copy()
+    prompt_mask[1, 13:] = False
+    run = functools.partial(forward, case.model.weights, cfg=case.model.cfg)
+    # Operation by operation: families share what is compiled. Frequencies that depend on the length of the text are
+    # those of the whole text here.
+    with jax.disable_jit(), jax.default_matmul_precision("highest"):
+        whole = run(tokens, mask=jnp.asarray(mask))
+        cache = init_cache(case.model.cfg, 3, LENGTH, shortest=LENGTH)
+        first, cache = run(tokens[:, :PROMPT], mask=jnp.asarray(prompt_mask), cache=cache)
+        np.testing.assert_allclose(first[prompt_mask], whole[:, :PROMPT][prompt_mask], atol=TOLERANCE)
+        np.testing.assert_array_equal(cache.at, [PROMPT, 13, PROMPT])
+        for _ in range(LENGTH - PROMPT):
+            at = np.asarray(cache.at)
+            logits, cache = run(tokens[np.arange(3), at][:, None], cache=cache)
+            np.testing.assert_allclose(logits[:, 0], whole[np.arange(3), at], atol=TOLERANCE)
+    np.testing.assert_array_equal(cache.real[0], mask[0])
+    np.testing.assert_array_equal(cache.real[1], np.arange(LENGTH) < LENGTH - 3)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text", "opt"])
+def test_rows_in_step_and_several_tokens_at_a_time(name):
+    """Without padding all rows are at the same position, which may be known when the program is made."""
+    case = open_case(name)
+    cfg, (tokens, _) = case.model.cfg, case.inputs
+
+    @jax.jit
+    def run(weights):
+        cache = init_cache(cfg, len(tokens), LENGTH)
+        a, cache = forward(weights, tokens[:, :7], cfg=cfg, cache=cache)
+        b, cache = forward(weights, tokens[:, 7:PROMPT], cfg=cfg, cache=cache)
+        c, last = forward(weights, tokens[:, PROMPT:], cfg=cfg, cache=cache._replace(at=jnp.int32(cache.at)))
+        return forward(weights, tokens, cfg=cfg), jnp.concatenate([a, b, c], axis=1), cache.at, last
+
+    with jax.default_matmul_precision("highest"):
+        whole, parts, at, last = run(case.model.weights)
+    np.testing.assert_allclose(parts, whole, atol=TOLERANCE)
+    assert (int(at), int(last.at)) == (PROMPT, LENGTH)
+    assert bool(last.real.all())
+
+
+def test_nothing_is_computed_for_slots_known_to_be_empty():
+    cfg, weights = open_case("llama-gqa").model.cfg, open_case("llama-gqa").model.weights
+    tokens = jnp.zeros((1, 5), jnp.int32)
+    cache = init_cache(cfg, 1, 64)
+    known = str(jax.make_jaxpr(lambda w: forward(w, tokens, cfg=cfg, cache=cache)[0])(weights))
+    scores = f"f32[1,{cfg.n_kv_heads},{cfg.n_heads // cfg.n_kv_heads},5,"
+    assert f"{scores}5]" in known
+    assert f"{scores}64]" not in known
+    later = cache._replace(at=jnp.int32(0))
+    assert f"{scores}64]" in str(jax.make_jaxpr(lambda c: forward(weights, tokens, cfg=cfg, cache=c)[0])(later))
+
+
+def test_parts_of_the_stack_share_a_cache():
+    """Layers below 2 once, layers from 2 on later: the cache of both is that of the whole stack."""
+    case = open_case("qwen3-alternating")
+    cfg, tokens = case.model.cfg, case.inputs[0]
+
+    @jax.jit
+    def run(weights):
+        empty = init_cache(cfg, len(tokens), LENGTH)
+        below, cache = forward(weights, tokens, cfg=cfg, cache=empty, stop_at=2)
+        out, cache = forward(weights, tokens, cfg=cfg, cache=cache._replace(at=0), start_at=2, resid=below)
+        return (out, cache), forward(weights, tokens, cfg=cfg, cache=empty)
+
+    (out, cache), (whole, expected) = run(case.model.weights)
+    np.testing.assert_allclose(out, whole, atol=TOLERANCE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=TOLERANCE), cache, expected)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_sees_both_ways_has_no_cache(name):
+    with pytest.raises(UserError, match="sees both ways"):
+        init_cache(open_case(name).model.cfg, 1, 8)
+
+
+@pytest.mark.parametrize(("name", "same", "other"), [("llama-dynamic", 8, 9), ("llama-longrope-short", 32, 33)])
+def test_a_rope_that_changes_with_the_length_is_refused(name, same, other):
+    cfg = open_case(name).model.cfg
+    assert init_cache(cfg, 1, same).k.shape[2] == same
+    with pytest.raises(UserError, match=f"texts of 1 and of {other} tokens by different angles"):
+        init_cache(cfg, 1, other)
+    if name == "llama-longrope-short":
+        assert init_cache(cfg, 1, other + 9, shortest=other).k.shape[2] == other + 9
+
+
+def test_learned_positions_end():
+    with pytest.raises(UserError, match="room for 33 positions, but this model has learned only 32"):
+        init_cache(open_case("gpt2").model.cfg, 1, 33)
+
+
+def test_visibility_is_by_position():
+    """Queries of two rows that start at 2 and at 4: 3 keys back, real ones only."""
+    real = jnp.array([[True] * 6, [True, True, True, False, True, True]])
+    seen = Visible(True, jnp.int32(3), real, jnp.array([2, 4])).pairs(jnp.arange(2), jnp.arange(6))
+    assert seen[0].astype(int).tolist() == [[1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]
+    assert seen[1].astype(int).tolist() == [[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 1]]
