@@ -75,6 +75,8 @@ def init_cache(cfg: Config, batch: int, slots: int, dtype: Any = jnp.float32, *,
       >>> bool(jnp.allclose(last[:, 0], forward(weights, tokens, cfg=cfg)[:, -1], atol=1e-6)), cache.at
       (True, 5)
     """
+    if cfg.mixer is not None:
+        raise UserError(f"this {cfg.family} model has no keys and values but a state: see `jaxneuro.models.stepping.step`.")
     if not cfg.causal or cfg.image is not None:
         raise UserError(f"this {cfg.family} model sees both ways: later tokens change earlier ones, so none is kept.")
     if cfg.learned_positions and slots > cfg.n_ctx:
