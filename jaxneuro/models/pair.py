@@ -68,7 +68,8 @@ def similarity(
       weights: {"image": ..., "text": ..., "logit_scale": ..., SigLIP also "logit_bias": ...}, as `Pair.weights`.
     Source: arXiv:2103.00020 (CLIP), 2303.15343 (SigLIP); parity with transformers at 1e-5.
     Example:
-      >>> sizes = dict(n_layers=1, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=8, d_projection=4, has_head=False)
+      >>> sizes = dict(n_layers=1, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=8)
+      >>> sizes |= dict(d_projection=4, has_head=False)
       >>> image = Config(**sizes, d_vocab=0, n_ctx=5, image=Image(size=4, patch=2), pool_from="first")
       >>> text = Config(**sizes, d_vocab=9, n_ctx=7, pool_from="last")
       >>> weights = {"image": init(image, jax.random.key(0)), "text": init(text, jax.random.key(1))}
