@@ -31,9 +31,7 @@ class Image:
     def __post_init__(self):
         for side in ("size", "patch"):
             value = getattr(self, side)
-            if isinstance(value, list | tuple) and len(set(value)) == 1:
-                object.__setattr__(self, side, value[0])
-            elif type(value) is not int or value < 1:
+            if type(value) is not int or value < 1:
                 raise UserError(f"pictures and patches are square, one whole number of pixels; {side} is {value!r}.")
         if self.size % self.patch:
             raise UserError(f"pictures of {self.size} pixels do not divide into patches of {self.patch}.")

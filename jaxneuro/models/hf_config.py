@@ -87,7 +87,7 @@ _IMAGE_KEYS: Final = {"size": "image_size", "patch": "patch_size", "channels": "
 
 def _image(hf: dict[str, Any], family: Family, usual: Image) -> dict[str, Any]:
     """The fields that follow from a picture."""
-    found = {field: hf.get(key, getattr(usual, field)) for field, key in _IMAGE_KEYS.items()}
+    found = {field: _one(hf.get(key, getattr(usual, field))) for field, key in _IMAGE_KEYS.items()}
     if usual.registers:
         found["registers"] = hf.get("num_register_tokens", usual.registers)
     if usual.mask_token:
@@ -97,6 +97,11 @@ def _image(hf: dict[str, Any], family: Family, usual: Image) -> dict[str, Any]:
     has_head = "has_head" in family.optional and "ImageClassification" in named
     classes = hf.get("num_labels") or len(hf.get("id2label") or range(2))  # two are not written out
     return {"image": image, "n_ctx": image.positions, "has_head": has_head, "d_vocab": classes if has_head else 0}
+
+
+def _one(side: Any) -> Any:
+    """A square may be written as its two sides."""
+    return side[0] if isinstance(side, list) and len(set(side)) == 1 else side
 
 
 def _image_to_hf(cfg: Config, image: Image) -> dict[str, Any]:
