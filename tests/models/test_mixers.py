@@ -14,6 +14,7 @@ from jaxneuro.io import read_safetensors, write_safetensors
 from jaxneuro.models import Config, Transformer, config_from_hf, config_to_hf, init, layout, load, save_pretrained
 from jaxneuro.models.layout import flatten, nest
 from jaxneuro.models.mixers import Bdh, Mamba, Mamba2
+from jaxneuro.models.mixers.mamba import _in_parallel, _in_turn
 from jaxneuro.models.mixers.parts import every_state, in_chunks
 from jaxneuro.models.stepping import step
 from jaxneuro.taps import capture, intervene, set_to, sites, zero
@@ -86,6 +87,25 @@ def test_the_explicit_recurrence_is_a_loop():
         expected.append(h)
     found = every_state(jnp.asarray(decay, jnp.float32), jnp.asarray(write, jnp.float32), jnp.ones((2, 3)))
     np.testing.assert_allclose(found, np.stack(expected, 1), atol=1e-6)
+
+
+def test_a_chunk_in_parallel_is_a_chunk_in_turn():
+    rng = np.random.default_rng(0)
+    shapes = [(2, 9, 6), (2, 9, 6), (2, 9, 4), (2, 9, 4)]
+    dt, *rest = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
+    part = (jax.nn.softplus(dt), *rest)
+    a = -jnp.asarray(rng.uniform(0.1, 3, (6, 4)), jnp.float32)
+    before = jnp.asarray(rng.normal(size=(2, 6, 4)), jnp.float32)
+
+    def both(form):
+        def total(part):
+            last, y = form(a, before, part)
+            return (last * last).sum() + (y * y).sum(), (last, y)
+
+        return jax.jit(jax.grad(total, has_aux=True))(part)
+
+    for one, other in zip(*(jax.tree.leaves(both(form)) for form in (_in_parallel, _in_turn)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 10, 11])
