@@ -274,7 +274,7 @@ CASES: dict[str, tuple[str, Mapping[str, object]]] = {
             "hidden_act": "gelu",
         },
     ),
-    "mamba2": ("Mamba2ForCausalLM", {**_MAMBA2, "time_step_limit": [0.3, 1.2]}),
+    "mamba2": ("Mamba2ForCausalLM", {**_MAMBA2, "time_step_limit": [0.005, 0.05]}),
     "mamba2-biases": (
         "Mamba2ForCausalLM",
         {

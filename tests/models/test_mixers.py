@@ -14,6 +14,7 @@ from jaxneuro.io import read_safetensors, write_safetensors
 from jaxneuro.models import Config, Transformer, config_from_hf, config_to_hf, init, layout, load, save_pretrained
 from jaxneuro.models.layout import flatten, nest
 from jaxneuro.models.mixers import Bdh, Mamba, Mamba2
+from jaxneuro.models.mixers.mamba import _in_parallel, _in_turn
 from jaxneuro.models.mixers.parts import every_state, in_chunks
 from jaxneuro.models.stepping import step
 from jaxneuro.taps import capture, intervene, set_to, sites, zero
@@ -57,6 +58,12 @@ def whole(model, compiled, tokens):
     return compiled(model.weights, tokens)
 
 
+@pytest.fixture(scope="module")
+def short(tokens):
+    """Within one chunk, where that is enough: less to compile."""
+    return tokens[:, :30]
+
+
 def run(model, tokens, *names, edits=(), mask=None):
     """The residual stream (or what is asked for) of a model, maybe edited."""
     fn = intervene(model.apply, list(edits)) if edits else model.apply
@@ -86,6 +93,25 @@ def test_the_explicit_recurrence_is_a_loop():
         expected.append(h)
     found = every_state(jnp.asarray(decay, jnp.float32), jnp.asarray(write, jnp.float32), jnp.ones((2, 3)))
     np.testing.assert_allclose(found, np.stack(expected, 1), atol=1e-6)
+
+
+def test_a_chunk_in_parallel_is_a_chunk_in_turn():
+    rng = np.random.default_rng(0)
+    shapes = [(2, 9, 6), (2, 9, 6), (2, 9, 4), (2, 9, 4)]
+    dt, *rest = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes)
+    part = (jax.nn.softplus(dt), *rest)
+    a = -jnp.asarray(rng.uniform(0.1, 3, (6, 4)), jnp.float32)
+    before = jnp.asarray(rng.normal(size=(2, 6, 4)), jnp.float32)
+
+    def both(form):
+        def total(part):
+            last, y = form(a, before, part)
+            return (last * last).sum() + (y * y).sum(), (last, y)
+
+        return jax.jit(jax.grad(total, has_aux=True))(part)
+
+    for one, other in zip(*(jax.tree.leaves(both(form)) for form in (_in_parallel, _in_turn)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 10, 11])
@@ -156,9 +182,9 @@ def test_gradients_of_both_forms_agree_and_reach_every_leaf(model, tokens):
         np.testing.assert_allclose(slow[leaf], fast[leaf], atol=1e-4 * scale, rtol=1e-4, err_msg=leaf)
 
 
-def test_vmap_over_texts_is_a_batch(model, tokens, whole):
-    each = jax.jit(jax.vmap(lambda t: model.apply(model.weights, t[None])[0]))(tokens)
-    np.testing.assert_allclose(each, whole, **ALIKE)
+def test_vmap_over_texts_is_a_batch(model, compiled, short):
+    each = jax.jit(jax.vmap(lambda t: model.apply(model.weights, t[None])[0]))(short)
+    np.testing.assert_allclose(each, compiled(model.weights, short), **ALIKE)
 
 
 def test_a_text_does_not_see_what_comes_after(model, compiled, tokens, whole):
@@ -191,17 +217,18 @@ def test_states_exist_only_when_wanted(model, tokens):
     assert "name=blocks.mixer.state" in program(capture(model.apply, ["blocks.*.mixer.state"]))
 
 
-def test_parts_agree_with_the_whole(model, tokens, whole):
-    resid = jax.jit(lambda w: model.apply(w, tokens, stop_at=1))(model.weights)
-    out = jax.jit(lambda w: model.apply(w, tokens, start_at=1, resid=resid))(model.weights)
-    np.testing.assert_allclose(out, whole, **ALIKE)
+def test_parts_agree_with_the_whole(model, compiled, short):
+    def parts(weights):
+        return model.apply(weights, short, start_at=1, resid=model.apply(weights, short, stop_at=1))
+
+    np.testing.assert_allclose(jax.jit(parts)(model.weights), compiled(model.weights, short), **ALIKE)
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
-def test_a_closed_gate_silences_its_layer_and_no_other(name, tokens):
+def test_a_closed_gate_silences_its_layer_and_no_other(name, short):
     cfg = dataclasses.replace(CONFIGS[name], mixer=dataclasses.replace(CONFIGS[name].mixer, bias=False))
     model = Transformer(cfg, random_weights(cfg))
-    out, acts = run(model, tokens[:, :30], "mixer.out", "resid_pre", "resid_post", edits=[zero("blocks.1.mixer.gate")])
+    out, acts = run(model, short, "mixer.out", "resid_pre", "resid_post", edits=[zero("blocks.1.mixer.gate")])
     written, before, after = (acts[f"blocks.*.{n}"] for n in ("mixer.out", "resid_pre", "resid_post"))
     np.testing.assert_array_equal(written[1], 0)
     np.testing.assert_array_equal(after[1], before[1])
@@ -210,10 +237,10 @@ def test_a_closed_gate_silences_its_layer_and_no_other(name, tokens):
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
-def test_without_b_nothing_is_stored_and_only_the_skip_is_left(name, tokens):
+def test_without_b_nothing_is_stored_and_only_the_skip_is_left(name, short):
     model = Transformer(CONFIGS[name], random_weights(CONFIGS[name]))
     asked = ["mixer.state", "mixer.y", "mixer.conv"]
-    acts = run(model, tokens[:, :30], *asked, edits=[zero("blocks.0.mixer.B")])[1]
+    acts = run(model, short, *asked, edits=[zero("blocks.0.mixer.B")])[1]
     np.testing.assert_array_equal(acts["blocks.*.mixer.state"][0], 0)
     assert jnp.abs(acts["blocks.*.mixer.state"][1]).max() > 0.1
     skip = model.weights["blocks"]["mixer"]["D"][0]
@@ -222,18 +249,18 @@ def test_without_b_nothing_is_stored_and_only_the_skip_is_left(name, tokens):
 
 
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
-def test_no_time_passes_without_a_time_step(name, tokens):
+def test_no_time_passes_without_a_time_step(name, short):
     model = Transformer(CONFIGS[name], random_weights(CONFIGS[name]))
     still = zero("blocks.0.mixer.dt", pos=range(10, 20))
-    states = run(model, tokens[:, :30], "mixer.state", edits=[still])[1]["blocks.*.mixer.state"][0]
+    states = run(model, short, "mixer.state", edits=[still])[1]["blocks.*.mixer.state"][0]
     np.testing.assert_array_equal(states[:, 10:20], jnp.broadcast_to(states[:, 9:10], states[:, 10:20].shape))
     assert jnp.abs(states[:, 20] - states[:, 19]).max() > 1e-3
 
 
-def test_an_edited_state_is_read_where_it_is(model, tokens):
+def test_an_edited_state_is_read_where_it_is(model, short):
     name = "mixer.a" if model.cfg.family == "bdh" else "mixer.y"
     plain, edited = (
-        run(model, tokens[:, :30], name, edits=e)[1][f"blocks.*.{name}"][0]
+        run(model, short, name, edits=e)[1][f"blocks.*.{name}"][0]
         for e in ([set_to("blocks.0.mixer.state", 0.0, pos=29)], [set_to("blocks.0.mixer.state", 5.0, pos=12)])
     )
     moved = np.abs(np.asarray(edited - plain)).reshape(2, 30, -1).max((0, 2)) > 1e-4
@@ -259,16 +286,16 @@ def test_a_hatchling_reads_its_synapses_before_it_writes_them(tokens):
     np.testing.assert_allclose(np.einsum("bthn,bthnd->bthd", turned, synapses), a, atol=1e-4)
 
 
-def test_the_residual_stream_is_float32_where_asked_for(tokens):
+def test_the_residual_stream_is_float32_where_asked_for(short):
     wide = CONFIGS["mamba"]
     narrow = dataclasses.replace(wide, mixer=dataclasses.replace(wide.mixer, residual_in_float32=False))
     weights = random_weights(wide)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), weights)
-    exact = jax.jit(Transformer(wide, weights).apply)(weights, tokens)
+    exact = jax.jit(Transformer(wide, weights).apply)(weights, short)
     errors = {}
     for name, cfg in (("wide", wide), ("narrow", narrow)):
         fn = Transformer(cfg, half).apply
-        out, acts = jax.jit(capture(fn, ["blocks.0.resid_post", "blocks.0.mixer.state"]))(half, tokens)
+        out, acts = jax.jit(capture(fn, ["blocks.0.resid_post", "blocks.0.mixer.state"]))(half, short)
         dtype = jnp.float32 if name == "wide" else jnp.bfloat16
         assert acts["blocks.0.resid_post"].dtype == dtype
         assert (out.dtype, acts["blocks.0.mixer.state"].dtype) == (jnp.bfloat16, jnp.float32)

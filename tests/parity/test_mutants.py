@@ -108,7 +108,7 @@ def other_mixers(mixer):
     if isinstance(mixer, Mamba2):
         low, high = mixer.dt_limits
         out["dt_limits low"] = dataclasses.replace(mixer, dt_limits=(1.1 * low or 0.1, high))
-        out["dt_limits high"] = dataclasses.replace(mixer, dt_limits=(low, min(0.9 * high, 1.0)))
+        out["dt_limits high"] = dataclasses.replace(mixer, dt_limits=(low, min(0.9 * high, 0.05)))
     return out
 
 

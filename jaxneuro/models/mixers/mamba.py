@@ -2,6 +2,7 @@
 """Mamba: a selective state space, one decaying state of `d_state` numbers per channel."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import ClassVar, Final, NamedTuple
 
@@ -128,9 +129,15 @@ class Mamba:
 
 
 def _scan(dt: Array, x: Array, b: Array, c: Array, a: Array, before: Array, at: At) -> tuple[Array, Array]:
-    """The last state and h_t C_t; the only place where a form is chosen."""
+    """The last state and h_t C_t; the only place where a form is chosen.
+
+    On two CPU cores a token after the other takes 100 ms where the parallel form takes 292 (forward) and 858 where it
+    takes 2326 (gradient), at batch 2, 512 positions, 768 channels of 16; elsewhere 64 small steps would wait for each
+    other.
+    """
     if not wants("blocks.mixer.state"):
-        return in_chunks(lambda h, part: _chunk(h, part, a), before, (dt, x, b, c), CHUNK)
+        chunk = _in_turn if jax.default_backend() == "cpu" else _in_parallel
+        return in_chunks(functools.partial(chunk, a), before, (dt, x, b, c), CHUNK)
     states = every_state(*_terms(dt, x, b, a), before)
     last, states = states[:, -1], at.site(states, "state", _STATE)
     return last, jnp.einsum("btes,bts->bte", states, c)
@@ -141,7 +148,18 @@ def _terms(dt: Array, x: Array, b: Array, a: Array) -> tuple[Array, Array]:
     return jnp.exp(dt[..., None] * a), (dt * x)[..., None] * b[:, :, None, :]
 
 
-def _chunk(before: Array, part: tuple[Array, ...], a: Array) -> tuple[Array, Array]:
+def _in_turn(a: Array, before: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
+    def one(h: Array, at: tuple[Array, ...]) -> tuple[Array, Array]:
+        dt, x, b, c = (v[:, None] for v in at)
+        decay, write = _terms(dt, x, b, a)
+        h = decay[:, 0] * h + write[:, 0]
+        return h, jnp.einsum("bes,bs->be", h, c[:, 0])
+
+    last, y = jax.lax.scan(one, before, tuple(jnp.moveaxis(v, 1, 0) for v in part))
+    return last, jnp.moveaxis(y, 0, 1)
+
+
+def _in_parallel(a: Array, before: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
     dt, x, b, c = part
 
     def then(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
