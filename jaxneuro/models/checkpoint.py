@@ -46,6 +46,8 @@ def load(
       mesh: with axes of type Auto called "model", "fsdp", "data", any of them; None: the default device.
       revision: of a Hub repository.
       allow_nonfinite: load weights with NaN or infinity in them.
+    Returns:
+      A Transformer; of a ResNet or a DenseNet a `convnet.ConvModel`, which has the same `cfg`, `weights` and `apply`.
     Raises:
       UserError: everything that does not fit, in one message: missing and extra tensors, wrong shapes and dtypes,
         NaN; or an architecture that is not ported, a file that is cut short, a name that leads nowhere.
@@ -53,7 +55,7 @@ def load(
     folder = resolve(name, revision=revision)
     hf = read_json(folder / "config.json")
     if is_convnet(hf):
-        return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
+        return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)  # type: ignore[return-value]
     family, tensors = family_of(hf), read_checkpoint(folder)
     names = canonical_names(family, tensors)
     cfg = as_stored(config_from_hf(hf), family, names)
