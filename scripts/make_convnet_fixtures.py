@@ -18,6 +18,7 @@ import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -34,7 +35,7 @@ _BOTTLENECK = {**_HF, "layer_type": "bottleneck", "hidden_sizes": [12, 16]}
 _TIMM = {"in_chans": 1, "num_classes": 5, "layers": (2, 1, 1, 1), "channels": (4, 4, 6, 8)}
 _DENSE = {"in_chans": 2, "num_classes": 5, "growth_rate": 4, "block_config": (2, 3, 1), "bn_size": 2}
 # case: (transformers' class or timm's architecture, config). Every switch of jaxneuro's ConvNet appears.
-CASES: dict[str, tuple[str, Mapping[str, object]]] = {
+CASES: dict[str, tuple[str, Mapping[str, Any]]] = {
     "resnet-basic": ("ResNetForImageClassification", {**_HF, "num_labels": 5}),
     "resnet-bottleneck": ("ResNetForImageClassification", {**_BOTTLENECK, "num_labels": 3}),
     "resnet-first-paper": (

@@ -5,6 +5,7 @@ every block gives, at 1e-5; and every switch set wrong shows (scripts/make_convn
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +24,8 @@ CAUGHT = 10 * TOLERANCE
 
 
 @functools.cache
-def opened(case):
+def opened(case) -> tuple[Any, dict[str, np.ndarray]]:
+    """The model and its golden numbers."""
     return load(FIXTURES / case), dict(np.load(FIXTURES / case / "expected.npz"))
 
 

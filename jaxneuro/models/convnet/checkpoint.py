@@ -22,7 +22,7 @@ from .layout import ConvNet, convnet_shapes
 from .module import ConvModel
 
 _PARTS: Final = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_IGNORED: Final = (r"\.num_batches_tracked$",)
+_COUNTER: Final = ".num_batches_tracked"
 
 
 def load_convnet(
@@ -39,7 +39,7 @@ def load_convnet(
     cfg = _as_stored(cfg, family, names, hf)
     table = list(rows(cfg, family))
     try:
-        sources = fit(table, tensors, names, dtype, f"{cfg.family}, {cfg.depths} blocks", ignored=_IGNORED)
+        sources = fit(table, tensors, names, dtype, f"{cfg.family}, {cfg.depths} blocks", ignored=(rf"\{_COUNTER}$",))
     except UserError as e:
         raise UserError(f"{folder}: {e}") from None
     leaves = {leaf: _stacked(source, tensors, dtype) for leaf, source in sources.items()}
@@ -50,7 +50,8 @@ def load_convnet(
         )
     everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
     placed = {leaf: jax.device_put(leaves[leaf], everywhere) for leaf in convnet_shapes(cfg)}
-    return ConvModel(cfg, nest(placed), json.dumps(hf, sort_keys=True))
+    counters = {name: int(tensors[file]) for name, file in names.items() if name.endswith(_COUNTER)}
+    return ConvModel(cfg, nest(placed), json.dumps(hf, sort_keys=True), json.dumps(counters, sort_keys=True))
 
 
 def _as_stored(cfg: ConvNet, family: Family, names: dict[str, str], hf: dict[str, Any]) -> ConvNet:
@@ -126,13 +127,17 @@ def save_convnet(model: ConvModel, folder: Path) -> None:
     leaves = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
     if lost := sorted(set(convnet_shapes(cfg)) - set(leaves)):
         raise UserError(f"these weights lack {listed(lost)}: they were folded. Save the model that was loaded.")
-    tensors = {}
+    tensors, counters = {}, json.loads(model.counters)
     for row in rows(cfg, family):
         (leaf,) = row.leaves
         for i, name in enumerate(row.names()):
             part = leaves[leaf][i] if row.layered else leaves[leaf]
-            name = name if cfg.n_classes else name.removeprefix(family.prefix)
             tensors[name] = from_leaves((part,), row.pattern, row.leaf_axes, row.sizes)
+            if name.endswith(".running_mean"):
+                counter = name.removesuffix(".running_mean") + _COUNTER
+                tensors[counter] = np.asarray(counters.get(counter, 0), np.int64)
+    if not cfg.n_classes:
+        tensors = {name.removeprefix(family.prefix): a for name, a in tensors.items()}
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}
     labels = {k: old[k] for k in ("id2label", "label2id") if k in old and len(old[k]) == cfg.n_classes}
     dtype = {"torch_dtype": str(leaves["stem.conv"].dtype)} if "model_type" in config else {}

@@ -38,10 +38,12 @@ class ConvModel(nnx.Module):
       True
     """
 
-    def __init__(self, cfg: ConvNet, weights: Weights, hf_config: str = "{}"):
-        """hf_config: the config.json it came with, as JSON (hashable), kept for `save_pretrained`."""
+    def __init__(self, cfg: ConvNet, weights: Weights, hf_config: str = "{}", counters: str = "{}"):
+        """Kept for `save_pretrained`, as JSON (hashable): the config.json it came with, and how many batches torch has
+        counted at each norm, which nothing here reads."""
         self.cfg = cfg
         self.hf_config = hf_config
+        self.counters = counters
         self.params = nnx.data(jax.tree.map(nnx.Param, weights))
 
     @property
