@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..models import token_loss
+from ..models.loss import predictions
 
 type Judge = Callable[[Array, Array, Any], tuple[Array, Array]]
 """(output, output of the unchanged model, batch) -> (damage float32 [B], weight int32 [B]) per window."""
@@ -18,10 +19,16 @@ POSITIONS = 64
 
 def next_token_loss(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:
     """Summed cross entropy of each window's counted tokens, in nats, and their number: the default `Judge`."""
+    return given_loss(token_loss(output, batch["tokens"], batch["mask"])[0], reference, batch)
+
+
+def given_loss(
+    output: Float[Array, "batch pos-1"], reference: Array, batch: Any
+) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
+    """`next_token_loss` of a model that gives its loss and holds no logits (`jaxneuro.models.logits.loss_fn`)."""
     del reference
-    nll, valid = token_loss(output, batch["tokens"], batch["mask"])
-    valid = valid & batch["counted"][:, 1:]
-    return jnp.sum(jnp.where(valid, nll, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
+    valid = predictions(batch["tokens"], batch["mask"]) & batch["counted"][:, 1:]
+    return jnp.sum(jnp.where(valid, output, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
 
 
 def kl_divergence(

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..taps import wants
 from .config import Config
 from .layout import Weights, flatten, nest
-from .loss import cross_entropy
+from .loss import cross_entropy, predictions
 from .quantised import Quantised, constant
 from .transformer import forward, head
 
@@ -200,5 +200,22 @@ def model_loss(
     resid = forward(weights, tokens, cfg=cfg, mask=mask, stop_at=cfg.n_layers, **part)
     following = jnp.roll(tokens, -1, axis=1)  # the last position has none; it is there because the site `logits` has it
     nll = map_logits(cross_entropy, weights, resid, following, cfg=cfg, values=values)[:, :-1]
-    real = jnp.ones(tokens.shape, bool) if mask is None else mask
-    return nll, real[:, :-1] & real[:, 1:]
+    return nll, predictions(tokens, mask)
+
+
+@functools.cache
+def loss_fn(cfg: Config, values: int = VALUES) -> Callable[..., Array]:
+    """A model's pure function (weights, tokens, mask=None, ...) that gives the loss of each prediction, not logits.
+
+    Its output is the nll [batch, pos-1] of `model_loss`; with `stop_at` it is the residual stream, as of the model. It
+    goes where a model's `apply` goes, with a measure of given losses: `recovered(loss_fn(cfg), ..., judge=given_loss)`.
+    """
+
+    def apply(
+        weights: Weights, tokens: Array, mask: Array | None = None, *, stop_at: int | None = None, **part: Any
+    ) -> Array:
+        if stop_at is not None:
+            return forward(weights, tokens, cfg=cfg, mask=mask, stop_at=stop_at, **part)
+        return model_loss(weights, tokens, mask, cfg=cfg, values=values, **part)[0]
+
+    return apply

@@ -26,8 +26,13 @@ def token_loss(
       >>> [[round(v, 4) for v in row] for row in nll.tolist()], valid.tolist()
       ([[1.3863, 1.3863]], [[True, True]])
     """
+    return cross_entropy(logits[:, :-1], tokens[:, 1:]), predictions(tokens, mask)
+
+
+def predictions(tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None) -> Bool[Array, "batch pos-1"]:
+    """True where both the token that predicts and the one predicted are real."""
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
-    return cross_entropy(logits[:, :-1], tokens[:, 1:]), real[:, :-1] & real[:, 1:]
+    return real[:, :-1] & real[:, 1:]
 
 
 def cross_entropy(logits: Float[Array, "*batch d_vocab"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..errors import UserError, unknown
 from ..models import token_loss
+from ..models.loss import predictions
 
 
 class Measure(NamedTuple):
@@ -25,9 +26,12 @@ class Measure(NamedTuple):
 
 
 def _loss(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:
-    nll, valid = token_loss(output, batch["tokens"], batch["mask"])
-    valid = valid & batch["counted"][:, 1:]
-    return jnp.sum(jnp.where(valid, nll, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
+    return _given(token_loss(output, batch["tokens"], batch["mask"])[0], reference, batch)
+
+
+def _given(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:
+    valid = predictions(batch["tokens"], batch["mask"]) & batch["counted"][:, 1:]
+    return jnp.sum(jnp.where(valid, output, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
 
 
 def mean_pool(hidden: Float[Array, "batch pos d"], on: Bool[Array, "batch pos"]) -> Float[Array, "batch d"]:
@@ -46,9 +50,11 @@ def _shift(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " 
 
 MEASURES: Final[dict[str, Measure]] = {
     "loss": Measure(_loss, "loss", "increase of loss", "nats per token", needs_logits=True),
+    "given_loss": Measure(_given, "loss", "increase of loss", "nats per token"),
     "embedding_shift": Measure(_shift, "embedding shift", "shift of the mean-pooled last hidden state", "1 - cosine"),
 }
-"""loss: next-token cross entropy of counted tokens, for models with logits. embedding_shift: one minus the cosine
+"""loss: next-token cross entropy of counted tokens, for models with logits. given_loss: the same of a model
+that gives its loss and holds no logits (`jaxneuro.models.logits.loss_fn`). embedding_shift: one minus the cosine
 between the mean-pooled outputs with and without the intervention, for encoders (0 without one)."""
 
 

@@ -18,8 +18,10 @@ from jaxneuro.dictionaries import (
     reconstruction,
     recovered,
 )
+from jaxneuro.dictionaries.judges import given_loss
 from jaxneuro.errors import UserError
 from jaxneuro.models import Config, forward, init
+from jaxneuro.models.logits import loss_fn
 
 D, F, K = 6, 24, 3
 
@@ -121,6 +123,7 @@ def model():
     def run(weights, tokens, mask, **part):
         return apply(weights, tokens, mask=mask, **part)
 
+    run.cfg = cfg
     return run, weights, batch
 
 
@@ -162,6 +165,15 @@ def test_against_a_whole_intervention(model):
         out = intervene(apply, [apply_fn("blocks.1.mlp.post", fn)])(weights, batch["tokens"], batch["mask"])
         loss, n = next_token_loss(out, out, batch)
         assert value == pytest.approx(float(loss.sum()) / int(n.sum()), abs=1e-5)
+
+
+def test_a_model_that_gives_its_loss_recovers_the_same_without_logits(model):
+    apply, weights, batch = model
+    small = loss_fn(apply.cfg, values=2 * 4 * 20)  # two positions of four rows
+    given = (weights, "blocks.1.mlp.post", random_dictionary(), np.ones(D), [batch])
+    ours, theirs = recovered(small, *given, judge=given_loss), recovered(apply, *given)
+    for a, b in zip(dataclasses.astuple(ours), dataclasses.astuple(theirs), strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
 
 
 def test_several_judges_in_one_pass_equal_each_alone(model):

@@ -92,6 +92,16 @@ def test_memory_is_bounded_by_the_chunk(toy):
     assert compiled.memory_analysis().temp_size_in_bytes < n_sets / 2 * logits
 
 
+def test_a_model_that_gives_its_loss_is_measured_the_same(toy):
+    def losses(weights, tokens, mask):
+        return token_loss(toy.apply(weights, tokens, mask), tokens, mask)[0]
+
+    given = (toy.weights, toy.site, toy.chosen, toy.batches[:2], toy.K)
+    (ours, n), (theirs, m) = silence(losses, *given, measure="given_loss"), silence(toy.apply, *given)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_array_equal(n, m)
+
+
 def test_an_empty_set_has_no_effect_and_z_0(toy):
     empty = toy.chosen.copy()
     empty[1] = False
