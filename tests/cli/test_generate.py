@@ -65,7 +65,7 @@ def test_steering_by_a_file(bundled, capsys, tmp_path, kind):
 def study(tmp_path):
     """What a study leaves that is read here."""
     chosen = np.zeros((6, 512, 2), bool)
-    chosen[2, :300, 0], chosen[4, :, 1] = True, True
+    chosen[2, :300, 0], chosen[0, :, 1] = True, True
     save_npz(tmp_path / "neurons.npz", chosen=chosen)
     results = {"groups": ["de", "en"], "config": {"select.site": None}}
     (tmp_path / "results.json").write_text(json.dumps(results))
@@ -73,11 +73,11 @@ def study(tmp_path):
 
 
 def test_silencing_what_a_study_chose(bundled, capsys, study):
-    de, en = zero("blocks.2.mlp.gate", neuron=range(300)), zero("blocks.4.mlp.gate")
+    de, en = zero("blocks.2.mlp.gate", neuron=range(300)), zero("blocks.0.mlp.gate")
     arguments = ["--prompt", PROMPT, *SIZE, "--silence", study]
     assert said(capsys, *arguments, "--groups", "de") == expected(bundled, [de])
     assert said(capsys, *arguments) == expected(bundled, [de, en])
-    assert len({expected(bundled, edits) for edits in ([], [de], [de, en])}) > 1
+    assert expected(bundled, [de, en]) != expected(bundled)
 
 
 WRONG = {

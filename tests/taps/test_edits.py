@@ -185,6 +185,29 @@ def test_each_example_has_its_own_positions(selected, expected):
     assert masked(x[0], pos)[:, 0].tolist() == [[0, 0, 1], [0, 1, 0]]
 
 
+def rows_step(x, pos):
+    """A batch whose rows are at positions of their own: values, and scores [batch, head, query, key]."""
+    scores = jnp.broadcast_to(x[:, None, :, None], (2, 3, x.shape[1], 4))
+    scores = tap(scores, "scores", pos=pos, axes=("batch", "head", "query", "key"))
+    return tap(x, "v", pos=pos, axes=("batch", "pos")) * 1, scores[:, 1, :, 2] * 1
+
+
+@pytest.mark.parametrize(("selected", "expected"), [(5, [[0, 1, 0], [1, 0, 0]]), (-1, [[0, 0, 1], [0, 0, 1]])])
+def test_each_row_has_its_own_positions(selected, expected):
+    """An offset with the site's first axis, [batch], alone and under vmap over values, offsets or both."""
+    x, pos = jnp.zeros((2, 3)), jnp.array([4, 5])
+    f = intervene(rows_step, [set_to("v", 1.0, pos=selected), set_to("scores", 1.0, query=selected)])
+    for found in jax.jit(f)(x, pos):
+        assert found.tolist() == expected
+    for axes in ((0, None), (None, 0), (0, 0)):
+        args = [a if axis is None else jnp.stack([a + 9, a]) for a, axis in zip((x, pos), axes, strict=True)]
+        edits = [set_to("v", 1.0, pos=selected), set_to("scores", 1.0, query=selected)]
+        for found in (jax.vmap(f, axes)(*args), intervene(jax.vmap(rows_step, axes), edits)(*args)):
+            assert [part[1].tolist() for part in found] == [expected, expected]
+    one = intervene(rows_step, set_to("v", 1.0, pos=np.arange(7) == 5, batch=1))
+    assert one(x, pos)[0].tolist() == [[0, 0, 0], [1, 0, 0]]
+
+
 @pytest.mark.parametrize("value", [VECTOR, np.float32(1.0), 1.0, np.int32(1)])
 def test_edits_keep_the_type(value, chain, ws, x):
     ws16, x16 = ws.astype(jnp.bfloat16), x.astype(jnp.bfloat16)
