@@ -38,6 +38,8 @@ _LLAMA = {
     "tie_word_embeddings": False,
     "rope_theta": 100.0,
 }
+_MIXTRAL = {**_LLAMA, "intermediate_size": 12, "num_experts_per_tok": 2}
+_QWEN_MOE = {**_LLAMA, "moe_intermediate_size": 12, "num_experts_per_tok": 2, "head_dim": 4}
 _GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 32, "layer_norm_epsilon": 1e-3}
 _BERT = {
     "vocab_size": 40,
@@ -223,6 +225,13 @@ CASES: dict[str, tuple[str, Mapping[str, object]]] = {
     "clip_vision_model": ("CLIPVisionModel", _VIT),
     "clip_text_model": ("CLIPTextModel", {**_BERT, "eos_token_id": 2, "bos_token_id": 1}),
     "siglip_vision_model": ("SiglipVisionModel", _VIT),
+    "mixtral": ("MixtralForCausalLM", {**_MIXTRAL, "num_local_experts": 4}),
+    "mixtral-windowed": ("MixtralForCausalLM", {**_MIXTRAL, "num_local_experts": 3, "sliding_window": 5}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {**_QWEN_MOE, "num_experts": 4, "attention_bias": True}),
+    "qwen3_moe-renormalised": (
+        "Qwen3MoeForCausalLM",
+        {**_QWEN_MOE, "num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": True},
+    ),
 }
 
 

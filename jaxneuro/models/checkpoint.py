@@ -51,7 +51,8 @@ def load(
     """
     folder = resolve(name, revision=revision)
     hf = read_json(folder / "config.json")
-    family, tensors = family_of(hf), read_checkpoint(folder)
+    tensors = read_checkpoint(folder)
+    family = family_of(hf).spelled(tensors)
     names = canonical_names(family, tensors)
     cfg = as_stored(config_from_hf(hf), family, names)
     try:
@@ -81,15 +82,16 @@ class _Reader:
         return jax.make_array_from_callback(shape, sharding, lambda index: self.slice(source, index or ()))
 
     def slice(self, source: Source, index: tuple[slice, ...]) -> np.ndarray:
-        """One device's part; the layer axis is never split."""
-        inner = index[1:] if source.row.layered else index
-        views = [view[inner] for view in source.views(self.tensors)]
-        out = np.empty((len(views), *views[0].shape), self.dtype or views[0].dtype)
-        for i, view in enumerate(views):
-            out[i] = view
-            if self.nonfinite is not None and not np.isfinite(out[i]).all():
+        """One device's part; the layer axis is never split, that of experts may be."""
+        stacked = source.row.stacked
+        picks = np.arange(len(source.names)).reshape(stacked)[index[: len(stacked)]]
+        views = [view[index[len(stacked) :]] for view in source.views(self.tensors)]
+        out = np.empty((*np.shape(picks), *views[0].shape), self.dtype or views[0].dtype)
+        for at, i in np.ndenumerate(picks):
+            out[at] = views[i]
+            if self.nonfinite is not None and not np.isfinite(out[at]).all():
                 self.nonfinite.append(source.names[i])
-        return out if source.row.layered else out[0]
+        return out
 
 
 def save_pretrained(model: Transformer, folder: str | os.PathLike) -> None:
@@ -115,8 +117,8 @@ _REPLACED = ("rope_parameters", "dtype", "transformers_version", "_name_or_path"
 def _tensors(cfg: Config, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     family, out = FAMILIES[cfg.family], {}
     for row in rows(cfg, family):
-        for i, name in enumerate(row.names()):
-            parts = tuple(leaves[leaf][i] if row.layered else leaves[leaf] for leaf in row.leaves)
+        for at, name in zip(np.ndindex(row.stacked), row.names(), strict=True):
+            parts = tuple(leaves[leaf][at] for leaf in row.leaves)
             # A model without a head is saved as transformers saves its base class: without the prefix.
             name = name if cfg.has_head else name.removeprefix(family.prefix)
             out[name] = from_leaves(parts, row.pattern, row.leaf_axes, row.sizes)

@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(not cfg.one_norm, _norm("ln2", bias)),
         **_when(cfg.layer_scale, {"ls1": ("embed",), "ls2": ("embed",)}),
         **_when(cfg.norm_placement == "sandwich", {**_norm("ln1_post", bias), **_norm("ln2_post", bias)}),
-        **_when(cfg.gated, {"mlp.gate": ("embed", "mlp")}),
-        "mlp.up": ("embed", "mlp"),
-        "mlp.down": ("mlp", "embed"),
-        **_when(cfg.mlp_bias and cfg.gated, {"mlp.b_gate": ("mlp",)}),
-        **_when(cfg.mlp_bias, {"mlp.b_up": ("mlp",), "mlp.b_down": ("embed",)}),
+        **(_mlp(cfg) if cfg.experts is None else _EXPERTS),
     }
     return {
         **_stem(cfg),
@@ -57,6 +53,24 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.has_head and cfg.head_bias, {"head.b": ("vocab",)}),
         **_when(cfg.has_head and not cfg.tied, {"head.w": ("token", "vocab")}),
         **_when(cfg.pooler, {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}),
+    }
+
+
+_EXPERTS: Final = {
+    "moe.router": ("embed", "expert"),
+    "moe.gate": ("expert", "embed", "mlp"),
+    "moe.up": ("expert", "embed", "mlp"),
+    "moe.down": ("expert", "mlp", "embed"),
+}
+
+
+def _mlp(cfg: Config) -> dict[str, tuple[str, ...]]:
+    return {
+        **_when(cfg.gated, {"mlp.gate": ("embed", "mlp")}),
+        "mlp.up": ("embed", "mlp"),
+        "mlp.down": ("mlp", "embed"),
+        **_when(cfg.mlp_bias and cfg.gated, {"mlp.b_gate": ("mlp",)}),
+        **_when(cfg.mlp_bias, {"mlp.b_up": ("mlp",), "mlp.b_down": ("embed",)}),
     }
 
 
@@ -100,6 +114,7 @@ def sizes(cfg: Config) -> dict[str, int]:
         "kv_heads": cfg.n_kv_heads,
         "head": cfg.d_head,
         "mlp": cfg.d_mlp,
+        **({} if cfg.experts is None else {"expert": cfg.experts.n}),
     }
 
 

@@ -13,6 +13,7 @@ from ..taps import tap, wants
 from .attention import Visible, attend
 from .config import Config
 from .layout import Weights
+from .moe import experts
 from .rope import rotate
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
@@ -175,7 +176,10 @@ def _block(w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, lay
         return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
 
     def mlp(value: Array) -> Array:
-        out = _mlp(w["mlp"], value, cfg, site)
+        if cfg.experts is None:
+            out = _mlp(w["mlp"], value, cfg, site)
+        else:
+            out = experts(w["moe"], value, cfg.experts, ACTS[cfg.act], site)
         return out * w["ls2"].astype(out.dtype) if cfg.layer_scale else out
 
     x = site(x, "resid_pre")

@@ -16,7 +16,8 @@ from .family import REQUIRED as REQUIRED
 from .family import Family as Family
 from .gpt import DECODERS
 from .llama import LLAMA_LIKE
+from .moe import MIXTURES
 from .vision import VISION
 
-FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **ENCODERS, **VISION}
+FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **MIXTURES, **ENCODERS, **VISION}
 """`model_type` -> its row."""
