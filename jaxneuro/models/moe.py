@@ -53,9 +53,8 @@ def experts(
     shares, chosen = route(logits, cfg)
     maps = {name: w[name].astype(x.dtype) for name in ("gate", "up", "down")}
     if not wants("blocks.moe.weights", *_INSIDE):
-        tokens = x.reshape(-1, x.shape[-1])
-        per_token = (a.reshape(-1, cfg.per_token) for a in (shares, chosen))
-        return _sorted(maps, tokens, *per_token, act).astype(x.dtype).reshape(x.shape)
+        tokens, shares, chosen = (a.reshape(-1, a.shape[-1]) for a in (x, shares, chosen))
+        return _sorted(maps, tokens, shares, chosen, act).astype(x.dtype).reshape(x.shape)
     dense = (jax.nn.one_hot(chosen, cfg.n, dtype=shares.dtype) * shares[..., None]).sum(-2)
     dense = site(dense, "moe.weights", _EXPERT)
     y = _whole(maps, x, dense, act, site) if wants(*_INSIDE) else _each(maps, x, dense, act)

@@ -74,6 +74,7 @@ def mutants(cfg: Config):
     flags = [f for f in flags if f not in NOT_READ and (f != "masked_positions" or cfg.learned_positions)]
     out |= {flag: {flag: not getattr(cfg, flag)} for flag in flags}
     out |= {f"windows {name}": {"windows": w} for name, w in other_windows(cfg).items()}
+    out |= {f"experts.{name}": {"experts": e} for name, e in other_experts(cfg).items()}
     out |= ropes
     if cfg.rope is not None and cfg.windows:
         out["local_rope"] = {"local_rope": None if cfg.local_rope else dataclasses.replace(cfg.rope, theta=7.0)}
@@ -96,6 +97,16 @@ def other_windows(cfg):
     around = {f"{d:+}": tuple(w and w + d for w in cfg.windows) for d in (-1, 1)}
     mixed = {"reversed kinds": tuple(None if w else max(filter(None, cfg.windows)) for w in cfg.windows)}
     return around | {"none": ()} | (mixed if None in cfg.windows else {})
+
+
+def other_experts(cfg):
+    now = cfg.experts
+    if now is None:
+        return {}
+    return {
+        "per_token": dataclasses.replace(now, per_token=now.per_token - 1),
+        "renormalise": dataclasses.replace(now, renormalise=not now.renormalise),
+    }
 
 
 def other_ropes(cfg):
@@ -155,7 +166,19 @@ def test_wrong_switches_change_the_output(case):
 
 @pytest.mark.parametrize(
     "name",
-    ["gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm", "opt-350m", "gemma2", "phi-qk", "phi3"],
+    [
+        "gpt2",
+        "llama-gqa",
+        "llama-mqa-biases",
+        "qwen3",
+        "bert",
+        "bert-mlm",
+        "opt-350m",
+        "gemma2",
+        "phi-qk",
+        "phi3",
+        "mixtral",
+    ],
 )
 def test_every_leaf_is_read(name):
     case = open_case(name)
