@@ -5,6 +5,7 @@ import dataclasses
 from typing import Literal
 
 from ..errors import UserError
+from .relative import RelativeBias
 from .rope import Rope
 
 
@@ -104,6 +105,8 @@ class Config:
     rope: Rope | None = dataclasses.field(default_factory=Rope)
     local_rope: Rope | None = None
     """Of the layers with a window, where it is another one (Gemma 3); None: `rope`."""
+    relative: RelativeBias | None = None
+    """Positions are a learned number per distance, added to the scores of all layers alike (T5)."""
     learned_positions: bool = False
     position_offset: int = 0
     """Rows of the position table before that of position 0 (OPT 2, RoBERTa 2)."""

@@ -113,8 +113,8 @@ def _check(hf: dict[str, Any], family: Family) -> None:
         if type(hf[key]) is not int or hf[key] < 1:
             raise UserError(f"config.json: {key}={hf[key]!r} is not a positive whole number.")
     act = family.fields["act"]
-    if hf.get(act.name, act.default) not in ACTS:
-        raise unknown("activation", hf[act.name], ACTS, where="config.json")
+    if hf.get(act.name, act.default) not in {**ACTS, **family.acts}:
+        raise unknown("activation", hf[act.name], {**ACTS, **family.acts}, where="config.json")
 
 
 def _windows(hf: dict[str, Any], family: Family, n_layers: int) -> tuple[int | None, ...]:

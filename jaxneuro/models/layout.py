@@ -46,6 +46,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.learned_positions, {"embed.pos": ("pos", "embed")}),
         **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
         **_when(cfg.embed_norm, _norm("embed.norm", bias)),
+        **_when(cfg.relative is not None, {"relative.table": ("bucket", "heads")}),
         **{f"blocks.{name}": ("layer", *axes) for name, axes in block.items()},
         **_when(cfg.norm_placement != "post", _norm("final_norm", bias)),
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
@@ -114,6 +115,7 @@ def sizes(cfg: Config) -> dict[str, int]:
         "kv_heads": cfg.n_kv_heads,
         "head": cfg.d_head,
         "mlp": cfg.d_mlp,
+        **({} if cfg.relative is None else {"bucket": cfg.relative.buckets}),
         **({} if cfg.experts is None else {"expert": cfg.experts.n}),
     }
 

@@ -32,7 +32,7 @@ from .layout import Weights
 _EXPERT: Final = ("batch", "pos", "expert")
 _NEURON: Final = ("batch", "pos", "expert", "neuron")
 _INSIDE: Final = ("blocks.moe.pre", "blocks.moe.pre_linear", "blocks.moe.post")
-_LARGEST_BLOCK: Final = 256  # rows; enough for a matmul to be worth fetching its weights
+_BLOCKS: Final = (32, 256)  # rows: fewer cost as much as fetching the weights, more gain nothing
 
 
 def experts(
@@ -89,7 +89,7 @@ def _sorted(
     """Tokens in the order of their experts, cut into blocks that belong to one expert each."""
     n, (length, per_token) = w["gate"].shape[0], chosen.shape
     pairs = length * per_token
-    block = max(8, min(_LARGEST_BLOCK, pairs // (4 * n)) // 8 * 8)  # a quarter of the rows, at most, are left empty
+    block = max(_BLOCKS[0], min(_BLOCKS[1], pairs // (4 * n)) // 8 * 8)  # a quarter of many rows may be left empty
     blocks = (pairs + min(n, pairs) * (block - 1)) // block  # at most, however the tokens are shared out
     places, owners = _places(chosen.reshape(-1), n, block, blocks)
     token = jnp.arange(pairs, dtype=jnp.int32) // per_token

@@ -76,7 +76,8 @@ def forward(
         x = embed_image(weights["embed"], tokens, cfg)
     else:
         x = embed(weights["embed"], tokens, cfg, token_types, mask)
-    x = _stack(weights["blocks"], x, cfg, mask, start_at, stop)
+    bias = _relative(weights, x.shape[1], cfg)
+    x = _stack(weights["blocks"], x, cfg, mask, start_at, stop, bias)
     return x if stop_at is not None else _head(weights, x, cfg)
 
 
@@ -139,7 +140,15 @@ def _positions(table: Array, tokens: Array, cfg: Config, mask: Array | None) -> 
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 
 
-def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int) -> Array:
+def _relative(weights: Weights, length: int, cfg: Config) -> Float[Array, "head query key"] | None:
+    if cfg.relative is None:
+        return None
+    return cfg.relative.scores(weights["relative"]["table"], length, causal=cfg.causal)
+
+
+def _stack(
+    blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: int, stop: int, bias: Array | None
+) -> Array:
     length = x.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
     # A layer's window is data of the scan, not structure: one body for any mixture of layers, and each site is
@@ -152,7 +161,7 @@ def _stack(blocks: Weights, x: Array, cfg: Config, mask: Array | None, start: in
         layer, w = at
         if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
             w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
-        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask)
+        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, bias)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)

@@ -74,6 +74,7 @@ def mutants(cfg: Config):
     flags = [f for f in flags if f not in NOT_READ and (f != "masked_positions" or cfg.learned_positions)]
     out |= {flag: {flag: not getattr(cfg, flag)} for flag in flags}
     out |= {f"windows {name}": {"windows": w} for name, w in other_windows(cfg).items()}
+    out |= {f"relative{name}": {"relative": r} for name, r in other_relative(cfg).items()}
     out |= {f"experts.{name}": {"experts": e} for name, e in other_experts(cfg).items()}
     out |= ropes
     if cfg.rope is not None and cfg.windows:
@@ -97,6 +98,13 @@ def other_windows(cfg):
     around = {f"{d:+}": tuple(w and w + d for w in cfg.windows) for d in (-1, 1)}
     mixed = {"reversed kinds": tuple(None if w else max(filter(None, cfg.windows)) for w in cfg.windows)}
     return around | {"none": ()} | (mixed if None in cfg.windows else {})
+
+
+def other_relative(cfg):
+    now = cfg.relative
+    if now is None:
+        return {}
+    return {"": None, ".max_distance": dataclasses.replace(now, max_distance=now.max_distance + 4)}
 
 
 def other_experts(cfg):
@@ -178,6 +186,7 @@ def test_wrong_switches_change_the_output(case):
         "phi-qk",
         "phi3",
         "mixtral",
+        "t5-encoder",
     ],
 )
 def test_every_leaf_is_read(name):

@@ -17,7 +17,8 @@ from .family import Family as Family
 from .gpt import DECODERS
 from .llama import LLAMA_LIKE
 from .moe import MIXTURES
+from .t5 import T5_ENCODERS
 from .vision import VISION
 
-FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **MIXTURES, **ENCODERS, **VISION}
+FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **MIXTURES, **ENCODERS, **T5_ENCODERS, **VISION}
 """`model_type` -> its row."""
