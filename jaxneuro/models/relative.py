@@ -47,9 +47,7 @@ class RelativeBias:
         """
         at = np.arange(length)
         offset = at[None, :] - at[:, None]
-        buckets = self.bucket_of(length, causal=causal)[np.abs(offset)]
-        if causal:  # what comes after the query is masked; it counts as the query's own position
-            buckets = np.where(offset > 0, 0, buckets)
-        else:
-            buckets = buckets + np.where(offset > 0, self.buckets // 2, 0)
+        before = self.bucket_of(length, causal=causal)[np.abs(offset)]
+        after = np.zeros_like(before) if causal else before + self.buckets // 2  # causal: masked anyway
+        buckets = np.where(offset > 0, after, before)
         return jnp.take(table, jnp.asarray(buckets, jnp.int32), axis=0).transpose(2, 0, 1).astype(jnp.float32)

@@ -197,6 +197,6 @@ def test_every_leaf_is_read(name):
             if case.error(case.run(nest({**leaves, leaf: 1.1 * a}))) < CAUGHT:
                 unread.add(leaf)
     allowed = {"pooler.w", "pooler.b"} if case.model.cfg.pooler else set()
-    if case.model.cfg.rope is None:
+    if case.model.cfg.rope is None and case.model.cfg.qkv_bias:
         allowed |= {"blocks.attn.bk"}  # adds q.b to every key of a row alike, which softmax does not see
     assert unread == allowed

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from ..config import Config
 from ..relative import RelativeBias
-from .family import REQUIRED, Family, Key, Keys, attention, linear, mlp, norm
+from .family import REQUIRED, Family, Key, Keys, attention, mlp, norm
 
 _L: Final = "encoder.block.{i}.layer"
 _ATTENTION: Final[Keys] = {
