@@ -12,8 +12,9 @@
 Sites: `moe.router` (logits), `moe.weights` (shares, 0 for those not chosen), `moe.pre`, `moe.pre_linear` and `moe.post`
 (of every expert, chosen or not), and `mlp_out` as always. Shares without their price: `route` of `moe.router`.
 
-`_sorted` is not jax.lax.ragged_dot, which on a CPU masks a copy of the tokens for every expert (14 times one
-matmul for 8 experts, 8 times the memory) and has no vmap over the routing. Tokens of the whole batch are sorted
+`_sorted` is not jax.lax.ragged_dot, which on a CPU masks a copy of the tokens for every expert and has no vmap over the
+routing: 1024 tokens to 2 of 8 experts of 512 neurons (d_model 256, float32, two busy cores) take 44 ms, with ragged_dot
+760 ms and 7 times the memory, with `_each` 204 ms. Tokens of the whole batch are sorted
 together, so batches that are split over devices are best run under `jax.shard_map`; experts that are split over a mesh
 axis "expert" are fetched one by one. Auxiliary losses are not part of the forward pass, and there is no jitter.
 """

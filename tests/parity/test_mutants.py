@@ -60,6 +60,10 @@ def mutants(cfg: Config):
     ropes = {name: {"rope": rope} for name, rope in other_ropes(cfg).items()}
     if cfg.family == "llama" and cfg.rope.scaling is not None:  # otherwise these cases are llama-gqa
         return {name: dataclasses.replace(cfg, **change) for name, change in ropes.items()}
+    mixtures = {f"experts.{name}": {"experts": e} for name, e in other_experts(cfg).items()}
+    if mixtures:  # the rest is mistral and qwen3, which have their own cases
+        mixtures["act"] = {"act": OTHER_ACT[cfg.act]}
+        return {name: dataclasses.replace(cfg, **change) for name, change in mixtures.items()}
     out = {"act": {"act": OTHER_ACT[cfg.act]}, "norm_eps": {"norm_eps": cfg.norm_eps * 2}}
     for field, values in CHOICES.items():
         if field != "head_act" or (cfg.head_transform and cfg.has_head):
@@ -75,7 +79,6 @@ def mutants(cfg: Config):
     out |= {flag: {flag: not getattr(cfg, flag)} for flag in flags}
     out |= {f"windows {name}": {"windows": w} for name, w in other_windows(cfg).items()}
     out |= {f"relative{name}": {"relative": r} for name, r in other_relative(cfg).items()}
-    out |= {f"experts.{name}": {"experts": e} for name, e in other_experts(cfg).items()}
     out |= ropes
     if cfg.rope is not None and cfg.windows:
         out["local_rope"] = {"local_rope": None if cfg.local_rope else dataclasses.replace(cfg.rope, theta=7.0)}
