@@ -45,6 +45,20 @@ _LLAMA = {
     "tie_word_embeddings": False,
     "rope_theta": 100.0,
 }
+_MIXTRAL = {**_LLAMA, "intermediate_size": 12, "num_experts_per_tok": 2}
+_QWEN_MOE = {**_LLAMA, "moe_intermediate_size": 12, "num_experts_per_tok": 2, "head_dim": 4}
+_T5 = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "d_kv": 6,
+    "d_ff": 24,
+    "num_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "layer_norm_epsilon": 1e-3,
+    "initializer_factor": 0.3,  # else the residual stream is so large that its rounding is
+}
 _GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 32, "layer_norm_epsilon": 1e-3}
 _BERT = {
     "vocab_size": 40,
@@ -288,6 +302,18 @@ CASES: dict[str, tuple[str, Mapping[str, object]]] = {
             "hidden_act": "gelu",
         },
     ),
+    "mixtral": ("MixtralForCausalLM", {**_MIXTRAL, "num_local_experts": 4}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {**_QWEN_MOE, "num_experts": 4, "attention_bias": True}),
+    "qwen3_moe-renormalised": (
+        "Qwen3MoeForCausalLM",
+        {**_QWEN_MOE, "num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": True},
+    ),
+    "t5-encoder": ("T5EncoderModel", _T5),
+    "t5-encoder-gated": (
+        "T5EncoderModel",
+        {**_T5, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 12, "tie_word_embeddings": False},
+    ),
+    "mt5-encoder": ("MT5EncoderModel", _T5),
 }
 # The authors' module, which transformers has not; --bdh says where it is.
 BDH = {
@@ -382,8 +408,7 @@ def with_padding(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tenso
 
 def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The stack of layers, whatever it is called."""
-    (found,) = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    return found
+    return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
 
 
 def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:

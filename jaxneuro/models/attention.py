@@ -36,6 +36,8 @@ class Visible(NamedTuple):
     mask: Bool[Array, "batch key"] | None
     start: Int[Array, ""] | Int[Array, "batch"] | int | None = None
     """Which key is the first query's own, with a cache; None: there are as many keys as queries."""
+    bias: Float[Array, "head query key"] | None = None
+    """Added to the scaled scores: T5's relative positions."""
 
     def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
         """True where a query sees a key; None when every pair is visible."""
@@ -64,14 +66,14 @@ def attend(
     *,
     softcap: float | None = None,
 ) -> Float[Array, "batch pos head d_head"]:
-    """softmax(scale q k^T + mask) v per head, softmax in float32; query head n uses key head n // (N/K).
+    """softmax(scale q k^T + bias + mask) v per head, softmax in float32; query head n uses key head n // (N/K).
 
-    softcap: scores s become softcap * tanh(s / softcap), before the mask.
+    softcap: scores s become softcap * tanh(s / softcap), before bias and mask.
     """
     q = q * jnp.asarray(scale, q.dtype)
     if wants("blocks.attn.scores", "blocks.attn.pattern"):
         return _explicit(q, k, v, visible, layer, softcap)
-    if softcap is None and visible.start is None and _cudnn_takes(q):
+    if softcap is None and visible.start is None and visible.bias is None and _cudnn_takes(q):
         return jax.lax.platform_dependent(
             q,
             k,
@@ -82,19 +84,23 @@ def attend(
     return _chunked(q, k, v, visible, softcap)
 
 
-def _scores(q: Array, k: Array, pairs: Array | None, softcap: float | None) -> Float[Array, "batch kv_head group q k"]:
+def _scores(
+    q: Array, k: Array, pairs: Array | None, softcap: float | None, bias: Array | None
+) -> Float[Array, "batch kv_head group q k"]:
     b, t, n, h = q.shape
     grouped = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
     scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias.reshape(scores.shape[1:])
     return scores if pairs is None else jnp.where(pairs[:, None, None], scores, MASKED)
 
 
 def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array, softcap: float | None) -> Array:
     (b, t, n, h), s = q.shape, k.shape[1]
     place: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
-    scores = _scores(q, k, visible.pairs(jnp.arange(t), jnp.arange(s)), softcap).reshape(b, n, t, s)
+    scores = _scores(q, k, visible.pairs(jnp.arange(t), jnp.arange(s)), softcap, visible.bias).reshape(b, n, t, s)
     scores = tap(scores, "blocks.attn.scores", **place)
     pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     pattern = tap(pattern, "blocks.attn.pattern", **place)
@@ -110,7 +116,8 @@ def _chunked(q: Array, k: Array, v: Array, visible: Visible, softcap: float | No
         stop = min(start + chunk, length)
         last = stop if visible.causal and visible.start is None else k.shape[1]
         pairs = visible.pairs(jnp.arange(start, stop), jnp.arange(last))
-        outs.append(_softmax_values(_scores(q[:, start:stop], k[:, :last], pairs, softcap), v[:, :last]))
+        bias = None if visible.bias is None else visible.bias[:, start:stop, :last]
+        outs.append(_softmax_values(_scores(q[:, start:stop], k[:, :last], pairs, softcap, bias), v[:, :last]))
     return jnp.concatenate(outs, axis=1)
 
 

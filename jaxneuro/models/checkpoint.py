@@ -71,7 +71,7 @@ def from_tensors(
     folder: Path, hf: dict[str, Any], tensors: Tensors, *, dtype: Any, mesh: Mesh | None, allow_nonfinite: bool
 ) -> Transformer:
     """The model of one config and its tensors; `folder` is for messages. See `load`."""
-    eight, family = eight_bits(dtype), family_of(hf)
+    eight, family = eight_bits(dtype), family_of(hf).spelled(tensors)
     names = canonical_names(family, tensors)
     cfg = as_stored(config_from_hf(hf), family, names)
     if eight is not None:
@@ -107,7 +107,7 @@ class _Reader:
     def leaf(self, leaf: str, shape: tuple[int, ...], source: Source, sharding: NamedSharding | None) -> Any:
         if self.eight is not None and leaf in INPUTS:
             views = functools.partial(source.views, self.tensors)
-            out, bad = read_quantised(shape, INPUTS[leaf], self.eight, views, source.row.layered, sharding)
+            out, bad = read_quantised(shape, INPUTS[leaf], self.eight, views, bool(source.row.stacked), sharding)
             self.nonfinite = [*(self.nonfinite or []), *(source.names[i] for i in bad)]
             return out
         if sharding is None:
@@ -115,15 +115,16 @@ class _Reader:
         return jax.make_array_from_callback(shape, sharding, lambda index: self.slice(source, index or ()))
 
     def slice(self, source: Source, index: tuple[slice, ...]) -> np.ndarray:
-        """One device's part; the layer axis is never split."""
-        inner = index[1:] if source.row.layered else index
-        views = [view[inner] for view in source.views(self.tensors)]
-        out = np.empty((len(views), *views[0].shape), self.dtype or views[0].dtype)
-        for i, view in enumerate(views):
-            out[i] = view
-            if self.nonfinite is not None and not np.isfinite(out[i]).all():
+        """One device's part; the layer axis is never split, that of experts may be."""
+        stacked = source.row.stacked
+        picks = np.arange(len(source.names)).reshape(stacked)[index[: len(stacked)]]
+        views = [view[index[len(stacked) :]] for view in source.views(self.tensors)]
+        out = np.empty((*np.shape(picks), *views[0].shape), self.dtype or views[0].dtype)
+        for at, i in np.ndenumerate(picks):
+            out[at] = views[i]
+            if self.nonfinite is not None and not np.isfinite(out[at]).all():
                 self.nonfinite.append(source.names[i])
-        return out if source.row.layered else out[0]
+        return out
 
 
 def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike) -> None:
@@ -167,7 +168,7 @@ def to_tensors(model: Transformer) -> dict[str, np.ndarray]:
     """{name in the family's table: tensor}."""
     leaves, out = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}, {}
     for row in rows(model.cfg, FAMILIES[model.cfg.family]):
-        for i, name in enumerate(row.names()):
-            parts = tuple(leaves[leaf][i] if row.layered else leaves[leaf] for leaf in row.leaves)
+        for at, name in zip(np.ndindex(row.stacked), row.names(), strict=True):
+            parts = tuple(leaves[leaf][at] for leaf in row.leaves)
             out[name] = from_leaves(parts, row.pattern, row.leaf_axes, row.sizes)
     return out

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from ..errors import UserError
 from .mixers import Mixer
+from .relative import RelativeBias
 from .rope import Rope
 
 
@@ -52,6 +53,26 @@ _OF_MIXERS: Final = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Experts:
+    """A mixture of gated MLPs instead of one; a router sends every token to a few of them."""
+
+    n: int
+    """Experts in every layer, each with d_mlp neurons."""
+    per_token: int
+    """How many of them a token goes through."""
+    renormalise: bool = True
+    """The shares of the chosen sum to one; False: they are the softmax over all experts."""
+
+    def __post_init__(self):
+        for field in ("n", "per_token"):
+            value = getattr(self, field)
+            if type(value) is not int or value < 1:
+                raise UserError(f"experts.{field}={value!r} is not a positive whole number.")
+        if self.per_token > self.n:
+            raise UserError(f"a token cannot go through {self.per_token} of {self.n} experts.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A transformer's architecture: frozen, hashable, without weights, tokenizer or file names.
 
@@ -86,6 +107,8 @@ class Config:
     act: Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu"] = "silu"
     gated: bool = True
     """mlp = down(act(gate x) * up x) instead of down(act(up x))."""
+    experts: Experts | None = None
+    """A mixture of experts in every layer (Mixtral, Qwen3-MoE), d_mlp being the width of one; see `moe`."""
     norm: Literal["rms", "gemma_rms", "layer", "plain"] = "rms"
     """gemma_rms: RMSNorm whose gain is 1 + scale, multiplied in float32. plain: LayerNorm without gain and bias."""
     norm_eps: float = 1e-6
@@ -108,6 +131,8 @@ class Config:
     rope: Rope | None = dataclasses.field(default_factory=Rope)
     local_rope: Rope | None = None
     """Of the layers with a window, where it is another one (Gemma 3); None: `rope`."""
+    relative: RelativeBias | None = None
+    """Positions are a learned number per distance, added to the scores of all layers alike (T5)."""
     learned_positions: bool = False
     position_offset: int = 0
     """Rows of the position table before that of position 0 (OPT 2, RoBERTa 2)."""
@@ -185,6 +210,8 @@ class Config:
             raise UserError("norm_pooled moves the final norm, which a post-norm stack has not.")
         if self.d_embed is not None and self.head_transform:
             raise UserError("head_transform has d_model coordinates, the unembedding d_embed: one of them.")
+        if self.experts is not None and (not self.gated or self.mlp_bias):
+            raise UserError("experts are gated MLPs without biases: set gated=True and mlp_bias=False.")
         if self.one_norm and not self.parallel:
             raise UserError("one_norm is a switch of parallel blocks: set parallel=True too.")
         if self.parallel and self.norm_placement != "pre":

@@ -133,8 +133,9 @@ def _check(hf: dict[str, Any], family: Family) -> None:
         if type(hf[key]) is not int or hf[key] < 1:
             raise UserError(f"config.json: {key}={hf[key]!r} is not a positive whole number.")
     act = family.fields.get("act")
-    if act is not None and hf.get(act.name, act.default) not in ACTS:
-        raise unknown("activation", hf[act.name], ACTS, where="config.json")
+    known = {**ACTS, **family.acts}
+    if act is not None and hf.get(act.name, act.default) not in known:
+        raise unknown("activation", hf[act.name], known, where="config.json")
 
 
 def _windows(hf: dict[str, Any], family: Family, n_layers: int) -> tuple[int | None, ...]:

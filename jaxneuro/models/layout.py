@@ -39,11 +39,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(not cfg.one_norm, _norm("ln2", bias)),
         **_when(cfg.layer_scale, {"ls1": ("embed",), "ls2": ("embed",)}),
         **_when(cfg.norm_placement == "sandwich", {**_norm("ln1_post", bias), **_norm("ln2_post", bias)}),
-        **_when(cfg.gated, {"mlp.gate": ("embed", "mlp")}),
-        "mlp.up": ("embed", "mlp"),
-        "mlp.down": ("mlp", "embed"),
-        **_when(cfg.mlp_bias and cfg.gated, {"mlp.b_gate": ("mlp",)}),
-        **_when(cfg.mlp_bias, {"mlp.b_up": ("mlp",), "mlp.b_down": ("embed",)}),
+        **(_mlp(cfg) if cfg.experts is None else _EXPERTS),
     }
     return {
         **_stem(cfg),
@@ -52,6 +48,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
         **_when(cfg.embed_norm, _norm("embed.norm", bias)),
         **(_mixer(cfg.mixer, bias) if cfg.mixer else {f"blocks.{n}": ("layer", *axes) for n, axes in block.items()}),
+        **_when(cfg.relative is not None, {"relative.table": ("bucket", "heads")}),
         **_when(cfg.norm_placement != "post", _norm("final_norm", bias)),
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
         **_when(cfg.has_head and cfg.head_transform, _head_transform(bias)),
@@ -80,6 +77,24 @@ def _unembedding(cfg: Config) -> dict[str, tuple[str, ...]]:
     if cfg.classify == "distilled":
         return {"head.w_cls": w, "head.b_cls": b, "head.w_distillation": w, "head.b_distillation": b}
     return {"head.w": w, **_when(cfg.classify == "cls_and_patches", {"head.w_patches": w})}
+
+
+_EXPERTS: Final = {
+    "moe.router": ("embed", "expert"),
+    "moe.gate": ("expert", "embed", "mlp"),
+    "moe.up": ("expert", "embed", "mlp"),
+    "moe.down": ("expert", "mlp", "embed"),
+}
+
+
+def _mlp(cfg: Config) -> dict[str, tuple[str, ...]]:
+    return {
+        **_when(cfg.gated, {"mlp.gate": ("embed", "mlp")}),
+        "mlp.up": ("embed", "mlp"),
+        "mlp.down": ("mlp", "embed"),
+        **_when(cfg.mlp_bias and cfg.gated, {"mlp.b_gate": ("mlp",)}),
+        **_when(cfg.mlp_bias, {"mlp.b_up": ("mlp",), "mlp.b_down": ("embed",)}),
+    }
 
 
 def _stem(cfg: Config) -> dict[str, tuple[str, ...]]:
@@ -133,6 +148,8 @@ def sizes(cfg: Config) -> dict[str, int]:
         "head": cfg.d_head,
         "mlp": cfg.d_mlp,
         **({} if cfg.mixer is None else cfg.mixer.sizes()),
+        **({} if cfg.relative is None else {"bucket": cfg.relative.buckets}),
+        **({} if cfg.experts is None else {"expert": cfg.experts.n}),
     }
 
 

@@ -23,19 +23,30 @@ class Row:
     """A row of a family's table that this configuration has."""
 
     key: str
-    """Name of the tensor, with {i} where the layer goes."""
+    """Name of the tensor, with {i} where the layer goes and {e} where the expert goes."""
     leaves: tuple[str, ...]
     pattern: str
     leaf_axes: tuple[str, ...]
     sizes: dict[str, int]
 
     @property
-    def layered(self) -> bool:
-        return "{i}" in self.key
+    def stacked(self) -> tuple[int, ...]:
+        """Lengths of the leading axes of its leaves that its tensors do not have: one tensor per layer, per expert."""
+        return tuple(self.sizes[axis] for axis in stacked_axes(self.key))
 
     def names(self) -> list[str]:
-        """Names of its tensors: one per layer, or one."""
-        return [self.key.format(i=i) for i in range(self.sizes["layer"])] if self.layered else [self.key]
+        """Names of its tensors: one per layer, one per expert of each, or one."""
+        return [self.key.format(**dict(zip("ie", at, strict=False))) for at in np.ndindex(self.stacked)]
+
+
+def stacked_axes(key: str) -> tuple[str, ...]:
+    """Which axes a tensor's name counts.
+
+    Example:
+      >>> stacked_axes("layers.{i}.experts.{e}.w1.weight")
+      ('layer', 'expert')
+    """
+    return tuple(axis for letter, axis in (("i", "layer"), ("e", "expert")) if f"{{{letter}}}" in key)
 
 
 def rows(cfg: Config, family: Family) -> Iterator[Row]:
@@ -44,13 +55,13 @@ def rows(cfg: Config, family: Family) -> Iterator[Row]:
     for key, (leaves, pattern) in family.tensors(cfg).items():
         leaves = (leaves,) if isinstance(leaves, str) else leaves
         if all(leaf in table for leaf in leaves):
-            axes = tuple(a for a in table[leaves[0]] if a != "layer")
+            axes = tuple(a for a in table[leaves[0]] if a not in stacked_axes(key))
             yield Row(key, leaves, pattern, axes, {**sizes(cfg), "part": len(leaves)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one leaf comes from: a tensor per layer (or one), and its part of each."""
+    """Where one leaf comes from: a tensor per layer (or per expert, or one), and its part of each."""
 
     row: Row
     part: int
@@ -58,7 +69,7 @@ class Source:
     """As they are called in the file."""
 
     def views(self, tensors: Tensors) -> list[np.ndarray]:
-        """Each layer's leaf as a view of the file; nothing is read yet."""
+        """Each tensor's part of the leaf as a view of the file; nothing is read yet."""
         row = self.row
         return [to_leaves(tensors[n], row.pattern, row.leaf_axes, row.sizes)[self.part] for n in self.names]
 

@@ -19,6 +19,7 @@ RULES: Final = {
     "kv_heads": "model",
     "mlp": "model",
     "inner": "model",
+    "expert": "expert",
     "embed": "fsdp",
     "token": "fsdp",
 }
@@ -34,7 +35,8 @@ def shardings(cfg: Config, mesh: Mesh, rules: dict[str, str] = RULES) -> dict[st
     out is left to XLA's partitioner, so the axes must have the type Auto.
 
     Raises:
-      UserError: an axis has the type Explicit (the default of jax.make_mesh).
+      UserError: an axis has the type Explicit (the default of jax.make_mesh); the mesh has an axis "expert" that does
+        not divide the experts.
     Example:
       >>> import jax
       >>> from jaxneuro.models import Config
@@ -45,6 +47,9 @@ def shardings(cfg: Config, mesh: Mesh, rules: dict[str, str] = RULES) -> dict[st
     """
     names, lengths = layout(cfg), shapes(cfg)
     _check_types(mesh)
+    parts = mesh.shape.get("expert", 1)
+    if cfg.experts is not None and cfg.experts.n % parts:
+        raise UserError(f"{cfg.experts.n} experts cannot be split over the {parts} devices of the mesh axis 'expert'.")
     return nest({leaf: NamedSharding(mesh, _spec(leaf, names[leaf], lengths[leaf], mesh, rules)) for leaf in names})
 
 

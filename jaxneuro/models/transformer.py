@@ -16,6 +16,7 @@ from .classify import classified
 from .config import Config
 from .layout import Weights
 from .mixers import mix_layers
+from .moe import experts
 from .quantised import matmul
 from .remat import rematerialised
 from .rope import rotate
@@ -94,7 +95,8 @@ def forward(
         x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop))
         after = None
     else:
-        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache)
+        bias = _relative(weights, n, cfg)
+        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache, bias)
     x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
     return x if after is None else (x, after.advanced(mask, n))
 
@@ -175,6 +177,12 @@ def _positions(
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 
 
+def _relative(weights: Weights, length: int, cfg: Config) -> Float[Array, "head query key"] | None:
+    if cfg.relative is None:
+        return None
+    return cfg.relative.scores(weights["relative"]["table"], length, causal=cfg.causal)
+
+
 def _stack(
     blocks: Weights,
     x: Array,
@@ -184,6 +192,7 @@ def _stack(
     stop: int,
     remat: str | None = None,
     cache: Cache | None = None,
+    bias: Array | None = None,
 ) -> tuple[Array, Cache | None]:
     length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
@@ -201,7 +210,7 @@ def _stack(
         (x, kv), (layer, w) = carry, of
         if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
             w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
-        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at)
+        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, bias)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)
@@ -232,7 +241,10 @@ def _block(
         return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
 
     def mlp(value: Array) -> Array:
-        out = _mlp(w["mlp"], value, cfg, site)
+        if cfg.experts is None:
+            out = _mlp(w["mlp"], value, cfg, site)
+        else:
+            out = experts(w["moe"], value, cfg.experts, ACTS[cfg.act], site)
         return out * w["ls2"].astype(out.dtype) if cfg.layer_scale else out
 
     x = site(x, "resid_pre")

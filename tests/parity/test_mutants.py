@@ -63,6 +63,10 @@ def mutants(cfg: Config):
     ropes = {name: {"rope": rope} for name, rope in other_ropes(cfg).items()}
     if cfg.family == "llama" and cfg.rope.scaling is not None:  # otherwise these cases are llama-gqa
         return {name: dataclasses.replace(cfg, **change) for name, change in ropes.items()}
+    mixtures = {f"experts.{name}": {"experts": e} for name, e in other_experts(cfg).items()}
+    if mixtures:  # the rest is mistral and qwen3, which have their own cases
+        mixtures["act"] = {"act": OTHER_ACT[cfg.act]}
+        return {name: dataclasses.replace(cfg, **change) for name, change in mixtures.items()}
     out = {"act": {"act": OTHER_ACT[cfg.act]}, "norm_eps": {"norm_eps": cfg.norm_eps * 2}}
     for field, values in CHOICES.items():
         if field != "head_act" or (cfg.head_transform and cfg.has_head):
@@ -85,6 +89,7 @@ def mutants(cfg: Config):
     flags = [f for f in flags if f not in NOT_READ and (f != "masked_positions" or cfg.learned_positions)]
     out |= {flag: {flag: not getattr(cfg, flag)} for flag in flags}
     out |= {f"windows {name}": {"windows": w} for name, w in other_windows(cfg).items()}
+    out |= {f"relative{name}": {"relative": r} for name, r in other_relative(cfg).items()}
     out |= ropes
     if cfg.rope is not None and cfg.windows:
         out["local_rope"] = {"local_rope": None if cfg.local_rope else dataclasses.replace(cfg.rope, theta=7.0)}
@@ -120,6 +125,23 @@ def other_windows(cfg):
     around = {f"{d:+}": tuple(w and w + d for w in cfg.windows) for d in (-1, 1)}
     mixed = {"reversed kinds": tuple(None if w else max(filter(None, cfg.windows)) for w in cfg.windows)}
     return around | {"none": ()} | (mixed if None in cfg.windows else {})
+
+
+def other_relative(cfg):
+    now = cfg.relative
+    if now is None:
+        return {}
+    return {"": None, ".max_distance": dataclasses.replace(now, max_distance=now.max_distance + 4)}
+
+
+def other_experts(cfg):
+    now = cfg.experts
+    if now is None:
+        return {}
+    return {
+        "per_token": dataclasses.replace(now, per_token=now.per_token - 1),
+        "renormalise": dataclasses.replace(now, renormalise=not now.renormalise),
+    }
 
 
 def other_ropes(cfg):
@@ -182,7 +204,7 @@ def test_wrong_switches_change_the_output(case):
     [
         *("gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm", "opt-350m", "gemma2", "phi-qk", "phi3"),
         *("vit-no-biases", "deit-distilled", "dinov2-swiglu", "dinov2_with_registers-classes", "clip_vision_model"),
-        *("mamba", "mamba-biases", "mamba2", "mamba2-biases", "bdh"),
+        *("mamba", "mamba-biases", "mamba2", "mamba2-biases", "bdh", "mixtral", "t5-encoder"),
     ],
 )
 def test_every_leaf_is_read(name):

@@ -103,14 +103,14 @@ def _key(leaf: str, family: Family) -> str:
 
 def _stacked(source: Source, tensors: Tensors, dtype: Any) -> np.ndarray:
     views = source.views(tensors)
-    found = np.stack(views) if source.row.layered else np.array(views[0])
+    found = np.stack(views) if source.row.stacked else np.array(views[0])
     return found if dtype is None else found.astype(dtype)
 
 
 def _nonfinite(sources: dict[str, Source], leaves: dict[str, np.ndarray]) -> list[str]:
     bad = []
     for leaf, source in sources.items():
-        each = leaves[leaf] if source.row.layered else leaves[leaf][None]
+        each = leaves[leaf] if source.row.stacked else leaves[leaf][None]
         finite = [np.isfinite(a.astype(np.float32)).all() for a in each]
         bad += [n for n, ok in zip(source.names, finite, strict=True) if not ok]
     return sorted(bad)
@@ -131,7 +131,7 @@ def save_convnet(model: ConvModel, folder: Path) -> None:
     for row in rows(cfg, family):
         (leaf,) = row.leaves
         for i, name in enumerate(row.names()):
-            part = leaves[leaf][i] if row.layered else leaves[leaf]
+            part = leaves[leaf][i] if row.stacked else leaves[leaf]
             tensors[name] = from_leaves((part,), row.pattern, row.leaf_axes, row.sizes)
             if name.endswith(".running_mean"):
                 counter = name.removesuffix(".running_mean") + _COUNTER

@@ -16,10 +16,21 @@ from .family import REQUIRED as REQUIRED
 from .family import Family as Family
 from .gpt import DECODERS
 from .llama import LLAMA_LIKE
+from .moe import MIXTURES
 from .ssm import RECURRENT
+from .t5 import T5_ENCODERS
 from .towers import PAIRS as PAIRS
 from .towers import TOWERS
 from .vision import VISION
 
-FAMILIES: Final[dict[str, Family]] = {**DECODERS, **LLAMA_LIKE, **ENCODERS, **VISION, **TOWERS, **RECURRENT}
+FAMILIES: Final[dict[str, Family]] = {
+    **DECODERS,
+    **LLAMA_LIKE,
+    **MIXTURES,
+    **RECURRENT,
+    **ENCODERS,
+    **T5_ENCODERS,
+    **VISION,
+    **TOWERS,
+}
 """`model_type` -> its row."""

@@ -2,7 +2,7 @@
 """What a row of the family table says, and how rows are written short."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from ..config import Config, Image
@@ -36,6 +36,8 @@ class Family:
     keys: Keys
     gated_keys: Keys | None = None
     """Instead of `keys` where the MLP is gated, if its tensors then have other names."""
+    fused_keys: Keys | None = None
+    """Instead of `keys` where experts are stored as one tensor; what is saved has the names of `keys`."""
     prefix: str
     """In front of every tensor but the head's; absent when the base model alone was saved."""
     classes: tuple[str, str]
@@ -63,6 +65,12 @@ class Family:
     """{tensor: the one it repeats}; accepted when equal, or in its place."""
     optional: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """{Config field: tensor, or one of several, whose presence in the checkpoint decides it}."""
+
+    def spelled(self, names: Iterable[str]) -> "Family":
+        """The family with the keys that these tensors of a checkpoint have."""
+        marks = [key.partition("{i}")[2] for key in (self.fused_keys or {}) if key not in self.keys]
+        fused = any(name.endswith(mark) for name in names for mark in marks if ".experts." in mark)
+        return dataclasses.replace(self, keys=self.fused_keys) if fused else self
 
     def tensors(self, cfg: Config) -> Keys:
         """The keys of this configuration."""

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Llama-like decoders with a mixture of experts in every layer: Mixtral, Qwen3-MoE."""
+
+import dataclasses
+from typing import Any, Final
+
+from ..config import Config, Experts
+from ..rope import RopeKeys
+from .family import Key, Keys, linear
+from .llama import LLAMA_LIKE
+
+_MISTRAL, _QWEN3 = LLAMA_LIKE["mistral"], LLAMA_LIKE["qwen3"]
+_L: Final = "model.layers.{i}"
+_REST: Final[Keys] = {key: row for key, row in _QWEN3.keys.items() if ".mlp." not in key}
+
+
+def _per_expert(prefix: str, gate: str, up: str, down: str) -> Keys:
+    """As in the files on the Hub, and as transformers writes them: three tensors per expert."""
+    one = f"{prefix}.experts.{{e}}"
+    return {
+        **_REST,
+        **linear(f"{prefix}.gate", "blocks.moe.router", "expert embed"),
+        **linear(f"{one}.{gate}", "blocks.moe.gate", "mlp embed"),
+        **linear(f"{one}.{up}", "blocks.moe.up", "mlp embed"),
+        **linear(f"{one}.{down}", "blocks.moe.down", "embed mlp"),
+    }
+
+
+_FUSED: Final[Keys] = {
+    **_REST,
+    **linear(f"{_L}.mlp.gate", "blocks.moe.router", "expert embed"),
+    f"{_L}.mlp.experts.gate_up_proj": (("blocks.moe.gate", "blocks.moe.up"), "expert (part mlp) embed"),
+    f"{_L}.mlp.experts.down_proj": ("blocks.moe.down", "expert embed mlp"),
+}
+"""As transformers 5 has them in memory, and in files written with save_original_format=False."""
+
+
+def _experts(names: tuple[str, ...], n: int, per_token: int, renormalise: bool | None) -> Any:
+    """Experts from the keys of a config and back; renormalise: the default of norm_topk_prob, None: always."""
+
+    def read(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        found = next((hf[name] for name in names if name in hf), n)
+        shares = True if renormalise is None else hf.get("norm_topk_prob", renormalise)
+        chosen = hf.get("num_experts_per_tok", per_token)
+        return {"experts": Experts(n=found, per_token=chosen, renormalise=shares)}
+
+    def write(cfg: Config) -> dict[str, Any]:
+        if cfg.experts is None:
+            return {}
+        out = {names[0]: cfg.experts.n, "num_experts_per_tok": cfg.experts.per_token}
+        return out if renormalise is None else {**out, "norm_topk_prob": cfg.experts.renormalise}
+
+    return read, write
+
+
+MIXTURES: Final = {
+    "mixtral": dataclasses.replace(
+        _MISTRAL,
+        fields={**_MISTRAL.fields, "norm_eps": Key("rms_norm_eps", 1e-5)},
+        classes=("MixtralModel", "MixtralForCausalLM"),
+        window=None,
+        rope=RopeKeys(default_theta=1e6),
+        keys=_per_expert(f"{_L}.block_sparse_moe", "w1", "w3", "w2"),
+        fused_keys=_FUSED,
+        derived=_experts(("num_local_experts", "num_experts"), 8, 2, None),
+    ),
+    "qwen3_moe": dataclasses.replace(
+        _QWEN3,
+        fields={
+            **_QWEN3.fields,
+            "n_kv_heads": Key("num_key_value_heads", 4),
+            "d_head": Key("head_dim", None),
+            "d_mlp": Key("moe_intermediate_size", 768),
+        },
+        classes=("Qwen3MoeModel", "Qwen3MoeForCausalLM"),
+        windows="never",
+        only={"decoder_sparse_step": (1,), "mlp_only_layers": ([], None), "use_sliding_window": (False,)},
+        keys=_per_expert(f"{_L}.mlp", "gate_proj", "up_proj", "down_proj"),
+        fused_keys=_FUSED,
+        derived=_experts(("num_experts", "num_local_experts"), 128, 8, False),
+    ),
+}
