@@ -17,6 +17,7 @@ Names load on first use, so `import jaxneuro` is light.
 | `neurons` | which neurons belong to a group, and is it true? |
 | `dictionaries` | which features explain the activations? |
 | `training` | how is a dictionary trained in one command? |
+| `inference` | what does a model write while it is edited? |
 | `parallel` | a step by `pmap` |
 | `reports`, `study` | what came out? |
 """
@@ -28,12 +29,20 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .activations import harvest as harvest
+    from .activations import harvest_sites as harvest_sites
     from .activations import run as run
     from .data import batches as batches
     from .data import load_tokenizer as load_tokenizer
     from .data import read_groups as read_groups
     from .data import windows as windows
     from .errors import UserError as UserError
+    from .inference import Completion as Completion
+    from .inference import Generated as Generated
+    from .inference import Sampler as Sampler
+    from .inference import complete as complete
+    from .inference import generate as generate
+    from .inference import greedy as greedy
+    from .inference import steer_sweep as steer_sweep
     from .models import Config as Config
     from .models import Transformer as Transformer
     from .models import load as load
@@ -59,9 +68,10 @@ if TYPE_CHECKING:
     from .taps import zero as zero
 
 _ROOMS = {
-    "activations": ("harvest", "run"),
+    "activations": ("harvest", "harvest_sites", "run"),
     "data": ("batches", "load_tokenizer", "read_groups", "windows"),
     "errors": ("UserError",),
+    "inference": ("Completion", "Generated", "Sampler", "complete", "generate", "greedy", "steer_sweep"),
     "models": ("Config", "Transformer", "load", "save_pretrained", "token_loss"),
     "protocols": ("Dictionary", "Method"),
     "reports": ("write_report",),

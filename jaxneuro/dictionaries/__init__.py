@@ -88,6 +88,7 @@ from .formats import save_saelens as save_saelens
 from .formats import save_sparsify as save_sparsify
 from .gated import gated as gated
 from .group_max import group_max as group_max
+from .judges import given_loss as given_loss
 from .judges import kl_divergence as kl_divergence
 from .judges import next_token_loss as next_token_loss
 from .jumprelu import jumprelu as jumprelu

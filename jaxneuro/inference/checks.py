@@ -21,6 +21,11 @@ def check_model(cfg: Config) -> None:
     Raises:
       UserError: an encoder, a model of pictures, a model without a head.
     """
+    if cfg.mixer is not None:
+        raise UserError(
+            f"this {cfg.family} model goes on from a state, which generate does not know yet. Loop over "
+            "jaxneuro.models.step."
+        )
     if not cfg.causal or cfg.image is not None:
         raise UserError(f"this {cfg.family} model cannot generate: it is not causal. Load a decoder.")
     if not cfg.has_head:

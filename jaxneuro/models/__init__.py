@@ -9,7 +9,7 @@
     (1, 5, 32)
     >>> resid = model.apply(model.weights, jax.numpy.zeros((1, 5), "int32"), stop_at=1)   # the pure function
 
-Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid)` over a nested dict of arrays whose leaves
+Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid, remat, cache)` over a nested dict of arrays whose leaves
 under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)` says which leaves
 there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 
@@ -20,12 +20,24 @@ there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 | `transformer.py` | forward | arXiv 1706.03762, 1810.04805, 2302.13971 |
 | `attention.py` | one attention, three ways to compute it | |
 | `cache.py` | keys and values of the text so far | |
+| `moe.py` | mixtures of experts, three forms | arXiv 2101.03961, 2401.04088 |
+| `mixers/`, `stepping.py` | Mamba, Mamba-2, BDH instead of attention; `step` goes on from a state | arXiv 2312.00752, 2405.21060, 2509.26507 |
+| `relative.py` | T5's relative positions | arXiv 1910.10683 |
 | `rope.py` | rotary positions and six ways to stretch them | arXiv 2104.09864, 2309.00071, 2402.13753 |
 | `families/llama.py` | llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3 | transformers |
 | `families/gpt.py` | gpt2, gptj, gpt_neox, opt, phi | transformers |
 | `families/bert.py` | bert, roberta, xlm-roberta | transformers |
+| `families/moe.py` | mixtral, qwen3_moe | transformers |
+| `families/t5.py` | encoders of t5, mt5 | transformers |
+| `families/ssm.py` | mamba, mamba2, bdh | transformers; BDH: its authors' module |
+| `families/vision.py`, `families/towers.py` | vit, deit, dinov2 with and without registers; CLIP's and SigLIP's towers | transformers |
+| `pair.py`, `pooling.py`, `classify.py`, `pictures.py` | CLIP and SigLIP whole; one vector or class per picture or text | arXiv 2103.00020, 2303.15343 |
+| `convnet/` | ResNet, DenseNet, of transformers and timm | arXiv 1512.03385, 1608.06993 |
 | `hf_config.py`, `convert.py`, `checkpoint.py` | Hugging Face folders, both ways | |
 | `sharding.py` | which axis goes where on a mesh | |
+| `quantised.py` | matrices in eight bits, for inference | |
+| `remat.py` | what a layer keeps for the backward pass | |
+| `logits.py` | loss and statistics of logits that are never whole in memory | |
 | `module.py` | the nnx module, the linen adapter | |
 | `loss.py` | next-token loss | |
 
@@ -36,7 +48,7 @@ the mutation table of tests/parity if there is a new switch.
 
 Parity with transformers on tiny models with every parameter perturbed: logits and each layer's residual within 1e-5.
 
-Not here: tokenizers (data), generation (inference), training loops, mixtures of experts, encoder-decoders.
+Not here: tokenizers (data), generation (inference), training loops, T5's decoder.
 """
 
 from .cache import Cache as Cache
@@ -44,6 +56,7 @@ from .cache import init_cache as init_cache
 from .checkpoint import load as load
 from .checkpoint import save_pretrained as save_pretrained
 from .config import Config as Config
+from .config import Experts as Experts
 from .config import Image as Image
 from .families import FAMILIES as FAMILIES
 from .families import Family as Family
@@ -53,7 +66,15 @@ from .layout import Weights as Weights
 from .layout import init as init
 from .layout import layout as layout
 from .layout import shapes as shapes
+from .logits import logit_statistics as logit_statistics
+from .logits import loss_fn as loss_fn
+from .logits import map_logits as map_logits
+from .logits import model_loss as model_loss
 from .loss import token_loss as token_loss
+from .mixers import Bdh as Bdh
+from .mixers import Mamba as Mamba
+from .mixers import Mamba2 as Mamba2
+from .mixers import empty_state as empty_state
 from .module import Transformer as Transformer
 from .module import to_linen as to_linen
 from .pair import Pair as Pair
@@ -64,7 +85,11 @@ from .pair import similarity as similarity
 from .pictures import resized as resized
 from .pooling import pool as pool
 from .pooling import project as project
+from .quantised import Quantised as Quantised
+from .quantised import quantise as quantise
+from .relative import RelativeBias as RelativeBias
 from .rope import Rope as Rope
 from .sharding import shardings as shardings
+from .stepping import step as step
 from .transformer import forward as forward
 from .transformer import unembedding as unembedding
