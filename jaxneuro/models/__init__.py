@@ -9,9 +9,9 @@
     (1, 5, 32)
     >>> resid = model.apply(model.weights, jax.numpy.zeros((1, 5), "int32"), stop_at=1)   # the pure function
 
-Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid, remat, cache)` over a nested dict of arrays whose leaves
-under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)` says which leaves
-there are. Every value a method may want goes through `jaxneuro.taps.tap`.
+Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid, remat, cache)` over a nested dict of arrays
+whose leaves under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)` says
+which leaves there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 
 | file | what | source |
 |---|---|---|
@@ -21,7 +21,8 @@ there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 | `attention.py` | one attention, three ways to compute it | |
 | `cache.py` | keys and values of the text so far | |
 | `moe.py` | mixtures of experts, three forms | arXiv 2101.03961, 2401.04088 |
-| `mixers/`, `stepping.py` | Mamba, Mamba-2, BDH instead of attention; `step` goes on from a state | arXiv 2312.00752, 2405.21060, 2509.26507 |
+| `mixers/` | Mamba, Mamba-2, BDH instead of attention | arXiv 2312.00752, 2405.21060, 2509.26507 |
+| `stepping.py` | `step`: a model with a mixer goes on from a state | |
 | `relative.py` | T5's relative positions | arXiv 1910.10683 |
 | `rope.py` | rotary positions and six ways to stretch them | arXiv 2104.09864, 2309.00071, 2402.13753 |
 | `families/llama.py` | llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, phi3 | transformers |
@@ -30,8 +31,10 @@ there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 | `families/moe.py` | mixtral, qwen3_moe | transformers |
 | `families/t5.py` | encoders of t5, mt5 | transformers |
 | `families/ssm.py` | mamba, mamba2, bdh | transformers; BDH: its authors' module |
-| `families/vision.py`, `families/towers.py` | vit, deit, dinov2 with and without registers; CLIP's and SigLIP's towers | transformers |
-| `pair.py`, `pooling.py`, `classify.py`, `pictures.py` | CLIP and SigLIP whole; one vector or class per picture or text | arXiv 2103.00020, 2303.15343 |
+| `families/vision.py` | vit, deit, dinov2 with and without registers | transformers |
+| `families/towers.py` | towers of CLIP and SigLIP | transformers |
+| `pair.py` | CLIP and SigLIP whole | arXiv 2103.00020, 2303.15343 |
+| `pooling.py`, `classify.py`, `pictures.py` | one vector, or classes, of a picture or text; other sizes | |
 | `convnet/` | ResNet, DenseNet, of transformers and timm | arXiv 1512.03385, 1608.06993 |
 | `hf_config.py`, `convert.py`, `checkpoint.py` | Hugging Face folders, both ways | |
 | `sharding.py` | which axis goes where on a mesh | |
