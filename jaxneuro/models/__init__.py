@@ -61,6 +61,13 @@ from .checkpoint import save_pretrained as save_pretrained
 from .config import Config as Config
 from .config import Experts as Experts
 from .config import Image as Image
+from .convnet import ConvModel as ConvModel
+from .convnet import ConvNet as ConvNet
+from .convnet import Dense as Dense
+from .convnet import Residual as Residual
+from .convnet import convnet as convnet
+from .convnet import fold_batch_norm as fold_batch_norm
+from .convnet import init_convnet as init_convnet
 from .families import FAMILIES as FAMILIES
 from .families import Family as Family
 from .hf_config import config_from_hf as config_from_hf
