@@ -65,7 +65,6 @@ from .convnet import ConvModel as ConvModel
 from .convnet import ConvNet as ConvNet
 from .convnet import Dense as Dense
 from .convnet import Residual as Residual
-from .convnet import convnet as convnet
 from .convnet import fold_batch_norm as fold_batch_norm
 from .convnet import init_convnet as init_convnet
 from .families import FAMILIES as FAMILIES
