@@ -17,11 +17,7 @@ def model_and_tokenizer(name: str, *, dtype: Any = None, mesh: Mesh | None = Non
       UserError: as these; the tokenizer has ids that the model has no embedding for.
     """
     model, tokenizer = load(name, dtype=dtype, mesh=mesh), load_tokenizer(name)
-    if tokenizer.n_vocab > model.cfg.d_vocab:
-        raise UserError(
-            f"the tokenizer of {name} has {tokenizer.n_vocab} tokens, its model only {model.cfg.d_vocab}: "
-            "they do not belong together. Use the tokenizer that the model was trained with."
-        )
+    tokenizer.check_vocabulary(model.cfg.d_vocab)
     return model, tokenizer
 
 

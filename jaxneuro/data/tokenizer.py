@@ -66,6 +66,18 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.name}, n_vocab={self.n_vocab})"
 
+    def check_vocabulary(self, d_vocab: int) -> None:
+        """A model of `d_vocab` embeddings has one for every token.
+
+        Raises:
+          UserError: it has fewer.
+        """
+        if self.n_vocab > d_vocab:
+            raise UserError(
+                f"the tokenizer {self.name} has {self.n_vocab} tokens, the model only {d_vocab}: they do not belong "
+                "together. Use the tokenizer that the model was trained with."
+            )
+
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without special tokens, never truncated."""
         return self.encode_batch([text])[0]

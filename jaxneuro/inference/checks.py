@@ -75,19 +75,6 @@ def check_ids(cfg: Config, ids: Any, what: str) -> np.ndarray:
     return found.astype(np.int32).reshape(-1)
 
 
-def check_tokenizer(cfg: Config, tokenizer: Any) -> None:
-    """A tokenizer whose ids the model has.
-
-    Raises:
-      UserError: it has more tokens than the model has embeddings.
-    """
-    if tokenizer.n_vocab > cfg.d_vocab:
-        raise UserError(
-            f"the tokenizer {tokenizer.name} has {tokenizer.n_vocab} tokens, the model only {cfg.d_vocab}: they do not "
-            "belong together. Use the tokenizer that the model was trained with."
-        )
-
-
 def edits_of(edits: Any) -> list[Edit]:
     """The edits of a pytree of them."""
     return jax.tree.leaves(edits, is_leaf=lambda e: isinstance(e, Edit))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 from ..data import Tokenizer
 from ..errors import UserError
 from ..models import Transformer
-from .checks import check_model, check_tokenizer
+from .checks import check_model
 from .generate import generate
 from .sampling import greedy
 
@@ -131,7 +131,7 @@ def complete(
       'stop'
     """
     check_model(model.cfg)
-    check_tokenizer(model.cfg, tokenizer)
+    tokenizer.check_vocabulary(model.cfg.d_vocab)
     if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
         raise UserError("complete: prompts is a list of texts, at least one.")
     if "" in prompts:
