@@ -7,8 +7,6 @@ JAXNEURO_PEERS (`pip install sae-lens eai-sparsify` there). Without it their row
 
 import contextlib
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +23,7 @@ from jaxneuro.models import forward, init
 from jaxneuro.protocols import Method
 
 from .capture import SHAPES
-from .harness import cores, ratio
+from .harness import Peer, cores, in_turn, ratio
 from .store import Layout, write
 
 D, N, K, TOKENS = 384, 12_288, 32, 2048
@@ -58,30 +56,6 @@ class Ours:
         return (time.perf_counter() - started) * 1e3 / steps
 
 
-class Theirs:
-    """A peer in its own process, which sees none of our modules (`-P`: one of these folders is called kernels)."""
-
-    def __init__(self, python: str, name: str, *shape: int):
-        script = Path(__file__).with_name("dictionary_peers.py")
-        command = [python, "-P", str(script), name, *map(str, shape), str(cores())]
-        pipes: Any = {
-            "env": {k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-            "stdin": subprocess.PIPE,
-            "stdout": subprocess.PIPE,
-        }
-        self.process = subprocess.Popen(command, **pipes, text=True, bufsize=1)
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._in, self._out = self.process.stdin, self.process.stdout
-        self.version = self._out.readline().strip()
-        if not self.version:
-            raise RuntimeError(f"{name} does not run under {python}: see its error above.")
-
-    def sample(self, steps: int) -> float:
-        print(steps, file=self._in, flush=True)
-        return float(self._out.readline())
-
-
 def noise(tokens: int, width: int) -> list[dict[str, jax.Array]]:
     """Batches of a low-rank signal and noise, so that latents differ in use."""
     rng = np.random.default_rng(0)
@@ -105,7 +79,7 @@ def against_peers(repeats: int) -> Iterator[dict]:
     with contextlib.ExitStack() as stack:
         if python := os.environ.get("JAXNEURO_PEERS"):
             for name in ("sparsify", "sae_lens, sparse latents", "sae_lens"):
-                peer = programs[name] = Theirs(python, name, D, N, K, TOKENS, BATCHES)
+                peer = programs[name] = Peer(python, "dictionary_peers.py", name, D, N, K, TOKENS, BATCHES, cores())
                 stack.callback(peer.process.terminate)
         times = in_turn({name: p.sample for name, p in programs.items()}, repeats, inner=2)
     for name, ms in times.items():
@@ -182,16 +156,6 @@ def many(repeats: int) -> list[dict]:
         row(f"live: {n}", ms, tokens.size, shape) | {"times one": ratio(float(np.median(ms)), one)}
         for n, ms in times.items()
     ]
-
-
-def in_turn(samples: dict[str, Callable[[int], float]], repeats: int, inner: int = 1) -> dict[str, list[float]]:
-    """Milliseconds per step of every program, one sample of each in turn."""
-    times: dict[str, list[float]] = {name: [] for name in samples}
-    for _ in range(repeats):
-        for name, sample in samples.items():
-            times[name].append(sample(inner))
-            print(".", end="", file=sys.stderr, flush=True)
-    return times
 
 
 def row(op: str, ms: list[float], tokens: int, shape: dict) -> dict:

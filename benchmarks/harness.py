@@ -177,6 +177,41 @@ def run(programs: Sequence[Program], repeats: int, inner: int = 1, *, together: 
         yield r.row()
 
 
+class Peer:
+    """A program of another library in a process of its own, called as `sample(steps)`: milliseconds per step.
+
+    It sees none of our modules (`-P`: one of these folders is called kernels). The script, beside this file, prints its
+    version, then answers every number of steps with a time.
+    """
+
+    def __init__(self, python: str, script: str, *arguments: object):
+        command = [python, "-P", str(Path(__file__).with_name(script)), *map(str, arguments)]
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        pipes: Any = {"env": environment, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, **pipes, text=True, bufsize=1)
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._in, self._out = self.process.stdin, self.process.stdout
+        self.version = self._out.readline().strip()
+        if not self.version:
+            raise RuntimeError(f"{arguments[0]} does not run under {python}: see its error above.")
+
+    def sample(self, steps: int) -> float:
+        """Time so many."""
+        print(steps, file=self._in, flush=True)
+        return float(self._out.readline())
+
+
+def in_turn(samples: dict[str, Callable[[int], float]], repeats: int, inner: int = 1) -> dict[str, list[float]]:
+    """Milliseconds per step of every program, one sample of each in turn."""
+    times: dict[str, list[float]] = {name: [] for name in samples}
+    for _ in range(repeats):
+        for name, sample in samples.items():
+            times[name].append(sample(inner))
+            print(".", end="", file=sys.stderr, flush=True)
+    return times
+
+
 def with_ratio(rows: list[dict], base: str, *, inverse: bool = False) -> list[dict]:
     """Every row with its median as a ratio to the row named `base` (inverse: how many times faster than it)."""
     reference = next(r["p50_ms"] for r in rows if r["op"] == base)
