@@ -15,7 +15,7 @@ def test_python_blocks_run(tmp_path, monkeypatch, optimised):
     monkeypatch.chdir(tmp_path)
     names = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert names["acts"]["blocks.*.mlp.post"].shape[0] == names["model"].cfg.n_layers
