@@ -10,6 +10,7 @@ tests.
 
 import atexit
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -31,6 +32,14 @@ import pytest
 # A shell that runs the tests in its background lets them ignore Ctrl-C, which some of them are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """A process that has compiled thousands of programs lets go of them: XLA once crashed in one of 4 GB."""
+    yield
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 2**21:  # KiB
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def test_members_of_a_sweep_are_what_they_would_be_alone(config, changed):
         ({"sweep": {"site": ("embed",)}}, "needs a live source"),
         ({"evaluate_tokens": 700}, "700 of the 768 rows .* at most half"),
         ({"export": ("sparsify",)}, "sparsify has no layout for relu"),
-        ({"devices__data": 100}, "100 x 1 are asked for"),
+        ({"devices__data": 100}, "data 100 x latent 1 = 100 are asked for"),
         ({"devices__data": 3}, "cannot be cut into 3 equal parts"),
         ({"method": OPTIONS["transcoder"](n_latents=8, k=2)}, "a transcoder learns y from x"),
         ({"method__training__widths": (3, 3)}, r"widths \(3, 3\) make 6, but x is \[64, 8\]"),
