@@ -76,9 +76,7 @@ def init_cache(cfg: Config, batch: int, slots: int, dtype: Any = jnp.float32, *,
       (True, 5)
     """
     if cfg.mixer is not None:
-        raise UserError(
-            f"this {cfg.family} model has no keys and values but a state: see jaxneuro.models.step."
-        )
+        raise UserError(f"this {cfg.family} model has no keys and values but a state: see jaxneuro.models.step.")
     if not cfg.causal or cfg.image is not None:
         raise UserError(f"this {cfg.family} model sees both ways: later tokens change earlier ones, so none is kept.")
     if cfg.learned_positions and slots > cfg.n_ctx:
