@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..models import token_loss
-from ..models.loss import predictions
+from ..models.loss import counted_loss
 
 type Judge = Callable[[Array, Array, Any], tuple[Array, Array]]
 """(output, output of the unchanged model, batch) -> (damage float32 [B], weight int32 [B]) per window."""
@@ -27,8 +27,7 @@ def given_loss(
 ) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
     """`next_token_loss` of a model that gives its loss and holds no logits (`jaxneuro.models.logits.loss_fn`)."""
     del reference
-    valid = predictions(batch["tokens"], batch["mask"]) & batch["counted"][:, 1:]
-    return jnp.sum(jnp.where(valid, output, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
+    return counted_loss(output, batch)
 
 
 def kl_divergence(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss every causal model is measured by."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -33,6 +35,14 @@ def predictions(tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] 
     """True where both the token that predicts and the one predicted are real."""
     real = jnp.ones(tokens.shape, bool) if mask is None else mask
     return real[:, :-1] & real[:, 1:]
+
+
+def counted_loss(
+    nll: Float[Array, "batch pos-1"], batch: Mapping[str, Array]
+) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
+    """Sum over each window's counted predictions, and their number; batch: "tokens", "mask" and "counted"."""
+    valid = predictions(batch["tokens"], batch["mask"]) & batch["counted"][:, 1:]
+    return jnp.sum(jnp.where(valid, nll, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
 
 
 def cross_entropy(logits: Float[Array, "*batch d_vocab"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..errors import UserError, unknown
 from ..models import token_loss
-from ..models.loss import predictions
+from ..models.loss import counted_loss
 
 
 class Measure(NamedTuple):
@@ -30,8 +30,7 @@ def _loss(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " b
 
 
 def _given(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:
-    valid = predictions(batch["tokens"], batch["mask"]) & batch["counted"][:, 1:]
-    return jnp.sum(jnp.where(valid, output, 0), 1), jnp.sum(valid, 1, dtype=jnp.int32)
+    return counted_loss(output, batch)
 
 
 def mean_pool(hidden: Float[Array, "batch pos d"], on: Bool[Array, "batch pos"]) -> Float[Array, "batch d"]:
