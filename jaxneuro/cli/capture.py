@@ -47,7 +47,8 @@ class Capture:
     groups: str = "bundled"
     """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
     max_tokens: int | None = None
-    """Of all groups together, drawn at random, the same number of each. None: all of the text, once."""
+    """Of all groups together, drawn at random, the same number of each; moments are of the whole windows drawn.
+    None: all of the text, once."""
     context: int = 128
     """Tokens per window."""
     batch: int = 32

@@ -92,7 +92,7 @@ def forward(
         x = embed(weights["embed"], tokens, cfg, token_types, mask, cache)
     n, cache = x.shape[1], None if cache is None else cache.announced(mask, x.shape[1])
     if cfg.mixer is not None:
-        x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop))
+        x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop), remat=remat)
         after = None
     else:
         bias = _relative(weights, n, cfg)

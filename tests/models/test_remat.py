@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxneuro.errors import UserError
-from jaxneuro.models import Config, forward, init
+from jaxneuro.models import Config, Mamba, forward, init
 from jaxneuro.models.remat import POLICIES
 from jaxneuro.taps import capture
 
@@ -69,3 +69,17 @@ def test_parts_of_the_stack_take_a_policy_too(llama, tokens):
 def test_unknown_policies_are_refused(tokens):
     with pytest.raises(UserError, match=r"forward: no remat policy 'blocks'\. Did you mean 'block'\?"):
         forward(random_weights(CONFIGS["llama"]), tokens, cfg=CONFIGS["llama"], remat="blocks")
+
+
+def test_a_policy_reaches_layers_with_a_mixer():
+    cfg = Config(n_layers=2, d_model=8, d_vocab=32, mixer=Mamba(d_inner=16, d_state=4, dt_rank=1))
+    weights, tokens = init(cfg, jax.random.key(0)), jnp.ones((2, 5), jnp.int32)
+
+    def total(weights, remat):
+        return jnp.sum(jnp.cos(forward(weights, tokens, cfg=cfg, remat=remat)))
+
+    plain, again = (jax.jit(jax.grad(total), static_argnums=1)(weights, remat) for remat in (None, "block"))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="remat policy"):
+        forward(weights, tokens, cfg=cfg, remat="blok")

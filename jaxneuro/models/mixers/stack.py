@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool
 
 from ...errors import UserError
 from ...taps import tap
+from ..remat import rematerialised
 from .parts import At, Axes
 
 if TYPE_CHECKING:  # a configuration holds a mixer
@@ -42,12 +43,14 @@ def mix_layers(
     mask: Bool[Array, "batch pos"] | None = None,
     layers: tuple[int, int] | None = None,
     state: Any = None,
+    remat: str | None = None,
 ) -> tuple[Array, Any]:
     """The residual stream after some layers, and their states after the last token where they were given.
 
     Args:
       norm: (x, its leaves, cfg, site) -> x, the model's.
       layers: first, and one after the last; None: all.
+      remat: what a layer keeps for the backward pass, a row of `remat.POLICIES`.
       state: as `empty_state` makes it; None: before the first token, and no state comes back.
     """
     mixer, dtype = cfg.mixer, weights["embed"]["tok"].dtype
@@ -80,4 +83,4 @@ def mix_layers(
         return site(x, "resid_post"), None if state is None else after
 
     numbers = jnp.arange(start, stop, dtype=jnp.int32)
-    return jax.lax.scan(body, x, (numbers, blocks if whole else None, state))
+    return jax.lax.scan(rematerialised(body, remat), x, (numbers, blocks if whole else None, state))
