@@ -28,7 +28,8 @@ def start(arguments, before=""):
 def study(tmp_path):
     """Arguments of a reduced study in a new folder, and the folder."""
     out = tmp_path / "study"
-    return ["study", "--preset", "small", "--text.max-tokens-per-group", "512", "--out", out], out
+    sizes = ["--text.window", "32", "--text.max-tokens-per-group", "128"]
+    return ["study", "--preset", "small", *sizes, "--out", out], out
 
 
 @pytest.mark.parametrize("when", FULL)
@@ -52,7 +53,7 @@ def test_a_full_disk(study, when):
 
 def test_ctrl_c_while_it_runs(study):
     arguments, out = study
-    with start([*arguments, "--text.max-tokens-per-group", "16384"]) as process:
+    with start([*arguments, "--text.max-tokens-per-group", "4096"]) as process:
         assert process.stderr
         try:
             for line in process.stderr:  # until the first step of the statistics is done
