@@ -20,6 +20,7 @@ from .moe import experts
 from .quantised import matmul
 from .remat import rematerialised
 from .rope import rotate
+from .scan import layer_of
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": jax.nn.relu,
@@ -208,8 +209,8 @@ def _stack(
 
     def body(carry: tuple[Array, Any], of: tuple[Array, Weights | None]) -> tuple[tuple[Array, Any], None]:
         (x, kv), (layer, w) = carry, of
-        if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
-            w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
+        if w is None:  # a part of the stack
+            w = layer_of(blocks, layer)
         visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, bias)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
