@@ -55,7 +55,7 @@ def forward(
         are float32 inside).
       tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit). For a model
         of pictures (`Config.image`): pixels, channels last, resized, cropped and normalised as its
-        preprocessor_config.json says; nothing here does that.
+        preprocessor_config.json says, which `jaxneuro.data.load_processor` does.
       mask: True at real tokens, padding allowed on either side; None: all real. Positions count from the left edge
         all the same, as in transformers, or real tokens only (`Config.masked_positions`). What comes out at padding is
         finite and means nothing.
