@@ -190,6 +190,18 @@ def test_pictures_that_do_not_fit(vit, llama):
         resized(llama, 12)
 
 
+def test_hidden_patches_that_do_not_fit(vit, llama, pixels):
+    dino, hidden = load(FIXTURES / "dinov2"), jnp.zeros((3, 16), bool)
+    for model, inputs in ((vit, pixels), (llama, jnp.zeros((3, 4), jnp.int32))):
+        with pytest.raises(UserError, match=r"model has no mask token .*\(DINOv2 has one\)"):
+            model(inputs, hidden_patches=hidden)
+    for wrong in (jnp.zeros((3, 17), bool), jnp.zeros((3, 16))):
+        with pytest.raises(UserError, match=r"a bool for each patch, \[3, 16\]"):
+            dino(pixels, hidden_patches=wrong)
+    with pytest.raises(UserError, match="which resid= replaces"):
+        dino(pixels, hidden_patches=hidden, resid=jnp.zeros((3, 17, 16)))
+
+
 WRONG = {
     "token switches": ({"embed_scale": True, "tied": True}, "embed_scale, tied: of models that read tokens"),
     "no classes": ({"d_vocab": 0}, "needs d_vocab, its number of classes"),
