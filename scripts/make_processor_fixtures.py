@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dinov2-framed": {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 6}, "crop_size": 13},
     "clip": {"image_processor_type": "CLIPImageProcessorFast", **_V5, **_CROP, "size": {"shortest_edge": 10}},
     "clip-first": {"feature_extractor_type": "CLIPFeatureExtractor", "crop_size": 8, "size": 9, "resample": 1},
-    "siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 8, "width": 8}, "resample": 5},
+    "siglip": {"image_processor_type": "SiglipImageProcessor", "size": 8, "resample": 5},
     "siglip-bare": {
         "image_processor_type": "SiglipImageProcessor",
         "size": [8, 6],
@@ -97,6 +97,21 @@ def hugging(config: dict[str, Any], given: dict[str, np.ndarray]) -> dict[str, n
     }
 
 
+def defaults() -> dict[str, dict[str, Any]]:
+    """What each of transformers' processors writes that was given nothing."""
+    import transformers
+
+    kinds = {c["image_processor_type"].removesuffix("Fast") for c in CASES.values() if "image_processor_type" in c}
+    return {kind: json.loads(getattr(transformers, f"{kind}Pil")().to_json_string()) for kind in sorted(kinds)}
+
+
+def timm_defaults() -> dict[str, dict[str, Any]]:
+    """What timm takes for keys that a pretrained_cfg leaves out."""
+    from timm.data import resolve_data_config
+
+    return {"": resolve_data_config({}, pretrained_cfg={"tag": "none"})}
+
+
 def timms(config: dict[str, Any], given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What timm's evaluation transform makes of each picture."""
     from timm.data import create_transform, resolve_data_config
@@ -118,6 +133,7 @@ def main() -> None:
     versions = {m.__name__: m.__version__ for m in (np, PIL, __import__(name))} | {"python": platform.python_version()}
     about = {"made_by": "scripts/make_processor_fixtures.py", "seed": SEED, "versions": versions}
     about["cases"] = TIMM if timm else CASES
+    about["defaults"] = timm_defaults() if timm else defaults()
     np.savez_compressed(FOLDER / "pictures.npz", allow_pickle=False, **given)
     np.savez_compressed(FOLDER / f"{name}.npz", allow_pickle=False, **found)
     (FOLDER / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")

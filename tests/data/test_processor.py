@@ -19,7 +19,8 @@ from jaxneuro.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "processors"
 PICTURES = dict(np.load(GOLDEN / "pictures.npz"))
-CASES = {library: json.loads((GOLDEN / f"{library}.json").read_text())["cases"] for library in ("transformers", "timm")}
+ABOUT = {library: json.loads((GOLDEN / f"{library}.json").read_text()) for library in ("transformers", "timm")}
+CASES = {library: about["cases"] for library, about in ABOUT.items()}
 READ = {"transformers": processor_from_hf, "timm": processor_from_timm}
 
 
@@ -90,6 +91,15 @@ def test_every_setting_is_read(golden):
                 off = np.inf
             noticed |= {field} if off > 1e-4 else set()
     assert noticed == set(changes)
+
+
+def test_what_a_file_leaves_out_is_as_the_libraries_have_it():
+    defaults = ABOUT["transformers"]["defaults"]
+    assert set(defaults) == set(PROCESSORS)
+    for kind, written in defaults.items():
+        assert processor_from_hf({"image_processor_type": kind}) == processor_from_hf(written)
+        assert {key for key in written if key != "image_processor_type"} >= {"size", "resample", "image_mean"}
+    assert processor_from_timm({}) == processor_from_timm(ABOUT["timm"]["defaults"][""])
 
 
 def test_there_is_a_case_of_every_processor_and_filter():
