@@ -5,6 +5,7 @@ Needs torch and transformers, in an environment of its own (nothing else of this
 
     python scripts/make_parity_fixtures.py                     write tests/parity/fixtures
     python scripts/make_parity_fixtures.py vit clip resized    only these cases, pairs, or the resized pictures
+    python scripts/make_parity_fixtures.py hidden              only the pictures with hidden patches
     python scripts/make_parity_fixtures.py --bdh FILE          the case of BDH, from its authors' module
     python scripts/make_parity_fixtures.py --minilm FOLDER     also the golden embeddings of all-MiniLM-L6-v2
     python scripts/make_parity_fixtures.py --verify FOLDER     load FOLDER/CASE as jaxneuro saved it, and compare
@@ -351,6 +352,8 @@ PAIRS: dict[str, tuple[str, Mapping[str, object]]] = {
 # Pictures of another size than the model's: which cases, how many pixels instead of 12.
 RESIZED = ("vit", "dinov2", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model")
 OTHER_SIZES = (18, 9)
+# Models with a mask token.
+HIDING = ("dinov2", "dinov2_with_registers")
 
 
 # Cases whose weights were drawn before others came in front of them: what is stored stays what is made.
@@ -505,6 +508,30 @@ def write_resized() -> None:
     np.savez_compressed(FIXTURES / "resized.npz", allow_pickle=False, **found)
 
 
+def write_hidden() -> None:
+    """Last hidden states of pictures whose patches are hidden behind the mask token, or left out of attention."""
+    found: dict[str, np.ndarray] = {}
+    for case in HIDING:
+        model = build(case)
+        pixels = pictures(model.config)
+        n = (model.config.image_size // model.config.patch_size) ** 2
+        first = layers_input(model, pixels) - n
+        hidden = torch.rand(BATCH, n, generator=torch.Generator().manual_seed(SEED)) < 0.4
+        seen = torch.cat([torch.ones(BATCH, first, dtype=torch.bool), ~hidden], dim=1)
+        channels_first = pixels.permute(0, 3, 1, 2)
+        with torch.no_grad():
+            behind = model(channels_first, bool_masked_pos=hidden).last_hidden_state
+            without = model(channels_first, attention_mask=seen.long()).last_hidden_state
+        found |= {f"{case}-hidden": behind.numpy(), f"{case}-unattended": without.numpy()}
+        found |= {"pixels": pixels.numpy(), "hidden": hidden.numpy()}
+    np.savez_compressed(FIXTURES / "hidden.npz", allow_pickle=False, **found)
+
+
+def layers_input(model: torch.nn.Module, pixels: torch.Tensor) -> int:
+    """How many tokens enter the stack."""
+    return run(model, pixels, torch.ones(BATCH, 1, dtype=torch.long))["resid"].shape[2]
+
+
 def write(case: str) -> None:
     """One case: the checkpoint as transformers writes it, and what it computes."""
     model, folder = build(case), FIXTURES / case
@@ -624,8 +651,9 @@ def main() -> None:
         return verify(args.verify)
     if args.bdh:
         return write_bdh(args.bdh)
-    for case in args.cases or [*CASES, *PAIRS, "resized"]:
-        write_resized() if case == "resized" else (write_pair if case in PAIRS else write)(case)
+    others = {"resized": write_resized, "hidden": write_hidden}
+    for case in args.cases or [*CASES, *PAIRS, *others]:
+        others[case]() if case in others else (write_pair if case in PAIRS else write)(case)
     if args.minilm:
         write_minilm(args.minilm)
     versions = {m.__name__: m.__version__ for m in (torch, transformers, np)} | {"python": platform.python_version()}

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -123,7 +123,7 @@ def harvest(
       >>> for batch in acts.batches(batch_size=4096, seed=0): ...                               # doctest: +SKIP
     """
     path = Path(out_path)
-    _harvest(model, windows, {site: path}, path, max_tokens, batch_size, seed, dtype, sharding, progress)
+    _harvest(_Asked(model, windows, {site: path}, path, max_tokens, batch_size, seed, dtype, sharding, progress))
     return open_activations(path)
 
 
@@ -156,7 +156,7 @@ def harvest_sites(
     """
     path = Path(out_path)
     paths = _paths(sites, path)
-    _harvest(model, windows, paths, path, max_tokens, batch_size, seed, dtype, sharding, progress)
+    _harvest(_Asked(model, windows, paths, path, max_tokens, batch_size, seed, dtype, sharding, progress))
     return {site: open_activations(where) for site, where in paths.items()}
 
 
@@ -166,25 +166,45 @@ def _paths(sites: Sequence[str], path: Path) -> dict[str, Path]:
     return {site: path / site for site in sites}
 
 
-def _harvest(
-    model: Model,
-    windows: Rows,
-    paths: Mapping[str, Path],
-    path: Path,
-    max_tokens: int | None,
-    batch_size: int,
-    seed: int,
-    dtype: str,
-    sharding: jax.sharding.Sharding | None,
-    progress: Progress | None,
-) -> None:
+class _Asked(NamedTuple):
+    """What one call of `harvest`, `harvest_sites` or `harvest_part` asks for, but for the shard."""
+
+    model: Model
+    windows: Rows
+    paths: Mapping[str, Path]
+    """{site: where its store goes}."""
+    path: Path
+    """The folder of all of them, or the one store."""
+    max_tokens: int | None
+    batch_size: int
+    seed: int
+    dtype: str
+    sharding: jax.sharding.Sharding | None
+    progress: Progress | None
+
+    def requests(self) -> dict[str, dict[str, Any]]:
+        """{site: what its store holds}, by which an interrupted one is known again."""
+        request = {
+            "max_tokens": self.max_tokens,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "data": self.windows.fingerprint,
+            "model": repr(getattr(self.model, "cfg", "")),
+            "weights": fingerprint(self.model.weights),
+            "group_names": list(self.windows.group_names),
+        }
+        return {site: {"site": site} | request for site in self.paths}
+
+
+def _harvest(asked: _Asked) -> None:
     """This process's part of it, then wait for the others'."""
     shard = (jax.process_index(), jax.process_count())
-    _part(model, windows, paths, path, shard, max_tokens, batch_size, seed, dtype, sharding, progress)
+    _part(asked, shard)
     if shard[1] > 1:
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(f"harvest {path}")
+        multihost_utils.sync_global_devices(f"harvest {asked.path}")
 
 
 def harvest_part(
@@ -214,43 +234,22 @@ def harvest_part(
     """
     path = Path(out_path)
     paths = {site: path} if isinstance(site, str) else _paths(site, path)
-    return _part(model, windows, paths, path, shard, max_tokens, batch_size, seed, dtype, sharding, progress)
+    return _part(_Asked(model, windows, paths, path, max_tokens, batch_size, seed, dtype, sharding, progress), shard)
 
 
-def _part(
-    model: Model,
-    windows: Rows,
-    paths: Mapping[str, Path],
-    path: Path,
-    shard: tuple[int, int],
-    max_tokens: int | None,
-    batch_size: int,
-    seed: int,
-    dtype: str,
-    sharding: jax.sharding.Sharding | None,
-    progress: Progress | None,
-) -> bool:
+def _part(asked: _Asked, shard: tuple[int, int]) -> bool:
+    model, windows, paths, path, dtype = asked.model, asked.windows, asked.paths, asked.path, asked.dtype
     check_dtype(dtype)
     check_shard(shard)
-    _check_local(model.weights, sharding)
-    request = {
-        "max_tokens": max_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
-        "dtype": dtype,
-        "data": windows.fingerprint,
-        "model": repr(getattr(model, "cfg", "")),
-        "weights": fingerprint(model.weights),
-        "group_names": list(windows.group_names),
-    }
+    _check_local(model.weights, asked.sharding)
+    requests = asked.requests()
     part = "" if shard[1] == 1 else f".{shard[0]}-of-{shard[1]}"
     with Held() as signals, exclusive(path.parent, f".{path.name}{part}.lock"), contextlib.ExitStack() as opened:
-        requests = {site: {"site": site} | request for site in paths}
         left = [site for site in paths if existing(paths[site], requests[site]) is None]
         if not left:
             return True
-        order, keep = draw(windows, max_tokens, seed)
-        job = _Job(model, windows, tuple(left), dtype, batch_size, sharding)
+        order, keep = draw(windows, asked.max_tokens, asked.seed)
+        job = _Job(model, windows, tuple(left), dtype, asked.batch_size, asked.sharding)
         layouts = {site: Layout.of(int(keep.sum()), d, dtype) for site, d in job.widths().items()}
         writers = {site: Writer(paths[site], requests[site], layouts[site], shard) for site in left}
         for writer in writers.values():
@@ -260,7 +259,7 @@ def _part(
         needed = sum(writer.needed for writer in writers.values())
         need_space(writers[left[0]].folder, needed, f"a harvest of {len(left)} sites ({size})")
         signals.hold()
-        if _fill(writers, job, _within(order, keep, *_rows_of(writers.values())), signals, progress, size):
+        if _fill(writers, job, _within(order, keep, *_rows_of(writers.values())), signals, asked.progress, size):
             finished = [writer.finish() for writer in writers.values()]
             return all(finished)
     raise KeyboardInterrupt  # whoever handles the signal let it pass: there is nothing to return

@@ -43,7 +43,22 @@ def _sites(config: Sites) -> None:
     from ..taps import sites
 
     model = load(config.model)
-    print(sites(model.apply, model.weights, _example(model, config.pos)))
+    print(sites(_whole(model), model.weights, _example(model, config.pos)))
+
+
+def _whole(model: Any) -> Callable[..., Any]:
+    """What the model computes, with the vector that `models.pool` and `models.project` make of it."""
+    from ..models import ConvModel, pool, project
+    from ..models.pooling import has_pooled
+
+    if isinstance(model, ConvModel) or not has_pooled(model.cfg):
+        return model.apply
+
+    def run(weights: Any, inputs: Any) -> Any:
+        pooled = pool(weights, model.apply(weights, inputs), model.cfg, inputs)
+        return project(weights, pooled) if "projection" in weights else pooled
+
+    return run
 
 
 def _example(model: Any, pos: int) -> Any:

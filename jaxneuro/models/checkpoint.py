@@ -1,30 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face folders to models and back: strict, and a slice at a time."""
 
-import functools
 import json
 import os
 from pathlib import Path
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from ..errors import UserError
 from ..io.files import read_json, write_json
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
 from .config import Config
-from .convert import from_leaves
 from .convnet import ConvModel, is_convnet, load_convnet, save_convnet
 from .families import FAMILIES, PAIRS
 from .hf_config import config_from_hf, config_to_hf, family_of
-from .layout import flatten, layout, nest, shapes
-from .match import Source, as_stored, canonical_names, listed, match, rows
+from .layout import flatten, layout, shapes
+from .match import as_stored, canonical_names, match, rows
 from .module import Transformer
-from .quantised import INPUTS, Quantised, eight_bits, read_quantised
+from .quantised import Quantised, eight_bits
+from .reader import read_weights, tensors_of
 from .sharding import shardings
 
 
@@ -80,15 +78,17 @@ def from_tensors(
         sources = match(cfg, family, tensors, names, None if eight else dtype)
     except UserError as e:
         raise UserError(f"{folder}: {e}") from None
-    reader = _Reader(tensors, None if eight else dtype, None if allow_nonfinite else [], eight)
-    placed = {} if mesh is None else flatten(shardings(cfg, mesh))
-    leaves = {leaf: reader.leaf(leaf, shape, sources[leaf], placed.get(leaf)) for leaf, shape in shapes(cfg).items()}
-    if reader.nonfinite:
-        raise UserError(
-            f"{folder}: NaN or infinity in {listed(sorted(set(reader.nonfinite)))}. "
-            "Download it again, or pass allow_nonfinite=True to look at it as it is."
-        )
-    return Transformer(cfg, nest(leaves), json.dumps(hf, sort_keys=True))
+    weights = read_weights(
+        folder,
+        tensors,
+        sources,
+        shapes(cfg),
+        dtype=None if eight else dtype,
+        placed={} if mesh is None else flatten(shardings(cfg, mesh)),
+        allow_nonfinite=allow_nonfinite,
+        eight=eight,
+    )
+    return Transformer(cfg, weights, json.dumps(hf, sort_keys=True))
 
 
 def _check_eight(cfg: Config, dtype: np.dtype, allow_nonfinite: bool) -> None:
@@ -96,35 +96,6 @@ def _check_eight(cfg: Config, dtype: np.dtype, allow_nonfinite: bool) -> None:
         raise UserError(f"{dtype} cannot hold NaN or infinity: load with a dtype of 16 bits or more to look at them.")
     if "blocks.mlp.up" not in layout(cfg):
         raise UserError(f"{dtype} is for layers of attention and MLP; {cfg.family} has others. Load it as bfloat16.")
-
-
-class _Reader:
-    """Copies slices of leaves out of the file, in the dtype asked for; notes tensors that are not finite."""
-
-    def __init__(self, tensors: Tensors, dtype: Any, nonfinite: list[str] | None, eight: np.dtype | None = None):
-        self.tensors, self.dtype, self.nonfinite, self.eight = tensors, dtype, nonfinite, eight
-
-    def leaf(self, leaf: str, shape: tuple[int, ...], source: Source, sharding: NamedSharding | None) -> Any:
-        if self.eight is not None and leaf in INPUTS:
-            views = functools.partial(source.views, self.tensors)
-            out, bad = read_quantised(shape, INPUTS[leaf], self.eight, views, bool(source.row.stacked), sharding)
-            self.nonfinite = [*(self.nonfinite or []), *(source.names[i] for i in bad)]
-            return out
-        if sharding is None:
-            return jnp.asarray(self.slice(source, (slice(None),) * len(shape)))
-        return jax.make_array_from_callback(shape, sharding, lambda index: self.slice(source, index or ()))
-
-    def slice(self, source: Source, index: tuple[slice, ...]) -> np.ndarray:
-        """One device's part; the layer axis is never split, that of experts may be."""
-        stacked = source.row.stacked
-        picks = np.arange(len(source.names)).reshape(stacked)[index[: len(stacked)]]
-        views = [view[index[len(stacked) :]] for view in source.views(self.tensors)]
-        out = np.empty((*np.shape(picks), *views[0].shape), self.dtype or views[0].dtype)
-        for at, i in np.ndenumerate(picks):
-            out[at] = views[i]
-            if self.nonfinite is not None and not np.isfinite(out[at]).all():
-                self.nonfinite.append(source.names[i])
-        return out
 
 
 def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike) -> None:
@@ -166,9 +137,4 @@ def stored_dtype(model: Transformer) -> str:
 
 def to_tensors(model: Transformer) -> dict[str, np.ndarray]:
     """{name in the family's table: tensor}."""
-    leaves, out = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}, {}
-    for row in rows(model.cfg, FAMILIES[model.cfg.family]):
-        for at, name in zip(np.ndindex(row.stacked), row.names(), strict=True):
-            parts = tuple(leaves[leaf][at] for leaf in row.leaves)
-            out[name] = from_leaves(parts, row.pattern, row.leaf_axes, row.sizes)
-    return out
+    return tensors_of(model.weights, rows(model.cfg, FAMILIES[model.cfg.family]))

@@ -25,7 +25,7 @@ class Image:
     """Learned tokens between those and the patches, without positions (arXiv:2309.16588)."""
     patch_bias: bool = True
     mask_token: bool = False
-    """There is a vector that stood for hidden patches in training: kept with the weights, read by nothing here."""
+    """There is a vector that stands for hidden patches (`forward`'s hidden_patches)."""
     antialias: bool = False
     """How `resized` stretches positions: torch's bicubic with antialias (DINOv2 with registers)."""
 

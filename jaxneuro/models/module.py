@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from .cache import Cache
 from .config import Config
 from .layout import Weights
+from .owner import Owner
 from .transformer import forward
 
 
@@ -30,6 +30,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         resid: Float[Array, "batch pos d_model"] | None = None,
         remat: str | None = None,
         cache: Cache | None = None,
+        hidden_patches: Bool[Array, "batch patch"] | None = None,
     ) -> Any:
         """See `jaxneuro.models.forward`."""
         part: dict[str, Any] = {
@@ -38,13 +39,14 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
             "resid": resid,
             "remat": remat,
             "cache": cache,
+            "hidden_patches": hidden_patches,
         }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 
     return apply
 
 
-class Transformer(nnx.Module):
+class Transformer(Owner):
     """A model: its configuration and its weights, as `nnx.Param` leaves.
 
     `nnx.split`, `merge`, `state`, `nnx.Optimizer` and passing it through `jax.jit` work as for any nnx module.
@@ -60,16 +62,7 @@ class Transformer(nnx.Module):
       True
     """
 
-    def __init__(self, cfg: Config, weights: Weights, hf_config: str = "{}"):
-        """hf_config: the Hugging Face config it came with, as JSON (hashable), kept for `save_pretrained`."""
-        self.cfg = cfg
-        self.hf_config = hf_config
-        self.params = nnx.data(jax.tree.map(nnx.Param, weights))
-
-    @property
-    def weights(self) -> Weights:
-        """The weights as a plain nested dict of arrays (the arrays themselves, not copies)."""
-        return jax.tree.map(nnx.Param.get_value, self.params, is_leaf=lambda p: isinstance(p, nnx.Param))
+    cfg: Config
 
     @property
     def apply(self) -> Callable[..., Array]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..errors import UserError
+from ..taps import tap
 from .config import Config
 from .layout import Weights
 from .transformer import ACTS, _norm
@@ -25,6 +26,9 @@ def pool(
         BERT, ViT, DeiT: tanh(W x[0] + b)           DINOv2: x[0]          CLIP, pictures: LayerNorm(x[0])
         CLIP, text: x at the end-of-text token      SigLIP, text: x[-1]   SigLIP, pictures: a learned query attends to
         every token, y = attention(probe, x), then y + MLP(LayerNorm(y))
+
+    Sites: "pooled" [batch, d_model]; of SigLIP's pictures also "pooler.pattern" [batch, head, pos], "pooler.z"
+    [batch, head, d_head] and "pooler.mlp.post" [batch, neuron].
 
     Args:
       tokens: the ids that `hidden` was computed from; only CLIP's text model reads them. A row without its
@@ -45,11 +49,18 @@ def pool(
         x = _norm(x, weights["final_norm"], cfg)
     if "w" in weights.get("pooler", {}):
         x = jnp.tanh(x @ weights["pooler"]["w"].astype(x.dtype) + weights["pooler"]["b"].astype(x.dtype))
-    return x
+    return tap(x, "pooled", axes=("batch", "d_model"))
+
+
+def has_pooled(cfg: Config) -> bool:
+    """Whether `pool` makes a vector of what the model gives."""
+    return not cfg.has_head and (cfg.pooler or cfg.pool_from not in (None, "attention"))
 
 
 def project(weights: Weights, pooled: Float[Array, "batch d_model"]) -> Float[Array, "batch d_projection"]:
     """The pooled vector through the model's linear map into the space that it shares with another model.
+
+    Site: "projected" [batch, d_projection].
 
     Raises:
       UserError: the model has no projection.
@@ -58,7 +69,7 @@ def project(weights: Weights, pooled: Float[Array, "batch d_model"]) -> Float[Ar
         raise UserError("this model has no projection: it was not saved as one of a pair.")
     w = weights["projection"]
     x = pooled @ w["w"].astype(pooled.dtype)
-    return x + w["b"].astype(x.dtype) if "b" in w else x
+    return tap(x + w["b"].astype(x.dtype) if "b" in w else x, "projected", axes=("batch", "d_projection"))
 
 
 def _first(weights: Weights, x: Array, cfg: Config, tokens: Array | None) -> Array:
@@ -83,9 +94,11 @@ def _attention(weights: Weights, x: Array, cfg: Config, tokens: Array | None) ->
     k, v = (jnp.einsum("btd,dnh->btnh", x, attn[f"w{a}"]) + attn[f"b{a}"] for a in "kv")
     scores = jnp.einsum("nh,btnh->bnt", q * jnp.asarray(cfg.d_head**-0.5, q.dtype), k)
     pattern = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
-    y = jnp.einsum("bnt,btnh,nhd->bd", pattern, v, attn["wo"]) + attn["bo"]
+    pattern = tap(pattern, "pooler.pattern", axes=("batch", "head", "pos"))
+    z = tap(jnp.einsum("bnt,btnh->bnh", pattern, v), "pooler.z", axes=("batch", "head", "d_head"))
+    y = jnp.einsum("bnh,nhd->bd", z, attn["wo"]) + attn["bo"]
     hidden = ACTS[cfg.act](_norm(y, w["norm"], cfg) @ mlp["up"] + mlp["b_up"])
-    return y + hidden @ mlp["down"] + mlp["b_down"]
+    return y + tap(hidden, "pooler.mlp.post", axes=("batch", "neuron")) @ mlp["down"] + mlp["b_down"]
 
 
 _POOLED: Final[dict[str, Callable[[Weights, Array, Config, Array | None], Array]]] = {

@@ -17,9 +17,11 @@ from .config import Config
 from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
+from .patches import check_hidden, hide
 from .quantised import matmul
 from .remat import rematerialised
 from .rope import rotate
+from .scan import layer_of
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": jax.nn.relu,
@@ -46,6 +48,7 @@ def forward(
     resid: Float[Array, "batch pos d_model"] | None = None,
     remat: str | None = None,
     cache: Cache | None = None,
+    hidden_patches: Bool[Array, "batch patch"] | None = None,
 ) -> Any:
     """Run the model, or a part of its stack.
 
@@ -54,7 +57,7 @@ def forward(
         are float32 inside).
       tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit). For a model
         of pictures (`Config.image`): pixels, channels last, resized, cropped and normalised as its
-        preprocessor_config.json says; nothing here does that.
+        preprocessor_config.json says, which `jaxneuro.data.load_processor` does.
       mask: True at real tokens, padding allowed on either side; None: all real. Positions count from the left edge
         all the same, as in transformers, or real tokens only (`Config.masked_positions`). What comes out at padding is
         finite and means nothing.
@@ -68,6 +71,9 @@ def forward(
       cache: of the tokens before these (`init_cache`; causal models only). These come at the positions `cache.at`
         and on, at every site too: an edit with pos=7 acts when position 7 is processed. More of them than are slots
         left is an error of the caller that is not noticed under jit.
+      hidden_patches: of a model of pictures with a mask token (DINOv2): True at patches whose embedding that token
+        replaces, as in training, before positions are added. Unlike those that `mask` leaves out, others attend to
+        them. (`mask` counts all tokens of a picture: learned ones, registers, patches.)
     Returns:
       Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
       (after the final norm); with stop_at the residual stream [batch, pos, d_model]. With a cache: (that, the cache
@@ -84,10 +90,12 @@ def forward(
     """
     stop = cfg.n_layers if stop_at is None else stop_at
     _check_range(cfg, tokens.shape, start_at, stop, resid)
+    if hidden_patches is not None:
+        check_hidden(hidden_patches, cfg, tokens.shape[0], resid)
     if resid is not None:
         x = resid
     elif cfg.image is not None:
-        x = embed_image(weights["embed"], tokens, cfg)
+        x = embed_image(weights["embed"], tokens, cfg, hidden_patches)
     else:
         x = embed(weights["embed"], tokens, cfg, token_types, mask, cache)
     n, cache = x.shape[1], None if cache is None else cache.announced(mask, x.shape[1])
@@ -143,7 +151,9 @@ def embed(
     return _norm(x, w.get("norm", {}), cfg) if cfg.embed_norm else x
 
 
-def embed_image(w: Weights, pixels: Float[Array, "batch row column channel"], cfg: Config) -> Array:
+def embed_image(
+    w: Weights, pixels: Float[Array, "batch row column channel"], cfg: Config, hidden: Array | None = None
+) -> Array:
     """Patches, learned tokens before them, positions; registers after these; the norm where the model has one."""
     image = cfg.image
     assert image is not None
@@ -151,7 +161,7 @@ def embed_image(w: Weights, pixels: Float[Array, "batch row column channel"], cf
     pixels = pixels.astype(w["patch"].dtype)
     cut = pixels.reshape(batch, n, image.patch, n, image.patch, image.channels).transpose(0, 1, 3, 2, 4, 5)
     x = cut.reshape(batch, n * n, -1) @ w["patch"].reshape(-1, cfg.d_model)
-    x = x + w["patch_bias"] if image.patch_bias else x
+    x = hide(x + w["patch_bias"] if image.patch_bias else x, w, hidden)
     first = [jnp.broadcast_to(w[name], (batch, 1, cfg.d_model)) for name in image.prefix]
     x = tap(jnp.concatenate([*first, x], axis=1), "embed", axes=_RESIDUAL)
     if "pos" in w:
@@ -208,8 +218,8 @@ def _stack(
 
     def body(carry: tuple[Array, Any], of: tuple[Array, Weights | None]) -> tuple[tuple[Array, Any], None]:
         (x, kv), (layer, w) = carry, of
-        if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
-            w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
+        if w is None:  # a part of the stack
+            w = layer_of(blocks, layer)
         visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, bias)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:

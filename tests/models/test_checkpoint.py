@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import functools
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -14,34 +14,14 @@ from jax.sharding import AxisType
 from jaxneuro.errors import UserError
 from jaxneuro.io import read_safetensors, write_safetensors
 from jaxneuro.models import Transformer, load, save_pretrained
-from jaxneuro.models.layout import flatten
 from jaxneuro.models.match import Source
+
+from . import folders
+from .folders import drop, equal, keeps, put, rewrite
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 CASES = sorted(p.parent.name for p in FIXTURES.glob("*/config.json"))
-
-
-def copy(case, folder, **config):
-    """A fixture's folder, with config keys changed."""
-    shutil.copytree(FIXTURES / case, folder, dirs_exist_ok=True)
-    hf = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**hf, **config}))
-    return folder
-
-
-def rewrite(folder, change):
-    """Replace the tensors of a folder by change(dict of them)."""
-    path = folder / "model.safetensors"
-    tensors = {name: np.array(a) for name, a in read_safetensors(path).items()}
-    write_safetensors(path, change(tensors) or tensors, {"format": "pt"})
-
-
-def equal(a, b):
-    a, b = flatten(a.weights), flatten(b.weights)
-    assert set(a) == set(b)
-    for leaf in a:
-        assert a[leaf].dtype == b[leaf].dtype
-        np.testing.assert_array_equal(a[leaf], b[leaf])
+copy = functools.partial(folders.copy, FIXTURES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -52,10 +32,7 @@ def test_what_was_loaded_is_saved_byte_for_byte(case, tmp_path):
     again = load(tmp_path)
     assert again.cfg == model.cfg
     equal(again, model)
-    before, after = (json.loads((f / "config.json").read_text()) for f in (FIXTURES / case, tmp_path))
-    moved = {"rope_parameters", "dtype", "transformers_version"}
-    kept = {k: v for k, v in before.items() if k not in moved and v is not None}  # None: may be written out
-    assert kept == {k: after[k] for k in kept}
+    keeps(FIXTURES / case, tmp_path, but={"rope_parameters", "dtype", "transformers_version"})
 
 
 def test_a_model_made_here_is_saved(model, tmp_path):
@@ -75,14 +52,6 @@ def test_dtypes(tmp_path):
     save_pretrained(half, tmp_path / "half")
     assert json.loads((tmp_path / "half" / "config.json").read_text())["torch_dtype"] == "bfloat16"
     equal(load(tmp_path / "half"), half)
-
-
-def drop(*names):
-    return lambda tensors: {n: a for n, a in tensors.items() if n not in names}
-
-
-def put(name, array):
-    return lambda tensors: {**tensors, name: np.asarray(array)}
 
 
 NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"

@@ -98,6 +98,45 @@ def test_sites_are_listed(vit, capsys):
     assert "load_pair" in capsys.readouterr().err
 
 
+POOLED = {
+    "vit": {"pooled": (1, 16)},
+    "bert": {"pooled": (1, 16)},
+    "clip_vision_model-projected": {"pooled": (1, 16), "projected": (1, 12)},
+    "siglip_vision_model": {
+        "pooler.pattern": (1, 4, 16),
+        "pooler.z": (1, 4, 4),
+        "pooler.mlp.post": (1, 24),
+        "pooled": (1, 16),
+    },
+}
+
+
+@pytest.mark.parametrize("case", POOLED)
+def test_the_one_vector_is_read_and_edited(case):
+    model = load(FIXTURES / case)
+    hidden = jnp.asarray(np.load(FIXTURES / case / "expected.npz")["out"][:1])
+
+    def run(weights, hidden):
+        pooled = pool(weights, hidden, model.cfg)
+        return project(weights, pooled) if "projection" in weights else pooled
+
+    out, acts = jax.jit(capture(run, list(POOLED[case])))(model.weights, hidden)
+    assert {site: value.shape for site, value in acts.items()} == POOLED[case]
+    np.testing.assert_array_equal(out, acts[list(POOLED[case])[-1]])
+    for site in POOLED[case]:
+        assert np.abs(jax.jit(intervene(run, [zero(site)]))(model.weights, hidden) - out).max() > 1e-3
+
+
+def test_the_sites_of_the_one_vector_are_listed(capsys):
+    for case, expected in POOLED.items():
+        assert main(["sites", str(FIXTURES / case)]) == 0
+        shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line]
+        assert [name for name in shown if name.startswith(("pooler", "pooled", "projected"))] == list(expected)
+    # A classifier gives logits; a pooled output is not made of these.
+    assert main(["sites", str(FIXTURES / "dinov2-classes")]) == 0
+    assert "pooled" not in capsys.readouterr().out
+
+
 def test_random_weights_classify():
     weights = init(VIT, jax.random.key(0))
     assert forward(weights, jnp.ones((2, 12, 12, 3)), cfg=VIT).shape == (2, 5)
@@ -148,6 +187,18 @@ def test_pictures_that_do_not_fit(vit, llama):
         resized(vit, 13)
     with pytest.raises(UserError, match="this llama model reads tokens"):
         resized(llama, 12)
+
+
+def test_hidden_patches_that_do_not_fit(vit, llama, pixels):
+    dino, hidden = load(FIXTURES / "dinov2"), jnp.zeros((3, 16), bool)
+    for model, inputs in ((vit, pixels), (llama, jnp.zeros((3, 4), jnp.int32))):
+        with pytest.raises(UserError, match=r"model has no mask token .*\(DINOv2 has one\)"):
+            model(inputs, hidden_patches=hidden)
+    for wrong in (jnp.zeros((3, 17), bool), jnp.zeros((3, 16))):
+        with pytest.raises(UserError, match=r"a bool for each patch, \[3, 16\]"):
+            dino(pixels, hidden_patches=wrong)
+    with pytest.raises(UserError, match="which resid= replaces"):
+        dino(pixels, hidden_patches=hidden, resid=jnp.zeros((3, 17, 16)))
 
 
 WRONG = {

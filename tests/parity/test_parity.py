@@ -87,6 +87,28 @@ def test_every_leaf_above_the_stack_is_read(name):
     assert above
 
 
+@pytest.mark.parametrize("name", ["dinov2", "dinov2_with_registers"])
+def test_pictures_with_hidden_patches(name):
+    """Behind the mask token, which others attend to; and left out of attention, where only the others are compared."""
+    golden, model = dict(np.load(FIXTURES / "hidden.npz")), open_case(name).model
+    hidden, first = golden["hidden"], golden[f"{name}-hidden"].shape[1] - golden["hidden"].shape[1]
+    seen = np.concatenate([np.ones((len(hidden), first), bool), ~hidden], axis=1)
+
+    @jax.jit
+    def run(weights, pixels, hidden, mask):
+        return model.apply(weights, pixels, mask, hidden_patches=hidden)
+
+    with jax.default_matmul_precision("highest"):
+        behind = run(model.weights, golden["pixels"], hidden, np.ones_like(seen))
+        without = run(model.weights, golden["pixels"], np.zeros_like(hidden), seen)
+    np.testing.assert_allclose(behind, golden[f"{name}-hidden"], atol=TOLERANCE)
+    np.testing.assert_allclose(without[seen], golden[f"{name}-unattended"][seen], atol=TOLERANCE)
+    # They are two things, and neither is the whole picture.
+    whole = open_case(name).golden["out"]
+    for a, b in ((behind, without), (behind, whole), (without, whole)):
+        assert np.abs(a - b)[seen].max() > 1e-2
+
+
 @pytest.fixture(scope="module")
 def golden_sizes():
     return dict(np.load(FIXTURES / "resized.npz"))

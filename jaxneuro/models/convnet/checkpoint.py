@@ -7,22 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ...errors import UserError
 from ...io.files import write_json
-from ...io.safetensors import Tensors, read_checkpoint, write_safetensors
-from ..convert import from_leaves
-from ..layout import flatten, nest
-from ..match import Row, Source, fit, listed
+from ...io.safetensors import read_checkpoint, write_safetensors
+from ..layout import flatten
+from ..match import Row, fit, listed
+from ..reader import read_weights, tensors_of
 from .families import CONVNETS, Family, convnet_from_hf, convnet_to_hf, tensor_of
 from .layout import ConvNet, convnet_shapes
 from .module import ConvModel
 
 _PARTS: Final = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_COUNTER: Final = ".num_batches_tracked"
+_MEAN, _COUNTER = ".running_mean", ".num_batches_tracked"
 
 
 def load_convnet(
@@ -42,16 +41,13 @@ def load_convnet(
         sources = fit(table, tensors, names, dtype, f"{cfg.family}, {cfg.depths} blocks", ignored=(rf"\{_COUNTER}$",))
     except UserError as e:
         raise UserError(f"{folder}: {e}") from None
-    leaves = {leaf: _stacked(source, tensors, dtype) for leaf, source in sources.items()}
-    if (bad := _nonfinite(sources, leaves)) and not allow_nonfinite:
-        raise UserError(
-            f"{folder}: NaN or infinity in {listed(bad)}. "
-            "Download it again, or pass allow_nonfinite=True to look at it as it is."
-        )
-    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
-    placed = {leaf: jax.device_put(leaves[leaf], everywhere) for leaf in convnet_shapes(cfg)}
+    shapes = convnet_shapes(cfg)
+    placed = {} if mesh is None else dict.fromkeys(shapes, NamedSharding(mesh, PartitionSpec()))
+    weights = read_weights(
+        folder, tensors, sources, shapes, dtype=dtype, placed=placed, allow_nonfinite=allow_nonfinite
+    )
     counters = {name: int(tensors[file]) for name, file in names.items() if name.endswith(_COUNTER)}
-    return ConvModel(cfg, nest(placed), json.dumps(hf, sort_keys=True), json.dumps(counters, sort_keys=True))
+    return ConvModel(cfg, weights, json.dumps(hf, sort_keys=True), json.dumps(counters, sort_keys=True))
 
 
 def _as_stored(cfg: ConvNet, family: Family, names: dict[str, str], hf: dict[str, Any]) -> ConvNet:
@@ -101,21 +97,6 @@ def _key(leaf: str, family: Family) -> str:
     return f"{tensor_of(module, family.names)}.{part}"
 
 
-def _stacked(source: Source, tensors: Tensors, dtype: Any) -> np.ndarray:
-    views = source.views(tensors)
-    found = np.stack(views) if source.row.stacked else np.array(views[0])
-    return found if dtype is None else found.astype(dtype)
-
-
-def _nonfinite(sources: dict[str, Source], leaves: dict[str, np.ndarray]) -> list[str]:
-    bad = []
-    for leaf, source in sources.items():
-        each = leaves[leaf] if source.row.stacked else leaves[leaf][None]
-        finite = [np.isfinite(a.astype(np.float32)).all() for a in each]
-        bad += [n for n, ok in zip(source.names, finite, strict=True) if not ok]
-    return sorted(bad)
-
-
 def save_convnet(model: ConvModel, folder: Path) -> None:
     """Write config.json and model.safetensors: see `jaxneuro.models.save_pretrained`, which calls this.
 
@@ -124,23 +105,16 @@ def save_convnet(model: ConvModel, folder: Path) -> None:
     """
     cfg = model.cfg
     config, family = convnet_to_hf(cfg), CONVNETS[cfg.family]
-    leaves = {leaf: np.asarray(a) for leaf, a in flatten(model.weights).items()}
-    if lost := sorted(set(convnet_shapes(cfg)) - set(leaves)):
+    if lost := sorted(set(convnet_shapes(cfg)) - set(flatten(model.weights))):
         raise UserError(f"these weights lack {listed(lost)}: they were folded. Save the model that was loaded.")
-    tensors, counters = {}, json.loads(model.counters)
-    for row in rows(cfg, family):
-        (leaf,) = row.leaves
-        for i, name in enumerate(row.names()):
-            part = leaves[leaf][i] if row.stacked else leaves[leaf]
-            tensors[name] = from_leaves((part,), row.pattern, row.leaf_axes, row.sizes)
-            if name.endswith(".running_mean"):
-                counter = name.removesuffix(".running_mean") + _COUNTER
-                tensors[counter] = np.asarray(counters.get(counter, 0), np.int64)
+    tensors, counters = tensors_of(model.weights, rows(cfg, family)), json.loads(model.counters)
+    for counter in [n.removesuffix(_MEAN) + _COUNTER for n in tensors if n.endswith(_MEAN)]:
+        tensors[counter] = np.asarray(counters.get(counter, 0), np.int64)
     if not cfg.n_classes:
         tensors = {name.removeprefix(family.prefix): a for name, a in tensors.items()}
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}
     labels = {k: old[k] for k in ("id2label", "label2id") if k in old and len(old[k]) == cfg.n_classes}
-    dtype = {"torch_dtype": str(leaves["stem.conv"].dtype)} if "model_type" in config else {}
+    dtype = {"torch_dtype": str(model.weights["stem"]["conv"].dtype)} if "model_type" in config else {}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "config.json", {**old, **config, **labels, **dtype})
 

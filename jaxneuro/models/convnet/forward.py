@@ -27,7 +27,7 @@ def convnet(
 
     Args:
       weights: as `init_convnet` and `load` make them; their dtype is the dtype of the convolutions.
-      pixels: normalised as the model's processor does, channels last.
+      pixels: normalised as the model's processor does (`jaxneuro.data.load_processor`), channels last.
     Returns:
       Logits [batch, n_classes]; without a head the last map [batch, row, column, channel].
     Raises:

@@ -4,12 +4,11 @@
 import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
 from ..layout import Weights
+from ..owner import Owner
 from .forward import convnet
 from .layout import ConvNet
 
@@ -25,7 +24,7 @@ def apply_fn(cfg: ConvNet) -> Callable[..., Array]:
     return apply
 
 
-class ConvModel(nnx.Module):
+class ConvModel(Owner):
     """A convolutional network: its configuration and its weights, as `Transformer` is one for transformers.
 
     The running statistics of its norms are weights like any other: gradients reach them, training does not update them.
@@ -38,18 +37,13 @@ class ConvModel(nnx.Module):
       True
     """
 
+    cfg: ConvNet
+
     def __init__(self, cfg: ConvNet, weights: Weights, hf_config: str = "{}", counters: str = "{}"):
         """Kept for `save_pretrained`, as JSON (hashable): the config.json it came with, and how many batches torch has
         counted at each norm, which nothing here reads."""
-        self.cfg = cfg
-        self.hf_config = hf_config
+        super().__init__(cfg, weights, hf_config)
         self.counters = counters
-        self.params = nnx.data(jax.tree.map(nnx.Param, weights))
-
-    @property
-    def weights(self) -> Weights:
-        """The weights as a plain nested dict of arrays (the arrays themselves, not copies)."""
-        return jax.tree.map(nnx.Param.get_value, self.params, is_leaf=lambda p: isinstance(p, nnx.Param))
 
     @property
     def apply(self) -> Callable[..., Array]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 from ...errors import UserError
 from ...taps import tap
 from ..remat import rematerialised
+from ..scan import layer_of
 from .parts import At, Axes
 
 if TYPE_CHECKING:  # a configuration holds a mixer
@@ -63,8 +64,8 @@ def mix_layers(
 
     def body(x: Array, each: tuple[Array, Any, Any]) -> tuple[Array, Any]:
         layer, w, before = each
-        if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
-            w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
+        if w is None:  # a part of the stack
+            w = layer_of(blocks, layer)
 
         def site(value: Array, name: str, axes: Axes = _RESIDUAL) -> Array:
             return tap(value, f"blocks.{name}", layer=layer, axes=axes)

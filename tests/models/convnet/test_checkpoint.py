@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import functools
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -11,39 +11,17 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxneuro.cli import main
 from jaxneuro.errors import UserError
-from jaxneuro.io import read_safetensors, write_safetensors
+from jaxneuro.io import read_safetensors
 from jaxneuro.models import load, save_pretrained
 from jaxneuro.models.convnet import ConvModel, ConvNet, Dense, Residual, fold_batch_norm, load_convnet
-from jaxneuro.models.layout import flatten
 
+from .. import folders
+from ..folders import drop, equal, keeps, put, rewrite
 from .conftest import random_weights
 
 FIXTURES = Path(__file__).parents[2] / "parity" / "convnets"
 CASES = sorted(p.parent.name for p in FIXTURES.glob("*/config.json"))
-
-
-def copy(case, folder, **config):
-    """A fixture's folder, with config keys changed; None takes one away."""
-    shutil.copytree(FIXTURES / case, folder, dirs_exist_ok=True)
-    hf = json.loads((folder / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in hf.items() if v is not None}))
-    return folder
-
-
-def rewrite(folder, change):
-    """Replace the tensors of a folder by change(dict of them)."""
-    path = folder / "model.safetensors"
-    tensors = change({name: np.array(a) for name, a in read_safetensors(path).items()})
-    write_safetensors(path, tensors, {"format": "pt"})
-    return folder
-
-
-def equal(a, b):
-    a, b = flatten(a.weights), flatten(b.weights)
-    assert set(a) == set(b)
-    for leaf in a:
-        assert a[leaf].dtype == b[leaf].dtype
-        np.testing.assert_array_equal(a[leaf], b[leaf])
+copy = functools.partial(folders.copy, FIXTURES)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -54,9 +32,7 @@ def test_what_was_loaded_is_saved_byte_for_byte(case, tmp_path):
     again = load(tmp_path)
     assert again.cfg == model.cfg
     equal(again, model)
-    before, after = (json.loads((f / "config.json").read_text()) for f in (FIXTURES / case, tmp_path))
-    moved = {"dtype", "transformers_version"}
-    assert {k: v for k, v in before.items() if k not in moved} == {k: after[k] for k in before if k not in moved}
+    keeps(FIXTURES / case, tmp_path, but={"dtype", "transformers_version"})
 
 
 NEW = {
@@ -137,14 +113,6 @@ def test_a_base_model_has_no_head(tmp_path):
     folder = copy("resnet-basic", tmp_path)
     with pytest.raises(UserError, match=r"missing: classifier.1.weight, classifier.1.bias"):
         load(rewrite(folder, drop("classifier.1.weight", "classifier.1.bias")))
-
-
-def drop(*names):
-    return lambda tensors: {n: a for n, a in tensors.items() if n not in names}
-
-
-def put(name, array):
-    return lambda tensors: {**tensors, name: np.asarray(array)}
 
 
 CONV, VAR = "layer1.1.conv2.weight", "layer1.0.bn1.running_var"
