@@ -11,6 +11,23 @@ from ..errors import UserError
 from .config import Config
 
 
+class Kept(NamedTuple):
+    """Keys and values that a decoder's layers make of what its encoder read, which every new token attends to."""
+
+    k: Float[Array, "layer batch key kv_head d_head"]
+    v: Float[Array, "layer batch key kv_head d_head"]
+    real: Bool[Array, "batch key"]
+
+    def write(self, layer: Array, k: Array, v: Array) -> "Kept":
+        """With k and v [batch, key, kv_head, d_head] of one layer."""
+        start = jnp.int32(0)
+        return self._replace(k=_write(self.k, layer, k, start), v=_write(self.v, layer, v, start))
+
+    def read(self, layer: Array) -> tuple[Array, Array]:
+        """(k, v) of one layer."""
+        return self.k[layer], self.v[layer]
+
+
 class Cache(NamedTuple):
     """What `forward` remembers of the tokens before. Slot s holds position s, in every row.
 
@@ -24,6 +41,8 @@ class Cache(NamedTuple):
     at: int | Int[Array, ""] | Int[Array, "batch"]
     """Position of the next token, of all rows or of each. While it is a Python int, nothing is computed for the slots
     that are still empty."""
+    context: Kept | None = None
+    """Of a model with an encoder: there once `forward` was given a context."""
 
     def positions(self, n: int) -> Int[Array, "n"] | Int[Array, "batch n"]:
         """Those of the next n tokens."""
@@ -33,10 +52,13 @@ class Cache(NamedTuple):
         """With k and v [batch, n, kv_head, d_head] of the next n tokens in one layer."""
         return self._replace(k=_write(self.k, layer, k, self.at), v=_write(self.v, layer, v, self.at))
 
+    def seen(self, n: int) -> int:
+        """How many slots the next n tokens look at, as far as it is known when the program is made."""
+        return self.at + n if isinstance(self.at, int) else self.k.shape[2]
+
     def read(self, layer: Array, n: int) -> tuple[Array, Array]:
         """(k, v) of one layer, up to the next n tokens where that is known when the program is made."""
-        last = self.at + n if isinstance(self.at, int) else self.k.shape[2]
-        size = (1, self.k.shape[1], last, *self.k.shape[3:])
+        size = (1, self.k.shape[1], self.seen(n), *self.k.shape[3:])
         zero = jnp.int32(0)
         k, v = (jax.lax.dynamic_slice(a, (layer, *[zero] * 4), size)[0] for a in (self.k, self.v))
         return k, v

@@ -30,6 +30,8 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         resid: Float[Array, "batch pos d_model"] | None = None,
         remat: str | None = None,
         cache: Cache | None = None,
+        context: Array | None = None,
+        context_mask: Bool[Array, "batch key"] | None = None,
     ) -> Any:
         """See `jaxneuro.models.forward`."""
         part: dict[str, Any] = {
@@ -38,6 +40,8 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
             "resid": resid,
             "remat": remat,
             "cache": cache,
+            "context": context,
+            "context_mask": context_mask,
         }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 
