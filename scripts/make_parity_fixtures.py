@@ -446,7 +446,7 @@ def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 
 def recorded(stack: torch.nn.ModuleList) -> tuple[list[torch.Tensor], list]:
-    """Where the residual stream into the first layer and out of every layer will be, and the hooks that put it there."""
+    """Where the residual stream into the first layer and out of every layer will be; the hooks that put it there."""
     resid: list[torch.Tensor] = []
 
     def first(output: object) -> torch.Tensor:
@@ -456,7 +456,9 @@ def recorded(stack: torch.nn.ModuleList) -> tuple[list[torch.Tensor], list]:
         resid.append(args[0] if args else named["hidden_states"])
 
     hooks = [stack[0].register_forward_pre_hook(entering, with_kwargs=True)]
-    return resid, hooks + [layer.register_forward_hook(lambda m, args, out: resid.append(first(out))) for layer in stack]
+    return resid, hooks + [
+        layer.register_forward_hook(lambda m, args, out: resid.append(first(out))) for layer in stack
+    ]
 
 
 def run_both(

@@ -43,7 +43,9 @@ def _sites(config: Sites) -> None:
     from ..taps import sites
 
     model = load(config.model)
-    print(sites(model.apply, model.weights, _example(model, config.pos)))
+    example = _example(model, config.pos)
+    given = {"context": example} if getattr(model.cfg, "encoder", None) else {}
+    print(sites(model.apply, model.weights, example, **given))
 
 
 def _example(model: Any, pos: int) -> Any:

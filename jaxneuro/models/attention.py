@@ -119,9 +119,7 @@ def _scores(
     return scores if pairs is None else jnp.where(pairs[:, None, None], scores, MASKED)
 
 
-def _explicit(
-    q: Array, k: Array, v: Array, visible: Visible, layer: Array, softcap: float | None, site: str
-) -> Array:
+def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array, softcap: float | None, site: str) -> Array:
     (b, t, n, h), s = q.shape, k.shape[1]
     place: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
     scores = _scores(q, k, visible.pairs(jnp.arange(t), jnp.arange(s)), softcap, visible.bias).reshape(b, n, t, s)

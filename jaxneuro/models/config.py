@@ -44,10 +44,13 @@ class Image:
 
 
 _OF_TOKENS = ("d_embed", "embed_scale", "masked_positions", "position_offset", "n_token_types", "tied")
-# What is not known of cross-attention.
+# How a model with an encoder is; nothing else is known of cross-attention.
 _OF_DECODERS: Final = {
-    **{"causal": True, "norm_placement": "pre", "parallel": False, "qk_norm": False, "layer_scale": False},
-    **{"attn_softcap": None, "image": None, "learned_positions": False, "n_token_types": 0, "embed_norm": False},
+    **dict.fromkeys(("parallel", "qk_norm", "layer_scale", "learned_positions", "embed_norm"), False),
+    **dict.fromkeys(("attn_softcap", "image"), None),
+    "causal": True,
+    "norm_placement": "pre",
+    "n_token_types": 0,
 }
 _OF_ATTENTION: Final = ("n_heads", "n_kv_heads", "d_head", "d_mlp", "n_ctx")
 # What a model with a mixer may still choose: everything before, between and after its layers.

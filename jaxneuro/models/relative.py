@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5's positions: a learned number per head and bucket of distances, added to the scores of every layer alike (UMT5: of each layer)."""
+"""T5's positions: a learned number per head and bucket of distances, added to the scores of every layer."""
 
 import dataclasses
 import math

@@ -14,7 +14,7 @@ from .attention import Visible, attend, project, written
 from .cache import Cache
 from .classify import classified
 from .config import Config
-from .cross import Context, check_context, cross_attention, room
+from .cross import NO_CONTEXT, Context, check_context, cross_attention, room
 from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
@@ -243,7 +243,7 @@ def _stack(
     remat: str | None = None,
     cache: Cache | None = None,
     bias: Array | None = None,
-    context: Context = Context(None, None),
+    context: Context = NO_CONTEXT,
 ) -> tuple[Array, Cache | None]:
     length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]

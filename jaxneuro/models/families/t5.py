@@ -55,8 +55,6 @@ _ACTS: Final = {
 _ACT_NAMES: Final = {"gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "gelu": "gelu"}
 
 
-
-
 def _alone(hf: dict[str, Any], name: str) -> bool:
     """The folder holds the encoder and no decoder."""
     named = hf.get("architectures")
