@@ -54,6 +54,9 @@ def test_what_was_loaded_is_saved_byte_for_byte(case, tmp_path):
     equal(again, model)
     before, after = (json.loads((f / "config.json").read_text()) for f in (FIXTURES / case, tmp_path))
     moved = {"rope_parameters", "dtype", "transformers_version"}
+    if case in ("t5-gated", "mt5"):  # of which transformers 5 says that they are tied, whatever it stores
+        assert after["tie_word_embeddings"] is model.cfg.tied is False
+        moved.add("tie_word_embeddings")
     kept = {k: v for k, v in before.items() if k not in moved and v is not None}  # None: may be written out
     assert kept == {k: after[k] for k in kept}
 
