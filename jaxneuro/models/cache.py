@@ -12,20 +12,11 @@ from .config import Config
 
 
 class Kept(NamedTuple):
-    """Keys and values that a decoder's layers make of what its encoder read, which every new token attends to."""
+    """Keys and values that all layers of a decoder make of what its encoder read, for every new token to attend to."""
 
     k: Float[Array, "layer batch key kv_head d_head"]
     v: Float[Array, "layer batch key kv_head d_head"]
     real: Bool[Array, "batch key"]
-
-    def write(self, layer: Array, k: Array, v: Array) -> "Kept":
-        """With k and v [batch, key, kv_head, d_head] of one layer."""
-        start = jnp.int32(0)
-        return self._replace(k=_write(self.k, layer, k, start), v=_write(self.v, layer, v, start))
-
-    def read(self, layer: Array) -> tuple[Array, Array]:
-        """(k, v) of one layer."""
-        return self.k[layer], self.v[layer]
 
 
 class Cache(NamedTuple):

@@ -3,6 +3,7 @@
 
 from typing import Any, Final, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -16,15 +17,12 @@ _SITE: Final = "blocks.cross_attn"
 
 
 class Context(NamedTuple):
-    """What the layers attend to beside their own tokens, and where."""
+    """What the layers attend to beside their own tokens."""
 
-    hidden: Float[Array, "batch key d_model"] | None
-    """The encoder's last hidden state; None: keys and values are in the cache."""
+    hidden: Float[Array, "batch key d_model"]
+    """The encoder's last hidden state."""
     real: Bool[Array, "batch key"] | None
     """True at real tokens; None: all real."""
-
-
-NO_CONTEXT: Final = Context(None, None)
 
 
 def check_context(cfg: Config, context: Any, mask: Any, cache: Cache | None, batch: int) -> None:
@@ -56,52 +54,52 @@ def check_context(cfg: Config, context: Any, mask: Any, cache: Cache | None, bat
         raise UserError(f"{batch} rows of tokens, but a context of {context.shape[0]} rows: they go together.")
     if mask is not None and mask.shape != context.shape[:2]:
         raise UserError(f"context_mask has shape {list(mask.shape)}, the context {list(context.shape[:2])} positions.")
-    kept = None if cache is None else cache.context
-    if kept is not None and kept.real.shape != context.shape[:2]:
-        raise UserError(
-            f"this cache keeps a context of {list(kept.real.shape)} positions, not {list(context.shape[:2])}. "
-            "Begin with another init_cache."
-        )
 
 
-def room(cache: Cache, context: Context) -> Cache:
-    """The cache with room for keys and values of this context, which every layer will write."""
-    assert context.hidden is not None
-    batch, length, _ = context.hidden.shape
-    real = jnp.ones((batch, length), bool) if context.real is None else context.real
-    if cache.context is not None:
-        return cache._replace(context=cache.context._replace(real=real))
-    layers, _, _, *heads = cache.k.shape
-    empty = jnp.zeros((layers, batch, length, *heads), cache.k.dtype)
-    return cache._replace(context=Kept(empty, empty, real))
+def seen_by(
+    w: dict[str, Any] | None, hidden: Array | None, real: Array | None, cache: Cache | None
+) -> tuple[Context | Kept | None, Cache | None]:
+    """What layers with these (stacked) weights attend to, and the cache that remembers it.
+
+    Args:
+      w: "blocks.cross_attn"; None: a model without an encoder.
+      hidden: the encoder's last hidden state; None: the cache has seen it.
+    """
+    if w is None or cache is None:
+        return None if hidden is None else Context(hidden, real), cache
+    if hidden is not None:
+
+        def of_layer(w: dict[str, Any]) -> list[Array]:
+            return [project(hidden, w[f"w{name}"], w.get(f"b{name}")) for name in "kv"]
+
+        k, v = jax.lax.map(of_layer, w)
+        cache = cache._replace(context=Kept(k, v, jnp.ones(hidden.shape[:2], bool) if real is None else real))
+    return cache.context, cache
 
 
 def cross_attention(
     w: dict[str, Any],
     x: Float[Array, "batch pos d_model"],
-    context: Context,
+    seen: Context | Kept,
     scale: Any,
     layer: Array,
     at: Any,
-    kept: Kept | None,
-) -> tuple[Float[Array, "batch pos d_model"], Kept | None]:
+) -> Float[Array, "batch pos d_model"]:
     """softmax(scale q(x) k(context)^T + mask) v(context) per head, then W_o; no positions.
 
     Args:
       at: position of the first of x, for its sites.
-      kept: where keys and values are written (`context.hidden` given) or read.
     """
-    axes = ("batch", "pos", "head", "d_head")
-    q = tap(project(x, w["wq"], w.get("bq")), f"{_SITE}.q", layer=layer, pos=at, axes=axes)
-    if context.hidden is not None:
-        k, v = (project(context.hidden, w[f"w{name}"], w.get(f"b{name}")) for name in "kv")
-        kept = None if kept is None else kept.write(layer, k, v)
-    else:
-        assert kept is not None
-        k, v = kept.read(layer)
-    # What is kept is what the weights made; an edit acts whenever it is read.
-    axes = ("batch", "key", "head", "d_head")
-    k, v = tap(k, f"{_SITE}.k", layer=layer, axes=axes), tap(v, f"{_SITE}.v", layer=layer, axes=axes)
-    visible = Visible(causal=False, window=None, mask=context.real, start=at)
-    z = attend(q, k, v, visible, scale, layer, site=_SITE)
-    return written(w, z, layer, at, _SITE), kept
+
+    def heads(value: Array, name: str) -> Array:
+        return project(value, w[f"w{name}"], w.get(f"b{name}"))
+
+    def kept(name: str) -> Array:
+        of_layer = getattr(seen, name)[layer] if isinstance(seen, Kept) else heads(seen.hidden, name)
+        # What a cache keeps is what the weights made; an edit acts whenever it is read.
+        return tap(of_layer, f"{_SITE}.{name}", layer=layer, axes=("batch", "key", "head", "d_head"))
+
+    q = tap(heads(x, "q"), f"{_SITE}.q", layer=layer, pos=at, axes=("batch", "pos", "head", "d_head"))
+    visible = Visible(causal=False, window=None, mask=seen.real, start=at)
+    z = attend(q, kept("k"), kept("v"), visible, scale, layer, site=_SITE)
+    return written(w, z, layer, at, _SITE)

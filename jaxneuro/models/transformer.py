@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ..errors import UserError
 from ..taps import scope, tap
 from .attention import Visible, attend, project, written
-from .cache import Cache
+from .cache import Cache, Kept
 from .classify import classified
 from .config import Config
-from .cross import NO_CONTEXT, Context, check_context, cross_attention, room
+from .cross import Context, check_context, cross_attention, seen_by
 from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
@@ -72,7 +72,7 @@ def forward(
         and on, at every site too: an edit with pos=7 acts when position 7 is processed. More of them than are slots
         left is an error of the caller that is not noticed under jit.
       context: for a model with an encoder (`Config.encoder`): the encoder's token ids, or what `encode` made of them.
-        With a cache only the first time: the layers that ran keep their keys and values of it.
+        With a cache once: it keeps the keys and values that all layers make of it.
       context_mask: True at real tokens of the context; None: all real.
     Returns:
       Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
@@ -107,7 +107,7 @@ def forward(
         after = None
     else:
         bias = _relative(weights.get("relative", {}).get("table"), n, cfg, cache)
-        seen = Context(context, context_mask)
+        seen, cache = seen_by(weights["blocks"].get("cross_attn"), context, context_mask, cache)
         x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache, bias, seen)
     x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
     return x if after is None else (x, after.advanced(mask, n))
@@ -243,17 +243,13 @@ def _stack(
     remat: str | None = None,
     cache: Cache | None = None,
     bias: Array | None = None,
-    context: Context = NO_CONTEXT,
+    seen: Context | Kept | None = None,
 ) -> tuple[Array, Cache | None]:
     length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
     at = None
     if cache is not None:
         at, mask = cache.at, cache.real
-        if context.hidden is not None:
-            cache = room(cache, context)
-        elif cache.context is not None:
-            context = Context(None, cache.context.real)
         tables = jax.tree.map(lambda t: t[cache.positions(x.shape[1])], tables)
     # A layer's window is data of the scan, not structure: one body for any mixture of layers, and each site is
     # reached once per layer however the mixture looks.
@@ -270,16 +266,16 @@ def _stack(
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)
-        before = None if cache is None else cache._replace(k=kv[0], v=kv[1], context=kv[2])
-        x, after = _block(w, x, cfg, visible, angles, layer, before, context)
-        return (x, None if after is None else (after.k, after.v, after.context)), None
+        before = None if cache is None else cache._replace(k=kv[0], v=kv[1])
+        x, after = _block(w, x, cfg, visible, angles, layer, before, seen)
+        return (x, None if after is None else (after.k, after.v)), None
 
     if start == stop:
         return x, cache
     layers = jnp.arange(start, stop, dtype=jnp.int32)
-    first = (x, None if cache is None else (cache.k, cache.v, cache.context))
+    first = (x, None if cache is None else (cache.k, cache.v))
     (x, kv), _ = jax.lax.scan(rematerialised(body, remat), first, (layers, blocks if whole else None))
-    return x, None if cache is None else cache._replace(k=kv[0], v=kv[1], context=kv[2])
+    return x, None if cache is None else cache._replace(k=kv[0], v=kv[1])
 
 
 def _block(
@@ -290,7 +286,7 @@ def _block(
     angles: Any,
     layer: Array,
     cache: Cache | None,
-    context: Context,
+    seen: Context | Kept | None,
 ) -> tuple[Array, Cache | None]:
     def site(value: Array, name: str, axes: tuple[str, ...] = _RESIDUAL) -> Array:
         return tap(value, f"blocks.{name}", layer=layer, pos=visible.start, axes=axes)
@@ -302,13 +298,6 @@ def _block(
         nonlocal cache
         out, cache = _attention(w["attn"], value, cfg, visible, angles, layer, cache)
         return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
-
-    def cross(value: Array) -> Array:
-        nonlocal cache
-        kept = None if cache is None else cache.context
-        out, kept = cross_attention(w["cross_attn"], value, context, _scale(cfg, layer), layer, visible.start, kept)
-        cache = None if cache is None else cache._replace(context=kept)
-        return out
 
     def mlp(value: Array) -> Array:
         if cfg.experts is None:
@@ -323,8 +312,11 @@ def _block(
         x = x + site(attention(first), "attn_out") + site(mlp(first if cfg.one_norm else normed(x, "ln2")), "mlp_out")
     elif cfg.norm_placement == "pre":
         x = site(x + site(attention(normed(x, "ln1")), "attn_out"), "resid_mid")
-        if "cross_attn" in w:
-            x = site(x + site(cross(normed(x, "ln_cross")), "cross_attn_out"), "resid_mid_cross")
+        if seen is not None:
+            out = cross_attention(
+                w["cross_attn"], normed(x, "ln_cross"), seen, _scale(cfg, layer), layer, visible.start
+            )
+            x = site(x + site(out, "cross_attn_out"), "resid_mid_cross")
         x = x + site(mlp(normed(x, "ln2")), "mlp_out")
     elif cfg.norm_placement == "sandwich":
         x = site(x + site(normed(attention(normed(x, "ln1")), "ln1_post"), "attn_out"), "resid_mid")
