@@ -11,8 +11,9 @@ Needs torch and transformers, in an environment of its own (nothing else of this
     python scripts/make_parity_fixtures.py --verify FOLDER     load FOLDER/CASE as jaxneuro saved it, and compare
 
 Each case is a folder as transformers writes it (config.json, model.safetensors) and expected.npz: tokens, mask, logits
-(or the last hidden state), the residual stream into the first layer and out of every layer. Norm scales and biases are
-far from 1 and 0, epsilons are large, windows are shorter than the text: else a wrong switch would not show.
+(or the last hidden state), the residual stream into the first layer and out of every layer; of models with an encoder
+also its input and residual stream, as context and encoder_resid. Norm scales and biases are far from 1 and 0, epsilons
+are large, windows are shorter than the text: else a wrong switch would not show.
 """
 
 import argparse
@@ -60,6 +61,7 @@ _T5 = {
     "layer_norm_epsilon": 1e-3,
     "initializer_factor": 0.3,  # else the residual stream is so large that its rounding is
 }
+_SEQ2SEQ = {**_T5, "d_model": 10, "d_kv": 4, "d_ff": 16, "num_heads": 3, "num_layers": 2, "num_decoder_layers": 3}
 _GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 32, "layer_norm_epsilon": 1e-3}
 _BERT = {
     "vocab_size": 40,
@@ -315,7 +317,16 @@ CASES: dict[str, tuple[str, Mapping[str, object]]] = {
         {**_T5, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 12, "tie_word_embeddings": False},
     ),
     "mt5-encoder": ("MT5EncoderModel", _T5),
+    "t5": ("T5ForConditionalGeneration", _SEQ2SEQ),
+    "t5-gated": (
+        "T5ForConditionalGeneration",
+        {**_SEQ2SEQ, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    "mt5": ("MT5ForConditionalGeneration", _SEQ2SEQ),
+    "umt5": ("UMT5ForConditionalGeneration", _SEQ2SEQ),
 }
+# Cases whose unembedding is another matrix than the embedding, which transformers 5 decides by the tensors.
+UNTIED = ("t5-gated", "mt5", "umt5")
 # The authors' module, which transformers has not; --bdh says where it is.
 BDH = {
     "repository": "https://github.com/pathwaycom/bdh",
@@ -382,6 +393,8 @@ def build(case: str) -> torch.nn.Module:
     torch.manual_seed(SEED + _number(case))
     # v4 spelling of rope in, whatever this version writes out: both must load.
     model = cls(cls.config_class(**config, attn_implementation="eager")).float().eval()
+    if case in UNTIED:
+        model.lm_head.weight = torch.nn.Parameter(0.1 * torch.randn_like(model.lm_head.weight))
     with torch.no_grad():
         for key, p in model.named_parameters():
             if p.ndim < 2:
@@ -399,6 +412,12 @@ def inputs(vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
     mask[1, 14:] = 0
     mask[2, :5] = 0
     return tokens, mask
+
+
+def targets(vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the decoder reads, padded as `inputs` are."""
+    tokens, mask = inputs(vocab)
+    return tokens.flip(1)[:, :9], torch.cat([mask[:, :4], mask[:, 11:16]], dim=1)
 
 
 def pictures(config: transformers.PretrainedConfig) -> torch.Tensor:
@@ -429,20 +448,41 @@ def layers_of(model: torch.nn.Module) -> torch.nn.ModuleList:
     return next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
 
 
-def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
-    """Output, and the residual stream into the first layer and out of every layer (before the final norm)."""
+def recorded(stack: torch.nn.ModuleList) -> tuple[list[torch.Tensor], list]:
+    """Where the residual stream into the first layer and out of every layer will be; the hooks that put it there."""
     resid: list[torch.Tensor] = []
 
     def first(output: object) -> torch.Tensor:
         return output[0] if isinstance(output, tuple) else output  # type: ignore[return-value]
 
-    stack = layers_of(model)
-
     def entering(m: torch.nn.Module, args: tuple, named: dict) -> None:
         resid.append(args[0] if args else named["hidden_states"])
 
     hooks = [stack[0].register_forward_pre_hook(entering, with_kwargs=True)]
-    hooks += [layer.register_forward_hook(lambda m, args, out: resid.append(first(out))) for layer in stack]
+    return resid, hooks + [
+        layer.register_forward_hook(lambda m, args, out: resid.append(first(out))) for layer in stack
+    ]
+
+
+def run_both(
+    model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor, context: torch.Tensor, context_mask: torch.Tensor
+) -> dict[str, np.ndarray]:
+    """`run` of an encoder and a decoder: `context` is what the encoder reads."""
+    (resid, hooks), (encoder_resid, others) = recorded(model.decoder.block), recorded(model.encoder.block)
+    with torch.no_grad():
+        out = model(
+            input_ids=context, attention_mask=context_mask, decoder_input_ids=tokens, decoder_attention_mask=mask
+        )
+    for hook in (*hooks, *others):
+        hook.remove()
+    found = {"tokens": tokens.int(), "mask": mask.bool(), "context": context.int(), "context_mask": context_mask.bool()}
+    found |= {"out": out[0], "resid": torch.stack(resid), "encoder_resid": torch.stack(encoder_resid)}
+    return {k: v.numpy() for k, v in found.items()}
+
+
+def run(model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
+    """Output, and the residual stream into the first layer and out of every layer (before the final norm)."""
+    resid, hooks = recorded(layers_of(model))
     extra = {}
     if model.config.model_type in ("bert", "roberta"):
         extra["token_type_ids"] = (torch.arange(tokens.shape[1]) % 3 == 0).long().expand_as(tokens)
@@ -535,13 +575,17 @@ def layers_input(model: torch.nn.Module, pixels: torch.Tensor) -> int:
 def write(case: str) -> None:
     """One case: the checkpoint as transformers writes it, and what it computes."""
     model, folder = build(case), FIXTURES / case
+    if hasattr(model, "decoder"):
+        save(model, folder)
+        found = run_both(model, *targets(model.config.vocab_size), *inputs(model.config.vocab_size))
+        return np.savez_compressed(folder / "expected.npz", allow_pickle=False, **found)
     if hasattr(model.config, "image_size"):
         tokens, mask = pictures(model.config), torch.ones(BATCH, 1, dtype=torch.long)
     else:
         tokens, mask = inputs(model.config.vocab_size)
         tokens = with_end(case, tokens)
     save(model, folder)
-    np.savez_compressed(
+    return np.savez_compressed(
         folder / "expected.npz", allow_pickle=False, **run(model, with_padding(model, tokens, mask), mask)
     )
 
@@ -631,9 +675,10 @@ def verify(folder: Path) -> None:
             out = run_pair(model.eval(), *(torch.tensor(stored[k]) for k in ("tokens", "mask", "pixels")))["logits"]
         else:
             golden = np.load(FIXTURES / case / "expected.npz")
-            tokens = torch.tensor(golden["tokens"])
-            tokens = tokens if tokens.is_floating_point() else tokens.long()
-            out = run(model.eval(), tokens, torch.tensor(golden["mask"]).long())["out"]
+            names = ("tokens", "mask", "context", "context_mask") if "context" in golden else ("tokens", "mask")
+            given = [torch.tensor(golden[name]) for name in names]
+            given = [a if a.is_floating_point() else a.long() for a in given]
+            out = (run_both if "context" in golden else run)(model.eval(), *given)["out"]
         same = np.array_equal(out, golden["out"])
         print(f"{case:24s} {'equal' if same else 'DIFFERS by ' + str(np.abs(out - golden['out']).max())} {wrong or ''}")
         if wrong or not same:

@@ -43,7 +43,9 @@ def _sites(config: Sites) -> None:
     from ..taps import sites
 
     model = load(config.model)
-    print(sites(_whole(model), model.weights, _example(model, config.pos)))
+    example = _example(model, config.pos)
+    given = {"context": example} if getattr(model.cfg, "encoder", None) else {}
+    print(sites(_whole(model), model.weights, example, **given))
 
 
 def _whole(model: Any) -> Callable[..., Any]:

@@ -4,22 +4,26 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from ..errors import UserError
 from ..models import Config, Weights
+from ..models.cross import check_context
 from ..taps import Edit
 from ..taps.names import parse
 
 _POSITIONS = ("pos", "query", "key")
 
 
-def check_model(cfg: Config) -> None:
+def check_model(cfg: Config, *, alone: bool = True) -> None:
     """Only a decoder with a head goes on with a text.
 
+    Args:
+      alone: without a context.
     Raises:
-      UserError: an encoder, a model of pictures, a model without a head.
+      UserError: an encoder, a model of pictures, a model without a head; one that needs a context.
     """
     if cfg.mixer is not None:
         raise UserError(
@@ -30,6 +34,24 @@ def check_model(cfg: Config) -> None:
         raise UserError(f"this {cfg.family} model cannot generate: it is not causal. Load a decoder.")
     if not cfg.has_head:
         raise UserError(f"this {cfg.family} model cannot generate: it has no head. Load the checkpoint with its head.")
+    if alone and cfg.encoder is not None:
+        raise UserError(
+            f"this {cfg.family} model answers what its encoder read: use jaxneuro.inference.generate(model, start, "
+            "context=ids), start being the token that its answers begin with (decoder_start_token_id)."
+        )
+
+
+def check_source(cfg: Config, context: Any, mask: Any, batch: int) -> tuple[Any, Any]:
+    """(context, mask) as `forward` takes them, after everything about them was checked.
+
+    Raises:
+      UserError: as `forward`; no tokens, a row of padding alone, ids outside the vocabulary.
+    """
+    context, mask = (a if a is None else np.asarray(a) for a in (context, mask))
+    check_context(cfg, context, mask, None, batch)
+    if context is not None and context.ndim == 2:
+        context, mask = check_rows(cfg, context, mask, "context")
+    return jax.tree.map(jnp.asarray, (context, mask))
 
 
 def check_prompt(cfg: Config, tokens: Any, mask: Any, new: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,27 +60,37 @@ def check_prompt(cfg: Config, tokens: Any, mask: Any, new: int) -> tuple[np.ndar
     Raises:
       UserError: no tokens, a row of padding alone, ids outside the vocabulary, more positions than the context.
     """
-    tokens = np.asarray(tokens)
-    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not len(tokens):
-        raise UserError(
-            f"a prompt is whole numbers [batch, pos]; these have shape {list(tokens.shape)} and type {tokens.dtype}."
-        )
-    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
-    if mask.shape != tokens.shape:
-        raise UserError(f"the mask has shape {list(mask.shape)}, the tokens {list(tokens.shape)}.")
-    if len(empty := np.flatnonzero(~mask.any(1))):
-        raise UserError(f"prompt {empty[0]} is empty. Give it at least one token, the begin token for instance.")
-    if ((tokens < 0) | (tokens >= cfg.d_vocab))[mask].any():
-        bad = tokens[((tokens < 0) | (tokens >= cfg.d_vocab)) & mask][0]
-        raise UserError(
-            f"token {bad} is not in the vocabulary of {cfg.d_vocab}: the tokenizer does not belong to this model."
-        )
+    tokens, mask = check_rows(cfg, tokens, mask, "prompt")
     if type(new) is not int or new < 1:
         raise UserError(f"max_new={new!r}; it is how many tokens to generate, at least 1.")
     if tokens.shape[1] + new - 1 > cfg.n_ctx:
         raise UserError(
             f"a prompt of {tokens.shape[1]} tokens and {new} new ones exceed the context of {cfg.n_ctx}. "
             f"Shorten the prompt or generate at most {max(0, cfg.n_ctx - tokens.shape[1] + 1)}."
+        )
+    return tokens, mask
+
+
+def check_rows(cfg: Config, tokens: Any, mask: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, mask) as int32 and bool [batch, pos].
+
+    Raises:
+      UserError: no tokens, a row of padding alone, ids outside the vocabulary.
+    """
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.dtype.kind not in "iu" or not len(tokens):
+        raise UserError(
+            f"a {what} is whole numbers [batch, pos]; these have shape {list(tokens.shape)} and type {tokens.dtype}."
+        )
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    if mask.shape != tokens.shape:
+        raise UserError(f"the mask has shape {list(mask.shape)}, the tokens {list(tokens.shape)}.")
+    if len(empty := np.flatnonzero(~mask.any(1))):
+        raise UserError(f"{what} {empty[0]} is empty. Give it at least one token, the begin token for instance.")
+    if ((tokens < 0) | (tokens >= cfg.d_vocab))[mask].any():
+        bad = tokens[((tokens < 0) | (tokens >= cfg.d_vocab)) & mask][0]
+        raise UserError(
+            f"token {bad} is not in the vocabulary of {cfg.d_vocab}: the tokenizer does not belong to this model."
         )
     return np.where(mask, tokens, 0).astype(np.int32), mask
 
@@ -91,8 +123,13 @@ def first_position(index: Any, length: int) -> int:
     return int(max(0, found.min())) if found.size else length
 
 
-def check_positions(edits: Any, prompt: int, slots: int) -> None:
-    """Positions that edits name must be reached: 0 .. slots-1.
+def of_encoder(edit: Edit) -> bool:
+    """It acts while the encoder reads the context, which is before the loop."""
+    return edit.site.startswith("encoder.")
+
+
+def check_positions(edits: Any, prompt: int, slots: int, context: int = 0) -> None:
+    """Positions that edits name must be reached: 0 .. slots-1; of what the encoder reads: 0 .. context-1.
 
     Raises:
       UserError: a position behind the last token that the model will see, or before the first.
@@ -103,7 +140,12 @@ def check_positions(edits: Any, prompt: int, slots: int) -> None:
             if isinstance(index, Tracer) or np.asarray(index).dtype == bool:
                 continue
             found = np.asarray(index).reshape(-1)
-            if len(bad := found[(found >= slots) | (found < -prompt)]):
+            if of_encoder(edit) or (axis == "key" and ".cross_attn." in edit.site):
+                if len(bad := found[(found >= context) | (found < -context)]):
+                    raise UserError(
+                        f"an edit of {edit.site!r} at {axis}={bad[0]}: the context has {context} positions."
+                    )
+            elif len(bad := found[(found >= slots) | (found < -prompt)]):
                 raise UserError(
                     f"an edit of {edit.site!r} at {axis}={bad[0]}: the prompt has {prompt} positions and {slots} are "
                     f"run in all, so 0 to {slots - 1} exist, and -1 (the newest) to {-prompt}."

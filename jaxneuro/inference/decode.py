@@ -47,14 +47,15 @@ def read_prompt(
     even: bool = True,
     start_at: int = 0,
     resid: Float[Array, "batch pos d_model"] | None = None,
+    context: Array | None = None,
+    context_mask: Bool[Array, "batch key"] | None = None,
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
     """Logits that follow each row's last real token, and the cache. The head runs at that one position only.
 
     even: every row's last position is a real token (no padding on the right), so that all rows go on at the same one.
     """
-    x, after = forward(
-        weights, tokens, cfg=cfg, mask=mask, cache=cache, stop_at=cfg.n_layers, start_at=start_at, resid=resid
-    )
+    part: dict[str, Any] = {"start_at": start_at, "resid": resid, "context": context, "context_mask": context_mask}
+    x, after = forward(weights, tokens, cfg=cfg, mask=mask, cache=cache, stop_at=cfg.n_layers, **part)
     if even:
         after = after._replace(at=cache.at + x.shape[1])
         last = x[:, -1:]

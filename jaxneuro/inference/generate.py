@@ -13,7 +13,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ..errors import UserError
 from ..models import Config, Transformer, Weights, init_cache
 from ..taps import intervene
-from .checks import check_ids, check_model, check_positions, check_prompt, dtype_of, last_real
+from .checks import (
+    check_ids,
+    check_model,
+    check_positions,
+    check_prompt,
+    check_source,
+    dtype_of,
+    edits_of,
+    last_real,
+    of_encoder,
+)
 from .decode import Rules, State, begin, read_prompt, until
 from .sampling import as_tree, greedy, row_keys
 
@@ -37,6 +47,8 @@ def generate(
     tokens: Int[Array, "batch pos"],
     *,
     mask: Bool[Array, "batch pos"] | None = None,
+    context: Int[Array, "batch key"] | Float[Array, "batch key d_model"] | None = None,
+    context_mask: Bool[Array, "batch key"] | None = None,
     max_new: int,
     sampler: Any = greedy,
     key: Key[Array, ""] | None = None,
@@ -58,6 +70,8 @@ def generate(
       mask: True at real tokens, padding on either side; None: no padding. As in `forward`, positions count from the
         left edge (real tokens only in models with `Config.masked_positions`). A row goes on at the position behind its
         last real token.
+      context, context_mask: of a model with an encoder: what the encoder reads, once (`forward`). Prompts are then how
+        its answers begin, for T5 [[0]] * batch. Edits of sites of the encoder act there.
       max_new: tokens per row, at most.
       sampler: `greedy`, a `Sampler`, or a function (logits [batch, vocab], keys [batch]) -> tokens [batch].
       key: of the draws. One row's draws do not depend on the other rows. None: `jax.random.key(0)`.
@@ -73,9 +87,9 @@ def generate(
     Returns:
       Generated, on the device.
     Raises:
-      UserError: before any compute: not a decoder; empty prompts, ids outside the vocabulary, prompts and max_new
-        beyond the context; edits of sites, layers or positions that do not exist; a rope that cannot be kept in a cache
-        at these lengths (`init_cache`).
+      UserError: before any compute: not a decoder; a context that is missing or misshapen; empty prompts, ids outside
+        the vocabulary, prompts and max_new beyond the context; edits of sites, layers or positions that do not exist; a
+        rope that cannot be kept in a cache at these lengths (`init_cache`).
     Example:
       >>> from jaxneuro.models import Config, Transformer, init
       >>> from jaxneuro.taps import add
@@ -86,9 +100,12 @@ def generate(
       (2, 4)
     """
     cfg = model.cfg
-    check_model(cfg)
+    check_model(cfg, alone=False)
     ids, real = check_prompt(cfg, tokens, mask, max_new)
-    check_positions((edits, prompt_edits), ids.shape[1], ids.shape[1] + max_new - 1)
+    source = check_source(cfg, context, context_mask, len(ids))
+    read = 0 if source[0] is None else source[0].shape[1]
+    check_positions((edits, prompt_edits), ids.shape[1], ids.shape[1] + max_new - 1, read)
+    later = [edit for edit in edits_of(edits) if not of_encoder(edit)]
     if every < 1:
         raise UserError(f"every={every}; it is a number of steps, at least 1.")
     rules = Rules(
@@ -100,8 +117,8 @@ def generate(
     shortest, even = last_real(real)
     where: dict[str, Any] = {"cfg": cfg, "new": max_new, "even": even, "shortest": shortest}
     real = None if real.all() else jnp.asarray(real)
-    first = (model.weights, jnp.asarray(ids), real, (edits, prompt_edits), rules)
-    check_edits(first, where)
+    first = (model.weights, jnp.asarray(ids), real, source, (edits, prompt_edits), rules)
+    check_edits(first, later, where)
     state = start(*first, **where)
     done = 1
     while True:
@@ -112,23 +129,24 @@ def generate(
         if done >= max_new or bool(jnp.all(state.finished)):
             return Generated(state.tokens, state.lengths, state.finished, state.log_probs)
         limit = max_new if on_token is None else min(done + every, max_new)
-        state = go_on(model.weights, state, edits, rules, jnp.int32(limit), cfg=cfg)
+        state = go_on(model.weights, state, later, rules, jnp.int32(limit), cfg=cfg)
         done = int(state.step)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "new", "even", "shortest"))
 def start(
-    weights: Weights, tokens: Array, mask: Array | None, edits: Any, rules: Rules, *, cfg: Config, new: int, even: bool,
-    shortest: int,
+    weights: Weights, tokens: Array, mask: Array | None, source: tuple[Array | None, Array | None], edits: Any,
+    rules: Rules, *, cfg: Config, new: int, even: bool, shortest: int,
 ) -> State:  # fmt: skip
     """The pass over the prompt, and the first token."""
     batch, length = tokens.shape
     cache = init_cache(cfg, batch, length + new - 1, dtype_of(weights), shortest=shortest)
 
-    def prompt(weights: Weights, tokens: Array, mask: Array | None) -> tuple[Array, Any]:
-        return read_prompt(weights, tokens, mask, cache, cfg=cfg, even=even)
+    def prompt(weights: Weights, tokens: Array, mask: Array | None, *source: Array | None) -> tuple[Array, Any]:
+        read = dict(zip(("context", "context_mask"), source, strict=True))
+        return read_prompt(weights, tokens, mask, cache, cfg=cfg, even=even, **read)
 
-    logits, cache = intervene(prompt, edits)(weights, tokens, mask)
+    logits, cache = intervene(prompt, edits)(weights, tokens, mask, *source)
     return begin(logits, cache, rules, new=new)
 
 
@@ -138,8 +156,8 @@ def go_on(weights: Weights, state: State, edits: Any, rules: Rules, limit: Array
     return until(weights, state, edits, rules, limit, cfg=cfg)
 
 
-def check_edits(first: tuple[Any, ...], where: dict[str, Any]) -> None:
+def check_edits(first: tuple[Any, ...], edits: Any, where: dict[str, Any]) -> None:
     """Make both programs without running them: an edit that cannot be made in either raises now."""
-    weights, _, _, (edits, _), rules = first
+    weights, *_, rules = first
     state = jax.eval_shape(functools.partial(start, **where), *first)
     jax.eval_shape(functools.partial(go_on, cfg=where["cfg"]), weights, state, edits, rules, jnp.int32(0))

@@ -100,5 +100,6 @@ from .relative import RelativeBias as RelativeBias
 from .rope import Rope as Rope
 from .sharding import shardings as shardings
 from .stepping import step as step
+from .transformer import encode as encode
 from .transformer import forward as forward
 from .transformer import unembedding as unembedding

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..taps import tap, wants
+from .quantised import matmul
 
 _log = logging.getLogger("jaxneuro.models")
 
@@ -36,7 +37,7 @@ class Visible(NamedTuple):
     mask: Bool[Array, "batch key"] | None
     start: Int[Array, ""] | Int[Array, "batch"] | int | None = None
     """Which key is the first query's own, with a cache; None: there are as many keys as queries."""
-    bias: Float[Array, "head query key"] | None = None
+    bias: Float[Array, "*batch head query key"] | None = None
     """Added to the scaled scores: T5's relative positions."""
 
     def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
@@ -65,14 +66,15 @@ def attend(
     layer: Int[Array, ""],
     *,
     softcap: float | None = None,
+    site: str = "blocks.attn",
 ) -> Float[Array, "batch pos head d_head"]:
     """softmax(scale q k^T + bias + mask) v per head, softmax in float32; query head n uses key head n // (N/K).
 
     softcap: scores s become softcap * tanh(s / softcap), before bias and mask.
     """
     q = q * jnp.asarray(scale, q.dtype)
-    if wants("blocks.attn.scores", "blocks.attn.pattern"):
-        return _explicit(q, k, v, visible, layer, softcap)
+    if wants(f"{site}.scores", f"{site}.pattern"):
+        return _explicit(q, k, v, visible, layer, softcap, site)
     if softcap is None and visible.start is None and visible.bias is None and _cudnn_takes(q):
         return jax.lax.platform_dependent(
             q,
@@ -84,6 +86,26 @@ def attend(
     return _chunked(q, k, v, visible, softcap)
 
 
+def project(x: Array, w: Any, b: Array | None) -> Float[Array, "batch pos head d_head"]:
+    """A linear map to heads."""
+    y = matmul(x, w)
+    return y if b is None else y + b.astype(y.dtype)
+
+
+def written(
+    w: dict[str, Any], z: Array, layer: Array, at: Any, site: str = "blocks.attn"
+) -> Float[Array, "batch pos d_model"]:
+    """What the heads write to the residual stream, each from its mixture z of values."""
+    z = tap(z, f"{site}.z", layer=layer, pos=at, axes=("batch", "pos", "head", "d_head"))
+    if wants(f"{site}.result"):
+        each = jnp.einsum("btnh,nhd->btnd", z, w["wo"].astype(z.dtype))
+        axes = ("batch", "pos", "head", "d_model")
+        out = tap(each, f"{site}.result", layer=layer, pos=at, axes=axes).sum(2)
+    else:
+        out = matmul(z.reshape(*z.shape[:2], -1), w["wo"], inputs=2)
+    return out if "bo" not in w else out + w["bo"].astype(out.dtype)
+
+
 def _scores(
     q: Array, k: Array, pairs: Array | None, softcap: float | None, bias: Array | None
 ) -> Float[Array, "batch kv_head group q k"]:
@@ -93,17 +115,17 @@ def _scores(
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
-        scores = scores + bias.reshape(scores.shape[1:])
+        scores = scores + bias.reshape(-1, *scores.shape[1:])
     return scores if pairs is None else jnp.where(pairs[:, None, None], scores, MASKED)
 
 
-def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array, softcap: float | None) -> Array:
+def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array, softcap: float | None, site: str) -> Array:
     (b, t, n, h), s = q.shape, k.shape[1]
     place: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
     scores = _scores(q, k, visible.pairs(jnp.arange(t), jnp.arange(s)), softcap, visible.bias).reshape(b, n, t, s)
-    scores = tap(scores, "blocks.attn.scores", **place)
+    scores = tap(scores, f"{site}.scores", **place)
     pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    pattern = tap(pattern, "blocks.attn.pattern", **place)
+    pattern = tap(pattern, f"{site}.pattern", **place)
     grouped = pattern.reshape(b, v.shape[2], -1, t, s)
     return jnp.einsum("bkgts,bskh->btkgh", grouped, v).reshape(b, t, n, h)
 
@@ -116,7 +138,7 @@ def _chunked(q: Array, k: Array, v: Array, visible: Visible, softcap: float | No
         stop = min(start + chunk, length)
         last = stop if visible.causal and visible.start is None else k.shape[1]
         pairs = visible.pairs(jnp.arange(start, stop), jnp.arange(last))
-        bias = None if visible.bias is None else visible.bias[:, start:stop, :last]
+        bias = None if visible.bias is None else visible.bias[..., start:stop, :last]
         outs.append(_softmax_values(_scores(q[:, start:stop], k[:, :last], pairs, softcap, bias), v[:, :last]))
     return jnp.concatenate(outs, axis=1)
 
@@ -153,6 +175,5 @@ def _cudnn(q: Array, k: Array, v: Array, visible: Visible, implementation: Liter
     run = functools.partial(jax.nn.dot_product_attention, q, k, v, scale=1.0, implementation=implementation)
     if visible.mask is None and visible.window is None:
         return run(is_causal=visible.causal)  # a mask would be read as a [batch, 1, query, key] bias
-    at = jnp.arange(q.shape[1])
-    pairs = visible.pairs(at, at)
+    pairs = visible.pairs(jnp.arange(q.shape[1]), jnp.arange(k.shape[1]))
     return run(mask=None if pairs is None else pairs[:, None])

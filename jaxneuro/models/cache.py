@@ -11,6 +11,14 @@ from ..errors import UserError
 from .config import Config
 
 
+class Kept(NamedTuple):
+    """Keys and values that all layers of a decoder make of what its encoder read, for every new token to attend to."""
+
+    k: Float[Array, "layer batch key kv_head d_head"]
+    v: Float[Array, "layer batch key kv_head d_head"]
+    real: Bool[Array, "batch key"]
+
+
 class Cache(NamedTuple):
     """What `forward` remembers of the tokens before. Slot s holds position s, in every row.
 
@@ -24,6 +32,8 @@ class Cache(NamedTuple):
     at: int | Int[Array, ""] | Int[Array, "batch"]
     """Position of the next token, of all rows or of each. While it is a Python int, nothing is computed for the slots
     that are still empty."""
+    context: Kept | None = None
+    """Of a model with an encoder: there once `forward` was given a context."""
 
     def positions(self, n: int) -> Int[Array, "n"] | Int[Array, "batch n"]:
         """Those of the next n tokens."""
@@ -33,10 +43,13 @@ class Cache(NamedTuple):
         """With k and v [batch, n, kv_head, d_head] of the next n tokens in one layer."""
         return self._replace(k=_write(self.k, layer, k, self.at), v=_write(self.v, layer, v, self.at))
 
+    def seen(self, n: int) -> int:
+        """How many slots the next n tokens look at, as far as it is known when the program is made."""
+        return self.at + n if isinstance(self.at, int) else self.k.shape[2]
+
     def read(self, layer: Array, n: int) -> tuple[Array, Array]:
         """(k, v) of one layer, up to the next n tokens where that is known when the program is made."""
-        last = self.at + n if isinstance(self.at, int) else self.k.shape[2]
-        size = (1, self.k.shape[1], last, *self.k.shape[3:])
+        size = (1, self.k.shape[1], self.seen(n), *self.k.shape[3:])
         zero = jnp.int32(0)
         k, v = (jax.lax.dynamic_slice(a, (layer, *[zero] * 4), size)[0] for a in (self.k, self.v))
         return k, v

@@ -44,6 +44,14 @@ class Image:
 
 
 _OF_TOKENS = ("d_embed", "embed_scale", "masked_positions", "position_offset", "n_token_types", "tied")
+# How a model with an encoder is; nothing else is known of cross-attention.
+_OF_DECODERS: Final = {
+    **dict.fromkeys(("parallel", "qk_norm", "layer_scale", "learned_positions", "embed_norm"), False),
+    **dict.fromkeys(("attn_softcap", "image"), None),
+    "causal": True,
+    "norm_placement": "pre",
+    "n_token_types": 0,
+}
 _OF_ATTENTION: Final = ("n_heads", "n_kv_heads", "d_head", "d_mlp", "n_ctx")
 # What a model with a mixer may still choose: everything before, between and after its layers.
 _OF_MIXERS: Final = (
@@ -133,6 +141,9 @@ class Config:
     """Of the layers with a window, where it is another one (Gemma 3); None: `rope`."""
     relative: RelativeBias | None = None
     """Positions are a learned number per distance, added to the scores of all layers alike (T5)."""
+    encoder: "Config | None" = None
+    """The stack whose last hidden state every layer also attends to, between attention and MLP: its weights are under
+    "encoder", its token embedding is this model's (T5)."""
     learned_positions: bool = False
     position_offset: int = 0
     """Rows of the position table before that of position 0 (OPT 2, RoBERTa 2)."""
@@ -158,6 +169,8 @@ class Config:
     """False: the model ends in its last hidden state (an encoder, a base model)."""
     tied: bool = False
     """The unembedding is the transposed token embedding."""
+    head_scale: bool = False
+    """The last hidden state is divided by sqrt(d_model) before the unembedding (T5 1.0)."""
     head_transform: bool = False
     """BERT's masked-token head: dense, act, LayerNorm before the unembedding."""
     head_act: Literal["gelu"] | None = None
@@ -212,6 +225,8 @@ class Config:
             raise UserError("head_transform has d_model coordinates, the unembedding d_embed: one of them.")
         if self.experts is not None and (not self.gated or self.mlp_bias):
             raise UserError("experts are gated MLPs without biases: set gated=True and mlp_bias=False.")
+        if self.encoder is not None:
+            self._check_encoder(self.encoder)
         if self.one_norm and not self.parallel:
             raise UserError("one_norm is a switch of parallel blocks: set parallel=True too.")
         if self.parallel and self.norm_placement != "pre":
@@ -224,6 +239,15 @@ class Config:
             raise UserError(f"windows has {len(self.windows)} entries for {self.n_layers} layers.")
         elif not self.causal:
             raise UserError("windows look back from a query, so they need causal=True.")
+
+    def _check_encoder(self, encoder: "Config") -> None:
+        if encoder.causal or encoder.has_head or encoder.image or encoder.mixer or encoder.encoder:
+            raise UserError("an encoder reads tokens, both ways, and ends in its hidden state: causal, has_head False.")
+        if odd := [name for name, usual in _OF_DECODERS.items() if getattr(self, name) != usual]:
+            raise UserError(f"a model with an encoder has {odd[0]}={_OF_DECODERS[odd[0]]!r}.")
+        shared = ("d_model", "d_vocab", "d_embed", "learned_positions", "n_token_types", "embed_norm")
+        if odd := [name for name in shared if getattr(self, name) != getattr(encoder, name)]:
+            raise UserError(f"a model and its encoder share the embedding, so they have one {odd[0]}.")
 
     def _check_mixer(self, mixer: Mixer) -> None:
         object.__setattr__(self, "rope", None)

@@ -184,7 +184,7 @@ def config_to_hf(cfg: Config) -> dict[str, Any]:
     if cfg.rope is not None and family.rope is not None:
         hf |= ropes_to_hf(cfg.rope, cfg.local_rope, family.rope, cfg.d_head)
     hf |= _windows_to_hf(cfg, family)
-    _check_same(cfg, config_from_hf(hf))
+    _check_same(cfg, config_from_hf(hf), family)
     return hf
 
 
@@ -208,8 +208,9 @@ def _windows_to_hf(cfg: Config, family: Family) -> dict[str, Any]:
 _DECIDED_BY_TENSORS: Final = ("has_head", "pooler")
 
 
-def _check_same(cfg: Config, back: Config) -> None:
-    names = [n for n in Config.__dataclass_fields__ if n not in _DECIDED_BY_TENSORS]
+def _check_same(cfg: Config, back: Config, family: Family) -> None:
+    decided = (*_DECIDED_BY_TENSORS, "tied") if family.untied_if_stored else _DECIDED_BY_TENSORS
+    names = [n for n in Config.__dataclass_fields__ if n not in decided]
     if different := [n for n in names if getattr(cfg, n) != getattr(back, n)]:
         listed = ", ".join(f"{n}={getattr(cfg, n)!r}" for n in different)
         raise UserError(f"a Hugging Face {cfg.family} model cannot express {listed}. Choose another family for saving.")

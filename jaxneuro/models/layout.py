@@ -28,14 +28,10 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
     bias = None if cfg.norm == "plain" else cfg.norm == "layer"
     block = {
         **_norm("ln1", bias),
-        "attn.wq": ("embed", "heads", "head"),
-        "attn.wk": ("embed", "kv_heads", "head"),
-        "attn.wv": ("embed", "kv_heads", "head"),
-        "attn.wo": ("heads", "head", "embed"),
-        **_when(cfg.qkv_bias, {"attn.bq": ("heads", "head"), "attn.bk": ("kv_heads", "head")}),
-        **_when(cfg.qkv_bias, {"attn.bv": ("kv_heads", "head")}),
-        **_when(cfg.out_bias, {"attn.bo": ("embed",)}),
+        **_attention("attn", cfg),
         **_when(cfg.qk_norm, {**_norm("attn.q_norm", bias, "head"), **_norm("attn.k_norm", bias, "head")}),
+        **_when(cfg.relative is not None and cfg.relative.per_layer, {"attn.relative": ("bucket", "heads")}),
+        **_when(cfg.encoder is not None, {**_norm("ln_cross", bias), **_attention("cross_attn", cfg)}),
         **_when(not cfg.one_norm, _norm("ln2", bias)),
         **_when(cfg.layer_scale, {"ls1": ("embed",), "ls2": ("embed",)}),
         **_when(cfg.norm_placement == "sandwich", {**_norm("ln1_post", bias), **_norm("ln2_post", bias)}),
@@ -48,7 +44,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
         **_when(cfg.embed_norm, _norm("embed.norm", bias)),
         **(_mixer(cfg.mixer, bias) if cfg.mixer else {f"blocks.{n}": ("layer", *axes) for n, axes in block.items()}),
-        **_when(cfg.relative is not None, {"relative.table": ("bucket", "heads")}),
+        **_when(cfg.relative is not None and not cfg.relative.per_layer, {"relative.table": ("bucket", "heads")}),
         **_when(cfg.norm_placement != "post", _norm("final_norm", bias)),
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
         **_when(cfg.has_head and cfg.head_transform, _head_transform(bias)),
@@ -57,7 +53,25 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.pooler, _attention_pooler() if cfg.pool_from == "attention" else _POOLER),
         **_when(cfg.d_projection is not None, {"projection.w": ("embed", "projected")}),
         **_when(cfg.d_projection is not None and cfg.projection_bias, {"projection.b": ("projected",)}),
+        **({} if cfg.encoder is None else _encoder(cfg.encoder)),
     }
+
+
+def _encoder(cfg: Config) -> dict[str, tuple[str, ...]]:
+    """Its leaves, without the embedding, which is the decoder's."""
+    return {f"encoder.{leaf}": axes for leaf, axes in layout(cfg).items() if not leaf.startswith("embed.")}
+
+
+def _attention(name: str, cfg: Config) -> dict[str, tuple[str, ...]]:
+    leaves = {
+        "wq": ("embed", "heads", "head"),
+        "wk": ("embed", "kv_heads", "head"),
+        "wv": ("embed", "kv_heads", "head"),
+        "wo": ("heads", "head", "embed"),
+        **_when(cfg.qkv_bias, {"bq": ("heads", "head"), "bk": ("kv_heads", "head"), "bv": ("kv_heads", "head")}),
+        **_when(cfg.out_bias, {"bo": ("embed",)}),
+    }
+    return {f"{name}.{leaf}": axes for leaf, axes in leaves.items()}
 
 
 _POOLER: Final = {"pooler.w": ("embed", "embed_out"), "pooler.b": ("embed_out",)}
@@ -131,8 +145,10 @@ def _head_transform(bias: bool | None) -> dict[str, tuple[str, ...]]:
     return {**dense, **_norm("head.norm", bias)}
 
 
-def sizes(cfg: Config) -> dict[str, int]:
-    """Length of every axis that `layout` names."""
+def sizes(cfg: Config, leaf: str = "") -> dict[str, int]:
+    """Length of every axis that `layout` names at a leaf: of the encoder's, if it is one of its leaves."""
+    if cfg.encoder is not None and leaf.startswith("encoder."):
+        return sizes(cfg.encoder)
     return {
         "vocab": cfg.d_vocab,
         "pos": cfg.n_ctx + cfg.position_offset,
@@ -160,8 +176,9 @@ def _image_sizes(image: Image) -> dict[str, int]:
 
 def shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
     """{leaf: shape} of a configuration."""
-    size = sizes(cfg)
-    return {leaf: tuple(size[a] for a in axes) for leaf, axes in layout(cfg).items()}
+    stack, encoder = sizes(cfg), sizes(cfg, "encoder.")
+    table = {leaf: (encoder if leaf.startswith("encoder.") else stack, axes) for leaf, axes in layout(cfg).items()}
+    return {leaf: tuple(size[a] for a in axes) for leaf, (size, axes) in table.items()}
 
 
 def nest(flat: Mapping[str, Any]) -> Weights:

@@ -56,7 +56,7 @@ def rows(cfg: Config, family: Family) -> Iterator[Row]:
         leaves = (leaves,) if isinstance(leaves, str) else leaves
         if all(leaf in table for leaf in leaves):
             axes = tuple(a for a in table[leaves[0]] if a not in stacked_axes(key))
-            yield Row(key, leaves, pattern, axes, {**sizes(cfg), "part": len(leaves)})
+            yield Row(key, leaves, pattern, axes, {**sizes(cfg, leaves[0]), "part": len(leaves)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +99,8 @@ def as_stored(cfg: Config, family: Family, names: dict[str, str]) -> Config:
     bare = not any(name.startswith(family.prefix) for name in names.values())
     if not family.optional and bare and not cfg.tied and family.head not in names:
         found["has_head"] = False  # a base model, saved without the head that its config speaks of
+    if family.untied_if_stored and cfg.has_head:
+        found["tied"] = family.head not in names
     return dataclasses.replace(cfg, **found)
 
 

@@ -31,6 +31,8 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         remat: str | None = None,
         cache: Cache | None = None,
         hidden_patches: Bool[Array, "batch patch"] | None = None,
+        context: Array | None = None,
+        context_mask: Bool[Array, "batch key"] | None = None,
     ) -> Any:
         """See `jaxneuro.models.forward`."""
         part: dict[str, Any] = {
@@ -40,6 +42,8 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
             "remat": remat,
             "cache": cache,
             "hidden_patches": hidden_patches,
+            "context": context,
+            "context_mask": context_mask,
         }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 

@@ -26,10 +26,13 @@ from .layout import Weights, flatten, nest
 
 FORMATS: Final[dict[np.dtype, float]] = {np.dtype(jnp.int8): 127.0, np.dtype(jnp.float8_e4m3fn): 448.0}
 """dtype -> the largest number that is used."""
+_OF_BLOCKS: Final = {
+    **{f"{kind}.w{name}": 2 if name == "o" else 1 for kind in ("attn", "cross_attn") for name in "qkvo"},
+    **dict.fromkeys(("mlp.gate", "mlp.up", "mlp.down"), 1),
+}
 INPUTS: Final = {
-    **dict.fromkeys(("blocks.attn.wq", "blocks.attn.wk", "blocks.attn.wv"), 1),
-    "blocks.attn.wo": 2,
-    **dict.fromkeys(("blocks.mlp.gate", "blocks.mlp.up", "blocks.mlp.down", "head.w"), 1),
+    **{f"{stack}blocks.{leaf}": n for stack in ("", "encoder.") for leaf, n in _OF_BLOCKS.items()},
+    "head.w": 1,
 }
 """Leaf -> how many of its axes (after that of layers) are summed over; the others are output channels."""
 
@@ -131,7 +134,7 @@ def quantise(weights: Weights, dtype: Any) -> Weights:
     def one(leaf: str, a: Any) -> Any:
         if leaf not in INPUTS:
             return a
-        return quantise_matrix(a, INPUTS[leaf], dtype, stacked=leaf.startswith("blocks."))
+        return quantise_matrix(a, INPUTS[leaf], dtype, stacked="blocks." in leaf)
 
     return nest({leaf: one(leaf, a) for leaf, a in flatten(weights).items()})
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""T5's positions: a learned number per head and bucket of distances, added to the scores of every layer alike."""
+"""T5's positions: a learned number per head and bucket of distances, added to the scores of every layer."""
 
 import dataclasses
 import math
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..errors import UserError
 
@@ -24,6 +24,8 @@ class RelativeBias:
     """In all; without a causal mask one half of them is for keys after the query."""
     max_distance: int = 128
     """From here on all distances are one."""
+    per_layer: bool = False
+    """Every layer has a table of its own (UMT5)."""
 
     def __post_init__(self):
         if self.buckets < 4 or self.buckets % 4:
@@ -40,14 +42,24 @@ class RelativeBias:
         far = near + (ratio / np.float32(math.log(self.max_distance / near)) * np.float32(n - near)).astype(np.int32)
         return np.where(distance < near, distance, np.minimum(far, n - 1)).astype(np.int32)
 
-    def scores(self, table: Float[Array, "bucket head"], length: int, *, causal: bool) -> Float[Array, "head q k"]:
+    def scores(
+        self,
+        table: Float[Array, "bucket head"],
+        length: int,
+        *,
+        causal: bool,
+        at: Int[Array, "*batch q"] | None = None,
+    ) -> Float[Array, "*batch head q k"]:
         """What is added to the score of every pair of positions.
 
+        Args:
+          length: number of keys.
+          at: positions of the queries; None: those of the keys.
         Source: arXiv 1910.10683; transformers' T5.
         """
-        at = np.arange(length)
-        offset = at[None, :] - at[:, None]
-        before = self.bucket_of(length, causal=causal)[np.abs(offset)]
-        after = np.zeros_like(before) if causal else before + self.buckets // 2  # causal: masked anyway
-        buckets = np.where(offset > 0, after, before)
-        return jnp.take(table, jnp.asarray(buckets, jnp.int32), axis=0).transpose(2, 0, 1).astype(jnp.float32)
+        keys = jnp.arange(length, dtype=jnp.int32)
+        offset = keys - (keys if at is None else at)[..., None]
+        before = jnp.take(jnp.asarray(self.bucket_of(length, causal=causal)), jnp.abs(offset), axis=0)
+        after = jnp.int32(0) if causal else before + jnp.int32(self.buckets // 2)  # causal: masked anyway
+        buckets = jnp.where(offset > 0, after, before)
+        return jnp.moveaxis(jnp.take(table, buckets, axis=0), -1, -3).astype(jnp.float32)

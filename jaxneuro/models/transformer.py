@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
-from ..taps import tap, wants
-from .attention import Visible, attend
-from .cache import Cache
+from ..taps import scope, tap
+from .attention import Visible, attend, project, written
+from .cache import Cache, Kept
 from .classify import classified
 from .config import Config
+from .cross import Context, check_context, cross_attention, seen_by
 from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
@@ -49,6 +50,8 @@ def forward(
     remat: str | None = None,
     cache: Cache | None = None,
     hidden_patches: Bool[Array, "batch patch"] | None = None,
+    context: Int[Array, "batch key"] | Float[Array, "batch key d_model"] | None = None,
+    context_mask: Bool[Array, "batch key"] | None = None,
 ) -> Any:
     """Run the model, or a part of its stack.
 
@@ -74,12 +77,16 @@ def forward(
       hidden_patches: of a model of pictures with a mask token (DINOv2): True at patches whose embedding that token
         replaces, as in training, before positions are added. Unlike those that `mask` leaves out, others attend to
         them. (`mask` counts all tokens of a picture: learned ones, registers, patches.)
+      context: for a model with an encoder (`Config.encoder`): the encoder's token ids, or what `encode` made of them.
+        With a cache once: it keeps the keys and values that all layers make of it.
+      context_mask: True at real tokens of the context; None: all real.
     Returns:
       Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
       (after the final norm); with stop_at the residual stream [batch, pos, d_model]. With a cache: (that, the cache
       with the layers that ran written and `at` behind the last real token of each row).
     Raises:
-      UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has.
+      UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has;
+        a context that is missing, misshapen, or given to a model without an encoder.
     Source: arXiv 1706.03762, 1810.04805, 2302.13971 and the transformers implementations; parity tests at 1e-5.
     Example:
       >>> import jax
@@ -92,6 +99,10 @@ def forward(
     _check_range(cfg, tokens.shape, start_at, stop, resid)
     if hidden_patches is not None:
         check_hidden(hidden_patches, cfg, tokens.shape[0], resid)
+    if start_at < stop or context is not None:
+        check_context(cfg, context, context_mask, cache, tokens.shape[0])
+    if context is not None and context.ndim == 2:
+        context = encode(weights, context, cfg=cfg, mask=context_mask, remat=remat)
     if resid is not None:
         x = resid
     elif cfg.image is not None:
@@ -103,10 +114,46 @@ def forward(
         x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop), remat=remat)
         after = None
     else:
-        bias = _relative(weights, n, cfg)
-        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache, bias)
+        bias = _relative(weights.get("relative", {}).get("table"), n, cfg, cache)
+        seen, cache = seen_by(weights["blocks"].get("cross_attn"), context, context_mask, cache)
+        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache, bias, seen)
     x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
     return x if after is None else (x, after.advanced(mask, n))
+
+
+def encode(
+    weights: Weights,
+    tokens: Int[Array, "batch key"],
+    *,
+    cfg: Config,
+    mask: Bool[Array, "batch key"] | None = None,
+    remat: str | None = None,
+) -> Float[Array, "batch key d_model"]:
+    """What the encoder of a model makes of a text: its last hidden state, the context of `forward`.
+
+    Its sites are those of any model, under `encoder.`: "encoder.blocks.3.mlp.post".
+
+    Args:
+      weights, cfg: of the whole model.
+      mask: True at real tokens; None: all real.
+      remat: as in `forward`.
+    Raises:
+      UserError: the model has no encoder.
+    Source: arXiv 1910.10683; parity with transformers at 1e-5.
+    Example:
+      >>> import jax
+      >>> from jaxneuro.models import Config, encode, forward, init
+      >>> sizes = dict(d_model=8, n_heads=4, n_kv_heads=4, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+      >>> cfg = Config(n_layers=2, **sizes, encoder=Config(n_layers=1, **sizes, causal=False, has_head=False))
+      >>> weights, text = init(cfg, jax.random.key(0)), jax.numpy.ones((1, 7), "int32")
+      >>> forward(weights, text[:, :3], cfg=cfg, context=encode(weights, text, cfg=cfg)).shape
+      (1, 3, 32)
+    """
+    if cfg.encoder is None:
+        raise UserError(f"this {cfg.family} model has no encoder of its own: run it with forward.")
+    own = {**weights["encoder"], "embed": weights["embed"]}
+    with scope("encoder"):
+        return forward(own, tokens, cfg=cfg.encoder, mask=mask, remat=remat)
 
 
 def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, resid: Array | None) -> None:
@@ -187,10 +234,13 @@ def _positions(
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 
 
-def _relative(weights: Weights, length: int, cfg: Config) -> Float[Array, "head query key"] | None:
-    if cfg.relative is None:
+def _relative(table: Array | None, n: int, cfg: Config, cache: Cache | None) -> Array | None:
+    """Scores [head, query, key] (with rows of their own positions [batch, ...]) of the next n tokens."""
+    if cfg.relative is None or table is None:
         return None
-    return cfg.relative.scores(weights["relative"]["table"], length, causal=cfg.causal)
+    if cache is None:
+        return cfg.relative.scores(table, n, causal=cfg.causal)
+    return cfg.relative.scores(table, cache.seen(n), causal=cfg.causal, at=cache.positions(n))
 
 
 def _stack(
@@ -203,6 +253,7 @@ def _stack(
     remat: str | None = None,
     cache: Cache | None = None,
     bias: Array | None = None,
+    seen: Context | Kept | None = None,
 ) -> tuple[Array, Cache | None]:
     length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
@@ -220,12 +271,13 @@ def _stack(
         (x, kv), (layer, w) = carry, of
         if w is None:  # a part of the stack
             w = layer_of(blocks, layer)
-        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, bias)
+        own = _relative(w["attn"]["relative"], x.shape[1], cfg, cache) if "relative" in w["attn"] else bias
+        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, own)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)
         before = None if cache is None else cache._replace(k=kv[0], v=kv[1])
-        x, after = _block(w, x, cfg, visible, angles, layer, before)
+        x, after = _block(w, x, cfg, visible, angles, layer, before, seen)
         return (x, None if after is None else (after.k, after.v)), None
 
     if start == stop:
@@ -237,7 +289,14 @@ def _stack(
 
 
 def _block(
-    w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array, cache: Cache | None
+    w: Weights,
+    x: Array,
+    cfg: Config,
+    visible: Visible,
+    angles: Any,
+    layer: Array,
+    cache: Cache | None,
+    seen: Context | Kept | None,
 ) -> tuple[Array, Cache | None]:
     def site(value: Array, name: str, axes: tuple[str, ...] = _RESIDUAL) -> Array:
         return tap(value, f"blocks.{name}", layer=layer, pos=visible.start, axes=axes)
@@ -263,6 +322,11 @@ def _block(
         x = x + site(attention(first), "attn_out") + site(mlp(first if cfg.one_norm else normed(x, "ln2")), "mlp_out")
     elif cfg.norm_placement == "pre":
         x = site(x + site(attention(normed(x, "ln1")), "attn_out"), "resid_mid")
+        if seen is not None:
+            out = cross_attention(
+                w["cross_attn"], normed(x, "ln_cross"), seen, _scale(cfg, layer), layer, visible.start
+            )
+            x = site(x + site(out, "cross_attn_out"), "resid_mid_cross")
         x = x + site(mlp(normed(x, "ln2")), "mlp_out")
     elif cfg.norm_placement == "sandwich":
         x = site(x + site(normed(attention(normed(x, "ln1")), "ln1_post"), "attn_out"), "resid_mid")
@@ -277,7 +341,7 @@ def _attention(
     w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array, cache: Cache | None
 ) -> tuple[Array, Cache | None]:
     def heads(name: str) -> Array:
-        y = _project(x, w[f"w{name}"], w.get(f"b{name}"))
+        y = project(x, w[f"w{name}"], w.get(f"b{name}"))
         return tap(y, f"blocks.attn.{name}", layer=layer, pos=visible.start, axes=_HEADS)
 
     q, k, v = heads("q"), heads("k"), heads("v")
@@ -285,26 +349,16 @@ def _attention(
         q, k = _norm(q, w.get("q_norm", {}), cfg), _norm(k, w.get("k_norm", {}), cfg)
     if cfg.rope is not None:
         q, k = (rotate(a, *angles, interleaved=cfg.rope.interleaved) for a in (q, k))
-    scale = cfg.d_head**-0.5 if cfg.attn_scale is None else cfg.attn_scale
-    if cfg.attn_scale_by_layer:
-        scale = scale / (layer + 1).astype(jnp.float32)
     if cache is not None:
         cache = cache.write(layer, k, v)
         k, v = cache.read(layer, x.shape[1])
-    z = attend(q, k, v, visible, scale, layer, softcap=cfg.attn_softcap)
-    z = tap(z, "blocks.attn.z", layer=layer, pos=visible.start, axes=_HEADS)
-    if wants("blocks.attn.result"):
-        each = jnp.einsum("btnh,nhd->btnd", z, w["wo"].astype(z.dtype))
-        axes = ("batch", "pos", "head", "d_model")
-        out = tap(each, "blocks.attn.result", layer=layer, pos=visible.start, axes=axes).sum(2)
-    else:
-        out = matmul(z.reshape(*z.shape[:2], -1), w["wo"], inputs=2)
-    return (out if "bo" not in w else out + w["bo"].astype(out.dtype)), cache
+    z = attend(q, k, v, visible, _scale(cfg, layer), layer, softcap=cfg.attn_softcap)
+    return written(w, z, layer, visible.start), cache
 
 
-def _project(x: Array, w: Array, b: Array | None) -> Float[Array, "batch pos head d_head"]:
-    y = matmul(x, w)
-    return y if b is None else y + b.astype(y.dtype)
+def _scale(cfg: Config, layer: Array) -> Array | float:
+    scale = cfg.d_head**-0.5 if cfg.attn_scale is None else cfg.attn_scale
+    return scale / (layer + 1).astype(jnp.float32) if cfg.attn_scale_by_layer else scale
 
 
 def _mlp(w: Weights, x: Array, cfg: Config, site: Callable[..., Array]) -> Array:
@@ -363,6 +417,7 @@ def head(weights: Weights, x: Array, cfg: Config, at: Any = None) -> Float[Array
     else:
         if cfg.mixer is not None:  # whose residual stream may be wider than the weights
             x = x.astype(weights["embed"]["tok"].dtype)
+        x = x * jnp.asarray(cfg.d_model**-0.5, x.dtype) if cfg.head_scale else x
         logits = matmul(x, unembedding(weights, cfg))
     if "b" in head:
         logits = logits + head["b"].astype(logits.dtype)

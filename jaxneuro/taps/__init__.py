@@ -32,7 +32,7 @@ in `jax.jit`: without, every call stages the function anew. `sites(fn, *args)` l
 
 | file | what |
 |---|---|
-| `primitive.py` | `tap`, its derivative and batching rules, `wants` |
+| `primitive.py` | `tap`, its derivative and batching rules, `wants`, `scope` |
 | `names.py` | site strings |
 | `transforms.py`, `listing.py` | `capture`, `intervene`, `sweep`; `sites` |
 | `edits.py`, `views.py` | edits; selectors and broadcasting, by the names of axes |
@@ -62,6 +62,7 @@ from .edits import zero as zero
 from .listing import Site as Site
 from .listing import SiteTable as SiteTable
 from .listing import sites as sites
+from .primitive import scope as scope
 from .primitive import tap as tap
 from .primitive import wants as wants
 from .transforms import capture as capture

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tap: an identity primitive that gives a value inside a pure function a name, and costs nothing by itself."""
 
+import contextlib
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,24 @@ EVERYTHING = "*"
 # What the enclosing transforms ask for. It is part of the key of every jit cache, so a path chosen with `wants` is
 # never taken from a stale cache. Made once, at import, as JAX asks.
 wanted = jax.make_user_context(frozenset())
+_prefix = jax.make_user_context("")
+
+
+@contextlib.contextmanager
+def scope(name: str) -> Iterator[None]:
+    """Sites reached inside are called `name.` and what they are called otherwise: two models in one function.
+
+    Example:
+      >>> from jaxneuro.taps import sites
+      >>> def both(x):
+      ...     with scope("encoder"):
+      ...         x = tap(2 * x, "embed")
+      ...     return tap(x + 1, "embed")
+      >>> [site.name for site in sites(both, jnp.ones(3))]
+      ['encoder.embed', 'embed']
+    """
+    with _prefix(f"{_prefix.value}{name}."):
+        yield
 
 
 def tap(
@@ -51,6 +70,7 @@ def tap(
       Array([0., 1., 2.], dtype=float32)
     """
     x = jnp.asarray(x)
+    name = _prefix.value + name
     site = parse(name)
     if "*" in name or "@" in name or (site.layers is not None and (layer is not None or not site.single)):
         raise UserError(f"tap: {name!r} is not the name of one site. Write 'blocks.mlp.post' and pass layer=.")
@@ -87,7 +107,7 @@ def wants(*names: str) -> bool:
       False
     """
     asked = wanted.value
-    return EVERYTHING in asked or any(parse(n).base in asked for n in names)
+    return EVERYTHING in asked or any(parse(_prefix.value + n).base in asked for n in names)
 
 
 def split_operands(params: dict[str, Any], operands: Sequence[Any]) -> tuple[Any, Any]:

@@ -32,7 +32,11 @@ def test_what_was_loaded_is_saved_byte_for_byte(case, tmp_path):
     again = load(tmp_path)
     assert again.cfg == model.cfg
     equal(again, model)
-    keeps(FIXTURES / case, tmp_path, but={"rope_parameters", "dtype", "transformers_version"})
+    moved = {"rope_parameters", "dtype", "transformers_version"}
+    if case in ("t5-gated", "mt5"):  # of which transformers 5 says that they are tied, whatever it stores
+        assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is model.cfg.tied is False
+        moved.add("tie_word_embeddings")
+    keeps(FIXTURES / case, tmp_path, but=moved)
 
 
 def test_a_model_made_here_is_saved(model, tmp_path):

@@ -27,6 +27,7 @@ class Case:
         types = self.golden.get("token_types")
         self.inputs = (jnp.asarray(self.golden["tokens"]), jnp.asarray(self.mask))
         self.types: dict[str, Any] = {} if types is None else {"token_types": jnp.asarray(types)}
+        self.types |= {name: jnp.asarray(self.golden[name]) for name in {"context", "context_mask"} & {*self.golden}}
 
     def run(self, weights, cfg=None):
         """Logits (or last hidden) under highest matmul precision."""

@@ -15,15 +15,16 @@ from jaxneuro.models.attention import Visible
 from .conftest import CASES, open_case
 
 CFGS = {c: open_case(c).model.cfg for c in CASES}
-CAUSAL = [c for c, cfg in CFGS.items() if cfg.causal and cfg.image is None and cfg.mixer is None]
-OTHERS = sorted({*CASES} - {*CAUSAL})
+AS_UMT5 = ("t5", "t5-gated", "mt5")
+CAUSAL = [c for c, cfg in CFGS.items() if cfg.causal and cfg.image is None and cfg.mixer is None and c not in AS_UMT5]
+OTHERS = sorted({*CASES} - {*CAUSAL, *AS_UMT5})
 LENGTH, PROMPT, SHORT = 20, 16, 18
 TOLERANCE = 2e-5  # the same sums in another order: float32 rounding of these models' logits is up to 6e-6
 
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_cache_changes_nothing(name):
-    """Row 0 is padded on the left, row 1 on the right of the prompt, row 2 not at all."""
+    """Row 0 is padded on the left, row 1 on the right of the prompt, row 2 not at all. A context is read once."""
     case, rng = open_case(name), np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(0, case.model.cfg.d_vocab, (3, SHORT)), jnp.int32)
     mask = np.ones((3, SHORT), bool)
@@ -34,9 +35,9 @@ def test_a_cache_changes_nothing(name):
     # Operation by operation: families share what is compiled. Frequencies that depend on the length of the text are
     # those of the whole text here.
     with jax.disable_jit(), jax.default_matmul_precision("highest"):
-        whole = run(tokens, mask=jnp.asarray(mask))
+        whole = run(tokens, mask=jnp.asarray(mask), **case.types)
         cache = init_cache(case.model.cfg, 3, SHORT, shortest=SHORT)
-        first, cache = run(tokens[:, :PROMPT], mask=jnp.asarray(prompt_mask), cache=cache)
+        first, cache = run(tokens[:, :PROMPT], mask=jnp.asarray(prompt_mask), cache=cache, **case.types)
         np.testing.assert_allclose(first[prompt_mask], whole[:, :PROMPT][prompt_mask], atol=TOLERANCE)
         np.testing.assert_array_equal(cache.at, [PROMPT, 13, PROMPT])
         for _ in range(SHORT - PROMPT):

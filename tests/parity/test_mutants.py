@@ -94,6 +94,12 @@ def mutants(cfg: Config):
     out |= {f"windows {name}": {"windows": w} for name, w in other_windows(cfg).items()}
     out |= {f"relative{name}": {"relative": r} for name, r in other_relative(cfg).items()}
     out |= ropes
+    if cfg.encoder is not None:
+        if cfg.gated:  # the rest is t5, which is not
+            out = {name: out[name] for name in out if name.startswith(("act", "gated", "tied", "head_", "relative"))}
+        # Every switch of an encoder has a case of its own; here: that its own are read.
+        own = ("norm_eps", "gated", "attn_scale", "relative.max_distance")
+        out |= {f"encoder.{name}": {"encoder": other} for name, other in mutants(cfg.encoder).items() if name in own}
     if cfg.rope is not None and cfg.windows:
         out["local_rope"] = {"local_rope": None if cfg.local_rope else dataclasses.replace(cfg.rope, theta=7.0)}
     return {name: m for name, change in out.items() if (m := changed(cfg, change)) is not None}
@@ -146,7 +152,8 @@ def other_relative(cfg):
     now = cfg.relative
     if now is None:
         return {}
-    return {"": None, ".max_distance": dataclasses.replace(now, max_distance=now.max_distance + 4)}
+    other = {"max_distance": now.max_distance + 4, "per_layer": not now.per_layer}
+    return {"": None} | {f".{name}": dataclasses.replace(now, **{name: value}) for name, value in other.items()}
 
 
 def other_experts(cfg):
@@ -208,9 +215,9 @@ def test_wrong_switches_change_the_output(case):
             if out.shape == case.golden["out"].shape and case.error(out) < CAUGHT:
                 survivors.add(name)
     expected = INVISIBLE.get(case.folder.name, set()) & set(wrong)
-    if not case.model.cfg.has_head:
-        # There is nothing to tie, transform, bias or cap.
-        expected = expected | {"tied", "head_transform", "head_bias", "logit_softcap 3.0"} & set(wrong)
+    # Without a head there is nothing to tie, scale, transform, bias or cap.
+    nothing = {"tied", "head_scale", "head_transform", "head_bias", "logit_softcap 3.0"}
+    expected = expected | (set() if case.model.cfg.has_head else nothing & set(wrong))
     assert survivors == expected
 
 
@@ -219,7 +226,7 @@ def test_wrong_switches_change_the_output(case):
     [
         *("gpt2", "llama-gqa", "llama-mqa-biases", "qwen3", "bert", "bert-mlm", "opt-350m", "gemma2", "phi-qk", "phi3"),
         *("vit-no-biases", "deit-distilled", "dinov2-swiglu", "dinov2_with_registers-classes", "clip_vision_model"),
-        *("mamba", "mamba-biases", "mamba2", "mamba2-biases", "bdh", "mixtral", "t5-encoder"),
+        *("mamba", "mamba-biases", "mamba2", "mamba2-biases", "bdh", "mixtral", "t5-encoder", "umt5"),
     ],
 )
 def test_every_leaf_is_read(name):

@@ -23,17 +23,22 @@ def test_there_are_cases_for_every_family():
 
 def test_output_and_every_residual(case):
     sites = ["blocks.*.resid_pre", "blocks.*.resid_post"]
+    both = [*sites, *(f"encoder.{site}" for site in sites if "encoder_resid" in case.golden)]
 
     def run(weights, tokens, mask):
         return case.model.apply(weights, tokens, mask, **case.types)
 
     with jax.default_matmul_precision("highest"):
-        out, acts = jax.jit(capture(run, sites))(case.model.weights, *case.inputs)
+        out, acts = jax.jit(capture(run, both))(case.model.weights, *case.inputs)
     assert case.error(out) < TOLERANCE
     ours = np.concatenate([acts[sites[0]][:1], acts[sites[1]]])
     difference = np.abs(ours - case.golden["resid"])[:, case.mask].max((1, 2))
     np.testing.assert_array_less(difference, TOLERANCE)
     np.testing.assert_array_equal(acts[sites[0]][1:], acts[sites[1]][:-1])
+    if "encoder_resid" in case.golden:
+        ours = np.concatenate([acts[f"encoder.{sites[0]}"][:1], acts[f"encoder.{sites[1]}"]])
+        difference = np.abs(ours - case.golden["encoder_resid"])[:, case.golden["context_mask"]].max((1, 2))
+        np.testing.assert_array_less(difference, TOLERANCE)
 
 
 POOLED = [c for c in CASES if {"pooled", "embeds"} & set(open_case(c).golden)]

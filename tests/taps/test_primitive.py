@@ -11,7 +11,7 @@ import pytest
 import toy_decoder as toy
 
 from jaxneuro.errors import UserError
-from jaxneuro.taps import capture, intervene, tap, wants, zero
+from jaxneuro.taps import capture, intervene, scope, tap, wants, zero
 
 
 def opcodes(compiled):
@@ -126,3 +126,22 @@ def test_a_site_that_shows_only_with_another_is_found():
         return tap(tap(x, "scores") * 2, "pattern") if wants("pattern") else x * 2
 
     assert capture(f, "scores")(jnp.ones(2))[1]["scores"].tolist() == [1, 1]
+
+
+def test_a_scope_keeps_two_models_apart_with_warm_and_cold_caches():
+    model = jax.jit(fused_or_not)  # one function, one cache
+
+    def both(x):
+        with scope("encoder"):
+            with scope("first"):
+                x = model(x)
+            x = model(x)
+        return model(x)
+
+    x = jnp.ones(())
+    assert (int(model(x)), int(both(x))) == (3, 15)
+    for name, value in {"encoder.first.pattern": 2, "encoder.pattern": 6, "pattern": 14}.items():
+        assert int(capture(both, [name])(x)[1][name]) == value
+    assert int(intervene(both, zero("encoder.pattern"))(x)) == 3
+    with pytest.raises(UserError, match=r"encoder\.first\.pattern"):
+        capture(both, ["first.pattern"])(x)

@@ -18,7 +18,7 @@ from .gpt import DECODERS
 from .llama import LLAMA_LIKE
 from .moe import MIXTURES
 from .ssm import RECURRENT
-from .t5 import T5_ENCODERS
+from .t5 import T5_LIKE
 from .towers import PAIRS as PAIRS
 from .towers import TOWERS
 from .vision import VISION
@@ -29,7 +29,7 @@ FAMILIES: Final[dict[str, Family]] = {
     **MIXTURES,
     **RECURRENT,
     **ENCODERS,
-    **T5_ENCODERS,
+    **T5_LIKE,
     **VISION,
     **TOWERS,
 }

@@ -34,8 +34,8 @@ class Family:
     fixed: Mapping[str, Any]
     """Config fields that are the same for every model of the family."""
     keys: Keys
-    gated_keys: Keys | None = None
-    """Instead of `keys` where the MLP is gated, if its tensors then have other names."""
+    keys_of: Callable[[Config], Keys] | None = None
+    """Instead of `keys` where the same leaf has other names in another configuration."""
     fused_keys: Keys | None = None
     """Instead of `keys` where experts are stored as one tensor; what is saved has the names of `keys`."""
     prefix: str
@@ -63,6 +63,8 @@ class Family:
     """Patterns of buffers in checkpoints that hold no weights."""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """{tensor: the one it repeats}; accepted when equal, or in its place."""
+    untied_if_stored: bool = False
+    """Whether the unembedding is tied is decided by the tensors: it is unless there is one."""
     optional: Mapping[str, str | tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """{Config field: tensor, or one of several, whose presence in the checkpoint decides it}."""
 
@@ -74,7 +76,7 @@ class Family:
 
     def tensors(self, cfg: Config) -> Keys:
         """The keys of this configuration."""
-        return self.gated_keys if cfg.gated and self.gated_keys is not None else self.keys
+        return self.keys if self.keys_of is None else self.keys_of(cfg)
 
     @property
     def head(self) -> str | None:
@@ -93,14 +95,14 @@ def norm(name: str, leaf: str, axis: str = "embed") -> dict[str, Any]:
     return linear(name, f"{leaf}.scale", axis, f"{leaf}.bias", axis)
 
 
-def attention(prefix: str, q: str, k: str, v: str, o: str) -> dict[str, Any]:
+def attention(prefix: str, q: str, k: str, v: str, o: str, leaf: str = "blocks.attn") -> dict[str, Any]:
     """The rows of four linear maps as torch keeps them, [out, in], with the biases that the layout has."""
     heads = {"q": (q, "heads"), "k": (k, "kv_heads"), "v": (v, "kv_heads")}
     rows: dict[str, Any] = {}
     for letter, (name, axis) in heads.items():
-        leaf = f"blocks.attn.w{letter}", f"({axis} head) embed", f"blocks.attn.b{letter}", f"({axis} head)"
-        rows |= linear(f"{prefix}.{name}", *leaf)
-    return rows | linear(f"{prefix}.{o}", "blocks.attn.wo", "embed (heads head)", "blocks.attn.bo", "embed")
+        spelled = f"{leaf}.w{letter}", f"({axis} head) embed", f"{leaf}.b{letter}", f"({axis} head)"
+        rows |= linear(f"{prefix}.{name}", *spelled)
+    return rows | linear(f"{prefix}.{o}", f"{leaf}.wo", "embed (heads head)", f"{leaf}.bo", "embed")
 
 
 def mlp(prefix: str, up: str, down: str, gate: str | None = None) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _dinov2(prefix: str, patch: int, registers: int, *classes: str) -> Family:
             "head_bias": True,
         },
         keys=_dinov2_keys(prefix, gated=False),
-        gated_keys=_dinov2_keys(prefix, gated=True),
+        keys_of=lambda cfg: _dinov2_keys(prefix, gated=cfg.gated),
         prefix=f"{prefix}.",
         classes=(classes[0], classes[1]),
         image=Image(size=224, patch=patch, registers=registers, mask_token=True, antialias=registers > 0),
