@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from .cache import Cache
+from .cache import Carried
 from .config import Config
 from .layout import Weights
 from .transformer import forward
@@ -29,7 +29,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         start_at: int = 0,
         resid: Float[Array, "batch pos d_model"] | None = None,
         remat: str | None = None,
-        cache: Cache | None = None,
+        cache: Carried | None = None,
     ) -> Any:
         """See `jaxneuro.models.forward`."""
         part: dict[str, Any] = {

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..errors import UserError
 from ..taps import tap, wants
 from .attention import Visible, attend
-from .cache import Cache
+from .cache import Cache, Carried
 from .classify import classified
 from .config import Config
 from .layout import Weights
@@ -45,7 +45,7 @@ def forward(
     start_at: int = 0,
     resid: Float[Array, "batch pos d_model"] | None = None,
     remat: str | None = None,
-    cache: Cache | None = None,
+    cache: Carried | None = None,
 ) -> Any:
     """Run the model, or a part of its stack.
 
@@ -90,13 +90,14 @@ def forward(
         x = embed_image(weights["embed"], tokens, cfg)
     else:
         x = embed(weights["embed"], tokens, cfg, token_types, mask, cache)
-    n, cache = x.shape[1], None if cache is None else cache.announced(mask, x.shape[1])
+    n = x.shape[1]
+    before: Any = None if cache is None else cache.announced(mask, n)
     if cfg.mixer is not None:
-        x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop), remat=remat)
-        after = None
+        part: dict[str, Any] = {"mask": mask, "layers": (start_at, stop), "remat": remat, "state": before}
+        x, after = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, **part)
     else:
         bias = _relative(weights, n, cfg)
-        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache, bias)
+        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, before, bias)
     x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
     return x if after is None else (x, after.advanced(mask, n))
 
@@ -126,7 +127,7 @@ def embed(
     cfg: Config,
     token_types: Array | None = None,
     mask: Array | None = None,
-    cache: Cache | None = None,
+    cache: Carried | None = None,
 ) -> Float[Array, "batch pos d_model"]:
     """Token, position and type embeddings, and their norm where the model has one."""
     x = jnp.take(w["tok"], tokens, axis=0)
@@ -163,7 +164,7 @@ def embed_image(w: Weights, pixels: Float[Array, "batch row column channel"], cf
 
 
 def _positions(
-    table: Array, tokens: Array, cfg: Config, mask: Array | None, cache: Cache | None
+    table: Array, tokens: Array, cfg: Config, mask: Array | None, cache: Any
 ) -> Float[Array, "batch pos d_model"]:
     if cfg.masked_positions and (mask is not None or cache is not None):
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
