@@ -208,6 +208,8 @@ def test_fused_tensors_load_as_single_ones_do(case, tmp_path):
     one, other = flatten(load(tmp_path).weights), flatten(load(FIXTURES / case).weights)
     for leaf in other:
         np.testing.assert_array_equal(one[leaf], other[leaf])
+    eight = [load(folder, dtype="int8").weights for folder in (tmp_path, FIXTURES / case)]
+    jax.tree.map(np.testing.assert_array_equal, *eight)
     save_pretrained(load(tmp_path), tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (FIXTURES / case / "model.safetensors").read_bytes()
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ...errors import UserError
 from ...taps import wants
+from ..quantised import matmul
 from ..rope import rotate
 from .parts import At, Axes, Start, check_counts, every_state, in_chunks
 
@@ -74,15 +75,15 @@ class Bdh:
 
     def mix(self, w: dict, x: Array, at: At, state: BdhState | None = None) -> tuple[Array, BdhState]:
         """[batch, pos, d_model] to the same, and the state after the last token."""
-        rows, length, d_model = x.shape
-        neurons = at.act(jnp.einsum("btd,hdn->bthn", x, w["enc"].astype(x.dtype)))
+        rows, length, _ = x.shape
+        neurons = at.act(jax.vmap(matmul, (None, 0), 2)(x, w["enc"]))
         neurons = at.real(at.site(neurons, "x", _NEURON))
         turned = rotate(neurons, *self._angles(0 if at.start is None else at.start, length), interleaved=True)
         synapses, a = _read(turned, x, None if state is None else state.synapses, at)
         a = _layer_norm(at.site(a, "a", _READ), at.eps).astype(x.dtype)
-        y = at.site(at.act(jnp.einsum("bthd,hdn->bthn", a, w["enc_v"].astype(x.dtype))), "y", _NEURON)
+        y = at.site(at.act(jax.vmap(matmul, (2, 0), 2)(a, w["enc_v"])), "y", _NEURON)
         both = at.site(neurons * y, "xy", _NEURON).reshape(rows, length, -1)
-        return both @ w["dec"].astype(x.dtype).reshape(-1, d_model), BdhState(synapses)
+        return matmul(both, w["dec"], inputs=2), BdhState(synapses)
 
     def _angles(self, start: Any, length: int) -> tuple[Array, Array]:
         turns = THETA ** (-jnp.arange(0, self.n_neurons, 2, dtype=jnp.float32) / self.n_neurons) / (2 * math.pi)

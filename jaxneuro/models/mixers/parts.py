@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ...errors import UserError
 from ...taps import tap
+from ..quantised import matmul
 
 type Axes = tuple[str, ...]
 type Start = Callable[[Key[Array, ""], tuple[int, ...]], Float[Array, "..."]]
@@ -62,9 +63,9 @@ def check_counts(mixer: Any, *names: str) -> None:
             raise UserError(f"{type(mixer).__name__}: {name}={value!r} is not a positive whole number.")
 
 
-def linear(x: Array, w: Array, b: Array | None = None) -> Array:
-    """x @ w + b in the dtype of x."""
-    y = x @ w.astype(x.dtype)
+def linear(x: Array, w: Any, b: Array | None = None) -> Array:
+    """x @ w + b in the dtype of x, w quantised or not."""
+    y = matmul(x, w)
     return y if b is None else y + b.astype(y.dtype)
 
 
