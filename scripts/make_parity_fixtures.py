@@ -314,6 +314,10 @@ CASES: dict[str, tuple[str, Mapping[str, object]]] = {
         {**_T5, "feed_forward_proj": "gated-gelu", "relative_attention_num_buckets": 12, "tie_word_embeddings": False},
     ),
     "mt5-encoder": ("MT5EncoderModel", _T5),
+    "qwen3_moe-mixed": (
+        "Qwen3MoeForCausalLM",
+        {**_QWEN_MOE, "num_experts": 4, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    ),
 }
 # The authors' module, which transformers has not; --bdh says where it is.
 BDH = {
@@ -358,6 +362,7 @@ NUMBERS = {
     **{case: i for i, case in enumerate(("mamba", "mamba-biases", "mamba2", "mamba2-biases"), 46)},
     **{case: i for i, case in enumerate(("mixtral", "qwen3_moe", "qwen3_moe-renormalised"), 46)},
     **{case: i for i, case in enumerate(("t5-encoder", "t5-encoder-gated", "mt5-encoder"), 49)},
+    "qwen3_moe-mixed": 60,
 }
 
 

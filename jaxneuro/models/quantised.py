@@ -31,6 +31,7 @@ INPUTS: Final[dict[str, tuple[int, ...]]] = {
     **dict.fromkeys(("blocks.attn.wq", "blocks.attn.wk", "blocks.attn.wv"), (1,)),
     "blocks.attn.wo": (1, 2),
     **dict.fromkeys(("blocks.mlp.gate", "blocks.mlp.up", "blocks.mlp.down"), (1,)),
+    **dict.fromkeys(("blocks.dense.gate", "blocks.dense.up", "blocks.dense.down"), (1,)),
     **dict.fromkeys(("blocks.moe.gate", "blocks.moe.up", "blocks.moe.down"), (2,)),
     **dict.fromkeys(("blocks.mixer.wx", "blocks.mixer.wz", "blocks.mixer.wo"), (1,)),
     **dict.fromkeys(("shared.enc", "shared.enc_v"), (1,)),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one forward pass: a pure function of weights and tokens, a scan over layers, a tap at every site."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from .moe import experts
 from .quantised import matmul
 from .remat import rematerialised
 from .rope import rotate
+from .runs import Run, layer_in_run, runs
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": jax.nn.relu,
@@ -205,12 +207,10 @@ def _stack(
     # reached once per layer however the mixture looks.
     windows = jnp.asarray([length if w is None else w for w in cfg.windows], jnp.int32) if cfg.windows else None
     local_layer = jnp.asarray([cfg.window(i) is not None for i in range(cfg.n_layers)])
-    whole = (start, stop) == (0, cfg.n_layers)
 
-    def body(carry: tuple[Array, Any], of: tuple[Array, Weights | None]) -> tuple[tuple[Array, Any], None]:
+    def body(run: Run, carry: tuple[Array, Any], of: tuple[Array, Weights | None]) -> tuple[tuple[Array, Any], None]:
         (x, kv), (layer, w) = carry, of
-        if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
-            w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
+        w = layer_in_run(blocks, layer, run) if w is None else w
         visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, bias)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
@@ -221,9 +221,12 @@ def _stack(
 
     if start == stop:
         return x, cache
-    layers = jnp.arange(start, stop, dtype=jnp.int32)
-    first = (x, None if cache is None else (cache.k, cache.v))
-    (x, kv), _ = jax.lax.scan(rematerialised(body, remat), first, (layers, blocks if whole else None))
+    carry: tuple[Array, Any] = (x, None if cache is None else (cache.k, cache.v))
+    for run in runs(cfg, start, stop):
+        layers = jnp.arange(run.start, run.stop, dtype=jnp.int32)
+        part = None if run != Run(0, cfg.n_layers) else blocks
+        carry, _ = jax.lax.scan(rematerialised(functools.partial(body, run), remat), carry, (layers, part))
+    x, kv = carry
     return x, None if cache is None else cache._replace(k=kv[0], v=kv[1])
 
 
@@ -242,10 +245,10 @@ def _block(
         return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
 
     def mlp(value: Array) -> Array:
-        if cfg.experts is None:
-            out = _mlp(w["mlp"], value, cfg, site)
-        else:
+        if cfg.experts is not None and "moe" in w:
             out = experts(w["moe"], value, cfg.experts, ACTS[cfg.act], site)
+        else:
+            out = _mlp(w["mlp"], value, cfg, site)
         return out * w["ls2"].astype(out.dtype) if cfg.layer_scale else out
 
     x = site(x, "resid_pre")

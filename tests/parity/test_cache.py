@@ -80,9 +80,10 @@ def test_nothing_is_computed_for_slots_known_to_be_empty():
     assert f"{scores}64]" in str(jax.make_jaxpr(lambda c: forward(weights, tokens, cfg=cfg, cache=c)[0])(later))
 
 
-def test_parts_of_the_stack_share_a_cache():
+@pytest.mark.parametrize("name", ["qwen3-alternating", "qwen3_moe-mixed"])
+def test_parts_of_the_stack_share_a_cache(name):
     """Layers below 2 once, layers from 2 on later: the cache of both is that of the whole stack."""
-    case = open_case("qwen3-alternating")
+    case = open_case(name)
     cfg, tokens = case.model.cfg, case.inputs[0]
 
     @jax.jit
