@@ -324,6 +324,10 @@ CASES: dict[str, tuple[str, Mapping[str, object]]] = {
     ),
     "mt5": ("MT5ForConditionalGeneration", _SEQ2SEQ),
     "umt5": ("UMT5ForConditionalGeneration", _SEQ2SEQ),
+    "qwen3_moe-mixed": (
+        "Qwen3MoeForCausalLM",
+        {**_QWEN_MOE, "num_experts": 4, "num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    ),
 }
 # Cases whose unembedding is another matrix than the embedding, which transformers 5 decides by the tensors.
 UNTIED = ("t5-gated", "mt5", "umt5")
@@ -372,6 +376,7 @@ NUMBERS = {
     **{case: i for i, case in enumerate(("mamba", "mamba-biases", "mamba2", "mamba2-biases"), 46)},
     **{case: i for i, case in enumerate(("mixtral", "qwen3_moe", "qwen3_moe-renormalised"), 46)},
     **{case: i for i, case in enumerate(("t5-encoder", "t5-encoder-gated", "mt5-encoder"), 49)},
+    "qwen3_moe-mixed": 60,
 }
 
 

@@ -25,11 +25,6 @@ def check_model(cfg: Config, *, alone: bool = True) -> None:
     Raises:
       UserError: an encoder, a model of pictures, a model without a head; one that needs a context.
     """
-    if cfg.mixer is not None:
-        raise UserError(
-            f"this {cfg.family} model goes on from a state, which generate does not know yet. Loop over "
-            "jaxneuro.models.step."
-        )
     if not cfg.causal or cfg.image is not None:
         raise UserError(f"this {cfg.family} model cannot generate: it is not causal. Load a decoder.")
     if not cfg.has_head:
@@ -63,7 +58,7 @@ def check_prompt(cfg: Config, tokens: Any, mask: Any, new: int) -> tuple[np.ndar
     tokens, mask = check_rows(cfg, tokens, mask, "prompt")
     if type(new) is not int or new < 1:
         raise UserError(f"max_new={new!r}; it is how many tokens to generate, at least 1.")
-    if tokens.shape[1] + new - 1 > cfg.n_ctx:
+    if cfg.n_ctx and tokens.shape[1] + new - 1 > cfg.n_ctx:
         raise UserError(
             f"a prompt of {tokens.shape[1]} tokens and {new} new ones exceed the context of {cfg.n_ctx}. "
             f"Shorten the prompt or generate at most {max(0, cfg.n_ctx - tokens.shape[1] + 1)}."

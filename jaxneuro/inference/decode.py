@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ..models import Cache, Config, Weights, forward
+from ..models import Config, Weights, forward
+from ..models.cache import Carried
 from ..taps import intervene
 
 
 class State(NamedTuple):
     """Generation between two tokens. Carried, donated."""
 
-    cache: Cache
+    cache: Carried
     token: Int[Array, "batch"]
     """The newest one, which the model has not seen yet."""
     step: Int[Array, ""]
@@ -41,7 +42,7 @@ def read_prompt(
     weights: Weights,
     tokens: Int[Array, "batch pos"],
     mask: Bool[Array, "batch pos"] | None,
-    cache: Cache,
+    cache: Carried,
     *,
     cfg: Config,
     even: bool = True,
@@ -49,7 +50,7 @@ def read_prompt(
     resid: Float[Array, "batch pos d_model"] | None = None,
     context: Array | None = None,
     context_mask: Bool[Array, "batch key"] | None = None,
-) -> tuple[Float[Array, "batch vocab"], Cache]:
+) -> tuple[Float[Array, "batch vocab"], Carried]:
     """Logits that follow each row's last real token, and the cache. The head runs at that one position only.
 
     even: every row's last position is a real token (no padding on the right), so that all rows go on at the same one.
@@ -67,13 +68,13 @@ def read_prompt(
     return logits[:, 0], after
 
 
-def next_token(weights: Weights, token: Int[Array, "batch"], cache: Cache, *, cfg: Config) -> tuple[Array, Cache]:
+def next_token(weights: Weights, token: Int[Array, "batch"], cache: Carried, *, cfg: Config) -> tuple[Array, Carried]:
     """Logits [batch, vocab] that follow one more token per row, and the cache."""
     logits, cache = forward(weights, token[:, None], cfg=cfg, cache=cache)
     return logits[:, 0], cache
 
 
-def begin(logits: Float[Array, "batch vocab"], cache: Cache, rules: Rules, *, new: int) -> State:
+def begin(logits: Float[Array, "batch vocab"], cache: Carried, rules: Rules, *, new: int) -> State:
     """The state after the first token was chosen; room for `new` of them."""
     batch = logits.shape[0]
     state = State(
@@ -110,7 +111,7 @@ def choose(state: State, logits: Float[Array, "batch vocab"], rules: Rules) -> S
 def advance(weights: Weights, state: State, edits: Any, rules: Rules, *, cfg: Config) -> State:
     """One token more in every row."""
 
-    def step(weights: Weights, token: Array, cache: Cache) -> tuple[Array, Cache]:
+    def step(weights: Weights, token: Array, cache: Carried) -> tuple[Array, Carried]:
         return next_token(weights, token, cache, cfg=cfg)
 
     logits, cache = intervene(step, edits)(weights, state.token, state.cache)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from ..models import Cache, Config, Transformer, Weights, forward, init_cache
+from ..models import Config, Transformer, Weights, forward, init_cache
+from ..models.cache import Carried
 from ..taps import intervene, sweep
 from .checks import (
     check_ids,
@@ -122,7 +123,7 @@ def _swept(
     rest = None if resid is None else resid[:, pos:]
     behind = None if mask is None else mask[:, pos:]
 
-    def prompt(weights: Weights, tokens: Array) -> tuple[Array, Cache]:
+    def prompt(weights: Weights, tokens: Array) -> tuple[Array, Carried]:
         part: dict[str, Any] = {"start_at": max(layer, 0), "resid": rest}
         return read_prompt(weights, tokens, behind, cache, cfg=cfg, even=even, **part)
 
@@ -137,8 +138,8 @@ def _swept(
 
 
 def prefix(
-    weights: Weights, tokens: Array, mask: Array | None, cache: Cache, *, cfg: Config, layer: int, pos: int
-) -> tuple[Array | None, Cache]:
+    weights: Weights, tokens: Array, mask: Array | None, cache: Carried, *, cfg: Config, layer: int, pos: int
+) -> tuple[Array | None, Carried]:
     """What does not depend on edits of `layer` and above from `pos` on.
 
     Returns:
@@ -148,7 +149,7 @@ def prefix(
     resid = None
     if layer >= 0:
         resid, cache = forward(weights, tokens, cfg=cfg, mask=mask, cache=cache, stop_at=layer)
-        cache = cache._replace(at=0)
+        cache = cache.rewound()
     if pos > 0:
         before = (tokens[:, :pos], None if mask is None else mask[:, :pos], None if resid is None else resid[:, :pos])
         part: dict[str, Any] = {"start_at": max(layer, 0), "stop_at": cfg.n_layers, "resid": before[2]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of the text so far, so that a decoder runs each token once."""
+"""What is kept of the text so far, keys and values or a state, so that a decoder runs each token once."""
 
 from typing import Any, NamedTuple
 
@@ -9,6 +9,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from .config import Config
+from .mixers import MixerState, empty_state, ends
+
+type Carried = Cache | MixerState
+"""What a model carries from token to token: `forward` takes it as `cache=` and gives it back."""
 
 
 class Kept(NamedTuple):
@@ -63,12 +67,15 @@ class Cache(NamedTuple):
         """Ready for what follows n tokens: behind the last real one of each row."""
         if mask is None:
             return self._replace(at=self.at + n)
-        past = jnp.max(jnp.where(mask, jnp.arange(1, n + 1, dtype=jnp.int32), 0), axis=1)
-        return self._replace(at=jnp.asarray(self.at, jnp.int32) + past)
+        return self._replace(at=self.at + ends(mask))
+
+    def rewound(self) -> "Cache":
+        """For the same tokens again, in layers that have not seen them."""
+        return self._replace(at=0)
 
 
-def init_cache(cfg: Config, batch: int, slots: int, dtype: Any = jnp.float32, *, shortest: int = 1) -> Cache:
-    """Room for `slots` tokens per row, none filled.
+def init_cache(cfg: Config, batch: int, slots: int, dtype: Any = jnp.float32, *, shortest: int = 1) -> Any:
+    """Room for `slots` tokens per row, none filled: a `Cache`; of a model with a mixer a `MixerState`, without limit.
 
     Rope frequencies that depend on the length of a text (dynamic, longrope) are those of a text of `slots` tokens.
 
@@ -89,7 +96,7 @@ def init_cache(cfg: Config, batch: int, slots: int, dtype: Any = jnp.float32, *,
       (True, 5)
     """
     if cfg.mixer is not None:
-        raise UserError(f"this {cfg.family} model has no keys and values but a state: see jaxneuro.models.step.")
+        return empty_state(cfg, batch, dtype)
     if not cfg.causal or cfg.image is not None:
         raise UserError(f"this {cfg.family} model sees both ways: later tokens change earlier ones, so none is kept.")
     if cfg.learned_positions and slots > cfg.n_ctx:

@@ -14,11 +14,10 @@ from ..errors import UserError
 from ..io.files import read_json, write_json
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
-from .config import Config
 from .convnet import ConvModel, is_convnet, load_convnet, save_convnet
 from .families import FAMILIES, PAIRS
 from .hf_config import config_from_hf, config_to_hf, family_of
-from .layout import flatten, layout, shapes
+from .layout import flatten, shapes
 from .match import as_stored, canonical_names, match, rows
 from .module import Transformer
 from .quantised import Quantised, eight_bits
@@ -57,7 +56,7 @@ def load(
     hf = read_json(folder / "config.json")
     if is_convnet(hf):
         if eight_bits(dtype) is not None:
-            raise UserError(f"{dtype} is for layers of attention and MLP, not of convolutions. Load it as bfloat16.")
+            raise UserError(f"{dtype} is for matrices of layers, not for convolutions. Load it as bfloat16.")
         found: Any = load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
         return found  # a ConvModel, which has the same face: cfg, weights, apply
     if isinstance(hf, dict) and hf.get("model_type") in PAIRS:
@@ -73,7 +72,7 @@ def from_tensors(
     names = canonical_names(family, tensors)
     cfg = as_stored(config_from_hf(hf), family, names)
     if eight is not None:
-        _check_eight(cfg, eight, allow_nonfinite)
+        _check_eight(eight, allow_nonfinite)
     try:
         sources = match(cfg, family, tensors, names, None if eight else dtype)
     except UserError as e:
@@ -91,11 +90,9 @@ def from_tensors(
     return Transformer(cfg, weights, json.dumps(hf, sort_keys=True))
 
 
-def _check_eight(cfg: Config, dtype: np.dtype, allow_nonfinite: bool) -> None:
+def _check_eight(dtype: np.dtype, allow_nonfinite: bool) -> None:
     if allow_nonfinite:
         raise UserError(f"{dtype} cannot hold NaN or infinity: load with a dtype of 16 bits or more to look at them.")
-    if "blocks.mlp.up" not in layout(cfg):
-        raise UserError(f"{dtype} is for layers of attention and MLP; {cfg.family} has others. Load it as bfloat16.")
 
 
 def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike) -> None:

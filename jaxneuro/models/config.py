@@ -65,11 +65,14 @@ class Experts:
     """A mixture of gated MLPs instead of one; a router sends every token to a few of them."""
 
     n: int
-    """Experts in every layer, each with d_mlp neurons."""
+    """Experts in a layer, each with d_mlp neurons."""
     per_token: int
     """How many of them a token goes through."""
     renormalise: bool = True
     """The shares of the chosen sum to one; False: they are the softmax over all experts."""
+    dense: tuple[int, ...] = ()
+    """Layers that have one MLP of d_dense neurons instead."""
+    d_dense: int | None = None
 
     def __post_init__(self):
         for field in ("n", "per_token"):
@@ -78,6 +81,10 @@ class Experts:
                 raise UserError(f"experts.{field}={value!r} is not a positive whole number.")
         if self.per_token > self.n:
             raise UserError(f"a token cannot go through {self.per_token} of {self.n} experts.")
+        if bool(self.dense) != (self.d_dense is not None):
+            raise UserError(
+                "experts.dense says which layers have one MLP instead, experts.d_dense how wide it is: both."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +123,7 @@ class Config:
     gated: bool = True
     """mlp = down(act(gate x) * up x) instead of down(act(up x))."""
     experts: Experts | None = None
-    """A mixture of experts in every layer (Mixtral, Qwen3-MoE), d_mlp being the width of one; see `moe`."""
+    """A mixture of experts in every layer or in some (Mixtral, Qwen3-MoE), d_mlp being the width of one; see `moe`."""
     norm: Literal["rms", "gemma_rms", "layer", "plain"] = "rms"
     """gemma_rms: RMSNorm whose gain is 1 + scale, multiplied in float32. plain: LayerNorm without gain and bias."""
     norm_eps: float = 1e-6
@@ -227,6 +234,8 @@ class Config:
             raise UserError("experts are gated MLPs without biases: set gated=True and mlp_bias=False.")
         if self.encoder is not None:
             self._check_encoder(self.encoder)
+        if self.experts is not None and not {*self.experts.dense} < {*range(self.n_layers)}:
+            raise UserError(f"experts.dense={self.experts.dense} names some of the layers 0 to {self.n_layers - 1}.")
         if self.one_norm and not self.parallel:
             raise UserError("one_norm is a switch of parallel blocks: set parallel=True too.")
         if self.parallel and self.norm_placement != "pre":

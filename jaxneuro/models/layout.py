@@ -13,7 +13,8 @@ from .config import Config, Image
 from .mixers import Mixer
 
 type Weights = dict[str, Any]
-"""Nested dict of arrays; leaves under "blocks" have a leading layer axis, "shared" ones are every layer's."""
+"""Nested dict of arrays; leaves under "blocks" have a leading axis of layers (of all, or of those that have them: see
+`rows_of`), "shared" ones are every layer's."""
 
 
 def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
@@ -36,6 +37,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.layer_scale, {"ls1": ("embed",), "ls2": ("embed",)}),
         **_when(cfg.norm_placement == "sandwich", {**_norm("ln1_post", bias), **_norm("ln2_post", bias)}),
         **(_mlp(cfg) if cfg.experts is None else _EXPERTS),
+        **_when(cfg.experts is not None and cfg.experts.dense != (), _DENSE),
     }
     return {
         **_stem(cfg),
@@ -43,7 +45,11 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.learned_positions, {"embed.pos": ("pos", "embed")}),
         **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
         **_when(cfg.embed_norm, _norm("embed.norm", bias)),
-        **(_mixer(cfg.mixer, bias) if cfg.mixer else {f"blocks.{n}": ("layer", *axes) for n, axes in block.items()}),
+        **(
+            _mixer(cfg.mixer, bias)
+            if cfg.mixer
+            else {f"blocks.{n}": (_rows(cfg, n), *axes) for n, axes in block.items()}
+        ),
         **_when(cfg.relative is not None and not cfg.relative.per_layer, {"relative.table": ("bucket", "heads")}),
         **_when(cfg.norm_placement != "post", _norm("final_norm", bias)),
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
@@ -99,6 +105,28 @@ _EXPERTS: Final = {
     "moe.up": ("expert", "embed", "mlp"),
     "moe.down": ("expert", "mlp", "embed"),
 }
+
+
+_DENSE: Final = {
+    "dense.gate": ("embed", "dense_mlp"),
+    "dense.up": ("embed", "dense_mlp"),
+    "dense.down": ("dense_mlp", "embed"),
+}
+
+
+PARTS: Final = ("moe", "dense")
+"""First axes of leaves that only some layers have: those with experts, those without."""
+
+
+def rows_of(cfg: Config, part: str) -> tuple[int, ...]:
+    """The layers that one of `PARTS` counts."""
+    dense = () if cfg.experts is None else cfg.experts.dense
+    return tuple(i for i in range(cfg.n_layers) if (i in dense) == (part == "dense"))
+
+
+def _rows(cfg: Config, name: str) -> str:
+    part, mixed = name.split(".")[0], cfg.experts is not None and cfg.experts.dense
+    return part if mixed and part in PARTS else "layer"
 
 
 def _mlp(cfg: Config) -> dict[str, tuple[str, ...]]:
@@ -165,7 +193,8 @@ def sizes(cfg: Config, leaf: str = "") -> dict[str, int]:
         "mlp": cfg.d_mlp,
         **({} if cfg.mixer is None else cfg.mixer.sizes()),
         **({} if cfg.relative is None else {"bucket": cfg.relative.buckets}),
-        **({} if cfg.experts is None else {"expert": cfg.experts.n}),
+        **({} if cfg.experts is None else {"expert": cfg.experts.n, "dense_mlp": cfg.experts.d_dense or 0}),
+        **{axis: len(rows_of(cfg, axis)) for axis in PARTS},
     }
 
 

@@ -15,7 +15,7 @@ from ..io.safetensors import Tensors
 from .config import Config
 from .convert import tensor_shape, to_leaves
 from .families import Family
-from .layout import layout, sizes
+from .layout import PARTS, layout, rows_of, sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +28,21 @@ class Row:
     pattern: str
     leaf_axes: tuple[str, ...]
     sizes: dict[str, int]
+    layers: tuple[int, ...] | None = None
+    """The numbers that {i} stands for, where they are not those of all layers."""
 
     @property
     def stacked(self) -> tuple[int, ...]:
         """Lengths of the leading axes of its leaves that its tensors do not have: one tensor per layer, per expert."""
-        return tuple(self.sizes[axis] for axis in stacked_axes(self.key))
+        sizes = self.sizes if self.layers is None else {**self.sizes, "layer": len(self.layers)}
+        return tuple(sizes[axis] for axis in stacked_axes(self.key))
 
     def names(self) -> list[str]:
         """Names of its tensors: one per layer, one per expert of each, or one."""
-        return [self.key.format(**dict(zip("ie", at, strict=False))) for at in np.ndindex(self.stacked)]
+        every = np.ndindex(self.stacked)
+        if self.layers is not None:
+            every = ((self.layers[at[0]], *at[1:]) for at in every)
+        return [self.key.format(**dict(zip("ie", at, strict=False))) for at in every]
 
 
 def stacked_axes(key: str) -> tuple[str, ...]:
@@ -55,8 +61,9 @@ def rows(cfg: Config, family: Family) -> Iterator[Row]:
     for key, (leaves, pattern) in family.tensors(cfg).items():
         leaves = (leaves,) if isinstance(leaves, str) else leaves
         if all(leaf in table for leaf in leaves):
-            axes = tuple(a for a in table[leaves[0]] if a not in stacked_axes(key))
-            yield Row(key, leaves, pattern, axes, {**sizes(cfg, leaves[0]), "part": len(leaves)})
+            axes = tuple(a for a in table[leaves[0]] if a not in (*stacked_axes(key), *PARTS))
+            layers = next((rows_of(cfg, a) for a in table[leaves[0]] if a in PARTS), None)
+            yield Row(key, leaves, pattern, axes, {**sizes(cfg, leaves[0]), "part": len(leaves)}, layers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from .cache import Cache
+from .cache import Carried
 from .config import Config
 from .layout import Weights
 from .owner import Owner
@@ -29,7 +29,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         start_at: int = 0,
         resid: Float[Array, "batch pos d_model"] | None = None,
         remat: str | None = None,
-        cache: Cache | None = None,
+        cache: Carried | None = None,
         hidden_patches: Bool[Array, "batch patch"] | None = None,
         context: Array | None = None,
         context_mask: Bool[Array, "batch key"] | None = None,

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int
 from ..taps import wants
 from .config import Experts
 from .layout import Weights
+from .quantised import matmul
 
 _EXPERT: Final = ("batch", "pos", "expert")
 _NEURON: Final = ("batch", "pos", "expert", "neuron")
@@ -52,7 +53,7 @@ def experts(
     """
     logits = site(x @ w["router"].astype(x.dtype), "moe.router", _EXPERT)
     shares, chosen = route(logits, cfg)
-    maps = {name: w[name].astype(x.dtype) for name in ("gate", "up", "down")}
+    maps = {name: w[name] for name in ("gate", "up", "down")}
     if not wants("blocks.moe.weights", *_INSIDE):
         tokens, shares, chosen = (a.reshape(-1, a.shape[-1]) for a in (x, shares, chosen))
         return _sorted(maps, tokens, shares, chosen, act).astype(x.dtype).reshape(x.shape)
@@ -77,7 +78,7 @@ def route(
 
 
 def _expert(w: Weights, x: Array, act: Callable[[Array], Array]) -> Array:
-    return (act(x @ w["gate"]) * (x @ w["up"])) @ w["down"]
+    return matmul(act(matmul(x, w["gate"])) * matmul(x, w["up"]), w["down"])
 
 
 def _sorted(
@@ -129,6 +130,7 @@ def _each(w: Weights, x: Array, dense: Array, act: Callable[[Array], Array]) -> 
 
 
 def _whole(w: Weights, x: Array, dense: Array, act: Callable[[Array], Array], site: Callable[..., Array]) -> Array:
+    w = {name: a.astype(x.dtype) for name, a in w.items()}
     pre = site(jnp.einsum("btd,edf->btef", x, w["gate"]), "moe.pre", _NEURON)
     linear = site(jnp.einsum("btd,edf->btef", x, w["up"]), "moe.pre_linear", _NEURON)
     post = site(act(pre) * linear, "moe.post", _NEURON)

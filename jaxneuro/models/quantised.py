@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrices in eight bits, for inference: numbers of one byte and a float32 scale per output channel.
+"""Matrices in eight bits, for inference: numbers of one byte and a float32 scale per output channel of each.
 
     w[i, o] ~ q[i, o] * scale[o],   scale[o] = max_i |w[i, o]| / (127 of int8, 448 of float8_e4m3fn)
 
 The scale is applied to what the matrix gave, so the matrix is never written out in more than the dtype of the values
-that meet it, one layer at a time. Quantised are the matrices of `INPUTS`: attention, MLP and an unembedding of its own.
-Embeddings (and an unembedding tied to them), norms, biases and all else stay as they are stored, and their dtype is the
-dtype of the computation.
+that meet it, one layer (or expert) at a time. Quantised are the matrices of `INPUTS`: attention, MLP, experts, what
+leads into a mixer and out of it, and an unembedding of its own. Embeddings (and an unembedding tied to them), norms,
+biases, routers, a mixer's small maps and all else stay as they are stored, and their dtype is the dtype of the
+computation.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -22,19 +24,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from ..errors import UserError
-from .layout import Weights, flatten, nest
 
 FORMATS: Final[dict[np.dtype, float]] = {np.dtype(jnp.int8): 127.0, np.dtype(jnp.float8_e4m3fn): 448.0}
 """dtype -> the largest number that is used."""
-_OF_BLOCKS: Final = {
-    **{f"{kind}.w{name}": 2 if name == "o" else 1 for kind in ("attn", "cross_attn") for name in "qkvo"},
-    **dict.fromkeys(("mlp.gate", "mlp.up", "mlp.down"), 1),
+_OF_BLOCKS: Final[dict[str, tuple[int, ...]]] = {
+    **{f"{kind}.w{name}": (1, 2) if name == "o" else (1,) for kind in ("attn", "cross_attn") for name in "qkvo"},
+    **{f"{kind}.{name}": (1,) for kind in ("mlp", "dense") for name in ("gate", "up", "down")},
+    **dict.fromkeys(("moe.gate", "moe.up", "moe.down"), (2,)),
+    **dict.fromkeys(("mixer.wx", "mixer.wz", "mixer.wo"), (1,)),
 }
-INPUTS: Final = {
-    **{f"{stack}blocks.{leaf}": n for stack in ("", "encoder.") for leaf, n in _OF_BLOCKS.items()},
-    "head.w": 1,
+INPUTS: Final[dict[str, tuple[int, ...]]] = {
+    **{f"{stack}blocks.{leaf}": summed for stack in ("", "encoder.") for leaf, summed in _OF_BLOCKS.items()},
+    **dict.fromkeys(("shared.enc", "shared.enc_v"), (1,)),
+    "shared.dec": (0, 1),
+    "head.w": (0,),
 }
-"""Leaf -> how many of its axes (after that of layers) are summed over; the others are output channels."""
+"""Leaf -> which of its axes are summed over. Those before count matrices (of layers, experts, heads), those behind are
+output channels."""
 
 
 @jax.custom_jvp
@@ -119,7 +125,7 @@ def eight_bits(dtype: Any) -> np.dtype | None:
     return None
 
 
-def quantise(weights: Weights, dtype: Any) -> Weights:
+def quantise(weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """The weights with the matrices of `INPUTS` in eight bits, as `load(..., dtype=dtype)` reads them.
 
     Raises:
@@ -131,16 +137,17 @@ def quantise(weights: Weights, dtype: Any) -> Weights:
       dtype('int8')
     """
 
+    from .layout import flatten, nest  # which knows the mixers, whose matrices are multiplied here
+
     def one(leaf: str, a: Any) -> Any:
-        if leaf not in INPUTS:
-            return a
-        return quantise_matrix(a, INPUTS[leaf], dtype, stacked="blocks." in leaf)
+        summed = INPUTS.get(leaf)
+        return a if summed is None else quantise_matrix(a, len(summed), dtype, stacked=summed[0])
 
     return nest({leaf: one(leaf, a) for leaf, a in flatten(weights).items()})
 
 
-def quantise_matrix(w: Float[Array, "..."], inputs: int, dtype: Any, *, stacked: bool = False) -> Quantised:
-    """Round a matrix [*in, *out] to the nearest of its column's numbers; `stacked`: one per layer, [layer, *in, *out].
+def quantise_matrix(w: Float[Array, "..."], inputs: int, dtype: Any, *, stacked: int = 0) -> Quantised:
+    """Round a matrix [*in, *out] to the nearest of its column's numbers; `stacked` axes before it count matrices.
 
     Raises:
       UserError: a dtype that is not a row of `FORMATS`.
@@ -169,45 +176,50 @@ def _rounded(w: Any, scale: Any, dtype: np.dtype, xp: Any) -> Any:
 
 def read_quantised(
     shape: tuple[int, ...],
-    inputs: int,
+    summed: tuple[int, ...],
     dtype: np.dtype,
     views: Callable[[], list[np.ndarray]],
-    layered: bool,
+    stacked: tuple[int, ...],
     sharding: NamedSharding | None,
 ) -> tuple[Quantised, list[int]]:
-    """Quantise views of a file a layer at a time; every device holds its own slice.
+    """Quantise views of a file one after the other; every device holds its own slice.
 
     A scale is that of the whole column, so the numbers are the same on every mesh. Where the mesh splits the axes that
     are summed over, a host reads the whole columns of its slice to find their largest entry, and keeps none of it.
 
     Args:
-      shape: of the leaf, with its layers.
-      views: gives the leaf of every layer, or its only one.
+      shape: of the leaf.
+      summed: its row of `INPUTS`.
+      views: gives the leaf's part of every tensor.
+      stacked: lengths of the leading axes that count tensors.
     Returns:
-      The leaf, and which layers hold NaN or infinity.
+      The leaf, and which tensors hold NaN or infinity.
     """
     bad: set[int] = set()
+    axes = tuple(axis - len(stacked) for axis in summed)
 
     def read(index: tuple[slice, ...]) -> Quantised:
-        inner = index[1:] if layered else index
-        columns = (slice(None),) * inputs + inner[inputs:]
-        parts = []
-        for i, view in enumerate(views()):
-            peak = _peaks(view[columns], tuple(range(inputs)), np)
+        inner = index[len(stacked) :]
+        columns = tuple(slice(None) if i in axes else part for i, part in enumerate(inner))
+        picks = np.arange(math.prod(stacked)).reshape(stacked)[index[: len(stacked)]]
+        parts, every = [], views()
+        for i in picks.reshape(-1).tolist():
+            view = every[i]
+            peak = _peaks(view[columns], axes, np)
             if not np.isfinite(peak).all():
                 bad.add(i)
                 peak, view = np.zeros_like(peak), np.zeros_like(view)  # an error soon
             scale = _scales(peak, dtype, np)
             parts.append((_rounded(view[inner], scale, dtype, np), scale))
-        q, scale = (np.stack(a) if layered else a[0] for a in zip(*parts, strict=True))
+        q, scale = (np.stack(a).reshape(*picks.shape, *a[0].shape) for a in zip(*parts, strict=True))
         return Quantised(q, scale)
 
     if sharding is None:
         return jax.tree.map(jnp.asarray, read((slice(None),) * len(shape))), sorted(bad)
-    return _placed(shape, sharding, range(layered, layered + inputs), read), sorted(bad)
+    return _placed(shape, sharding, summed, read), sorted(bad)
 
 
-def _placed(shape: tuple[int, ...], sharding: NamedSharding, summed: range, read: Callable) -> Quantised:
+def _placed(shape: tuple[int, ...], sharding: NamedSharding, summed: tuple[int, ...], read: Callable) -> Quantised:
     devices: dict[tuple[slice, ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None

@@ -59,7 +59,7 @@ class _Reader:
     def leaf(self, leaf: str, shape: tuple[int, ...], source: Source, sharding: NamedSharding | None) -> Any:
         if self.eight is not None and leaf in INPUTS:
             views = functools.partial(source.views, self.tensors)
-            out, bad = read_quantised(shape, INPUTS[leaf], self.eight, views, bool(source.row.stacked), sharding)
+            out, bad = read_quantised(shape, INPUTS[leaf], self.eight, views, source.row.stacked, sharding)
             self.nonfinite = [*(self.nonfinite or []), *(source.names[i] for i in bad)]
             return out
         if sharding is None:

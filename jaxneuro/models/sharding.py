@@ -18,6 +18,7 @@ RULES: Final = {
     "heads": "model",
     "kv_heads": "model",
     "mlp": "model",
+    "dense_mlp": "model",
     "inner": "model",
     "expert": "expert",
     "embed": "fsdp",

@@ -1,35 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model with a mixer, continued from a state: any number of tokens at a time, one for generation."""
 
-from typing import Any
-
 from jaxtyping import Array, Bool, Float, Int
 
 from .config import Config
 from .layout import Weights
-from .mixers import empty_state, mix_layers
-from .transformer import ACTS, _norm, embed, head
+from .mixers import MixerState, empty_state
+from .transformer import forward
 
 
 def step(
     weights: Weights,
     tokens: Int[Array, "batch pos"],
-    state: Any = None,
+    state: MixerState | None = None,
     *,
     cfg: Config,
     mask: Bool[Array, "batch pos"] | None = None,
-) -> tuple[Float[Array, "batch pos d_out"], Any]:
-    """Logits of the next tokens, and the state after them.
+) -> tuple[Float[Array, "batch pos d_out"], MixerState]:
+    """Logits of the next tokens, and the state after them: `forward` with a state from the first token on.
 
     Steps over the parts of a text give what `forward` gives for the whole of it. Start with the prompt and no state,
     then go on token by token: a step costs the same however long the text is.
 
     Args:
       state: of the tokens before, as a step gave it back; None: there are none. See `empty_state`.
-      mask: True at real tokens. Padding belongs on the left, of the first part: on the right it would be read.
+      mask: True at real tokens. A row goes on behind its last one.
     Returns:
-      What `forward` gives for these tokens, and a state: a pytree of arrays with leading axes layer and batch (a count
-      of tokens has no batch axis).
+      What `forward` gives for these tokens, and the state.
     Raises:
       UserError: the model has attention, not a mixer.
     Example:
@@ -44,6 +41,4 @@ def step(
       (1, 1, 32)
     """
     state = empty_state(cfg, tokens.shape[0], weights["embed"]["tok"].dtype) if state is None else state
-    x = embed(weights["embed"], tokens, cfg)
-    x, state = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, state=state)
-    return head(weights, x, cfg), state
+    return forward(weights, tokens, cfg=cfg, mask=mask, cache=state)

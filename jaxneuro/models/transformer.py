@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one forward pass: a pure function of weights and tokens, a scan over layers, a tap at every site."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..errors import UserError
 from ..taps import scope, tap
 from .attention import Visible, attend, project, written
-from .cache import Cache, Kept
+from .cache import Cache, Carried, Kept
 from .classify import classified
 from .config import Config
 from .cross import Context, check_context, cross_attention, seen_by
@@ -22,7 +23,7 @@ from .patches import check_hidden, hide
 from .quantised import matmul
 from .remat import rematerialised
 from .rope import rotate
-from .scan import layer_of
+from .runs import Run, layer_in_run, runs
 
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": jax.nn.relu,
@@ -48,7 +49,7 @@ def forward(
     start_at: int = 0,
     resid: Float[Array, "batch pos d_model"] | None = None,
     remat: str | None = None,
-    cache: Cache | None = None,
+    cache: Carried | None = None,
     hidden_patches: Bool[Array, "batch patch"] | None = None,
     context: Int[Array, "batch key"] | Float[Array, "batch key d_model"] | None = None,
     context_mask: Bool[Array, "batch key"] | None = None,
@@ -109,14 +110,15 @@ def forward(
         x = embed_image(weights["embed"], tokens, cfg, hidden_patches)
     else:
         x = embed(weights["embed"], tokens, cfg, token_types, mask, cache)
-    n, cache = x.shape[1], None if cache is None else cache.announced(mask, x.shape[1])
+    n = x.shape[1]
+    before: Any = None if cache is None else cache.announced(mask, n)
     if cfg.mixer is not None:
-        x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop), remat=remat)
-        after = None
+        part: dict[str, Any] = {"mask": mask, "layers": (start_at, stop), "remat": remat, "state": before}
+        x, after = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, **part)
     else:
         bias = _relative(weights.get("relative", {}).get("table"), n, cfg, cache)
-        seen, cache = seen_by(weights["blocks"].get("cross_attn"), context, context_mask, cache)
-        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache, bias, seen)
+        seen, before = seen_by(weights["blocks"].get("cross_attn"), context, context_mask, before)
+        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, before, bias, seen)
     x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
     return x if after is None else (x, after.advanced(mask, n))
 
@@ -181,7 +183,7 @@ def embed(
     cfg: Config,
     token_types: Array | None = None,
     mask: Array | None = None,
-    cache: Cache | None = None,
+    cache: Carried | None = None,
 ) -> Float[Array, "batch pos d_model"]:
     """Token, position and type embeddings, and their norm where the model has one."""
     x = jnp.take(w["tok"], tokens, axis=0)
@@ -220,7 +222,7 @@ def embed_image(
 
 
 def _positions(
-    table: Array, tokens: Array, cfg: Config, mask: Array | None, cache: Cache | None
+    table: Array, tokens: Array, cfg: Config, mask: Array | None, cache: Any
 ) -> Float[Array, "batch pos d_model"]:
     if cfg.masked_positions and (mask is not None or cache is not None):
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
@@ -265,12 +267,10 @@ def _stack(
     # reached once per layer however the mixture looks.
     windows = jnp.asarray([length if w is None else w for w in cfg.windows], jnp.int32) if cfg.windows else None
     local_layer = jnp.asarray([cfg.window(i) is not None for i in range(cfg.n_layers)])
-    whole = (start, stop) == (0, cfg.n_layers)
 
-    def body(carry: tuple[Array, Any], of: tuple[Array, Weights | None]) -> tuple[tuple[Array, Any], None]:
+    def body(run: Run, carry: tuple[Array, Any], of: tuple[Array, Weights | None]) -> tuple[tuple[Array, Any], None]:
         (x, kv), (layer, w) = carry, of
-        if w is None:  # a part of the stack
-            w = layer_of(blocks, layer)
+        w = layer_in_run(blocks, layer, run) if w is None else w
         own = _relative(w["attn"]["relative"], x.shape[1], cfg, cache) if "relative" in w["attn"] else bias
         visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, own)
         angles = tables[0] if len(tables) == 1 else None
@@ -282,9 +282,12 @@ def _stack(
 
     if start == stop:
         return x, cache
-    layers = jnp.arange(start, stop, dtype=jnp.int32)
-    first = (x, None if cache is None else (cache.k, cache.v))
-    (x, kv), _ = jax.lax.scan(rematerialised(body, remat), first, (layers, blocks if whole else None))
+    carry: tuple[Array, Any] = (x, None if cache is None else (cache.k, cache.v))
+    for run in runs(cfg, start, stop):
+        layers = jnp.arange(run.start, run.stop, dtype=jnp.int32)
+        part = None if run != Run(0, cfg.n_layers) else blocks
+        carry, _ = jax.lax.scan(rematerialised(functools.partial(body, run), remat), carry, (layers, part))
+    x, kv = carry
     return x, None if cache is None else cache._replace(k=kv[0], v=kv[1])
 
 
@@ -310,10 +313,10 @@ def _block(
         return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
 
     def mlp(value: Array) -> Array:
-        if cfg.experts is None:
-            out = _mlp(w["mlp"], value, cfg, site)
-        else:
+        if cfg.experts is not None and "moe" in w:
             out = experts(w["moe"], value, cfg.experts, ACTS[cfg.act], site)
+        else:
+            out = _mlp(w["mlp"], value, cfg, site)
         return out * w["ls2"].astype(out.dtype) if cfg.layer_scale else out
 
     x = site(x, "resid_pre")

@@ -139,16 +139,28 @@ def test_a_prompt_and_then_token_by_token_is_the_whole_text(model, tokens, whole
 
 
 def test_a_padded_prompt_goes_on_as_the_whole_text(model, tokens):
+    """Row 0 is padded on the right of its parts, row 1 on the left, all of the first part and some of the second."""
     mask = jnp.ones((2, 12), bool).at[1, :5].set(False)
+    parts = (slice(0, 4), slice(4, 9), slice(9, 12))
 
     @jax.jit
-    def both(weights):
-        logits, state = step(weights, tokens[:, :9], cfg=model.cfg, mask=mask[:, :9])
-        rest, _ = step(weights, tokens[:, 9:12], state, cfg=model.cfg)
-        return model.apply(weights, tokens[:, :12], mask), logits, rest
+    def both(weights, tokens):
+        state, outs = None, []
+        for part in parts:
+            logits, state = step(weights, tokens[:, part], state, cfg=model.cfg, mask=mask[:, part])
+            outs.append(logits)
+        real = jnp.array([[True] * 6 + [False] * 3, [True] * 9])
+        cut, state = step(weights, tokens[:, :9], cfg=model.cfg, mask=real & mask[:, :9])
+        _, state = step(weights, tokens[:, :3], state, cfg=model.cfg, mask=jnp.array([[False] * 3, [True] * 3]))
+        after, state = step(weights, tokens[:, 6:9], state, cfg=model.cfg)
+        whole = model.apply(weights, tokens[:, :12], mask)
+        return whole, jnp.concatenate(outs, axis=1), cut, after, state.at
 
-    whole, logits, rest = both(model.weights)
-    np.testing.assert_allclose(jnp.concatenate([logits, rest], axis=1)[mask], whole[mask], **ALIKE)
+    whole, outs, cut, after, at = both(model.weights, tokens)
+    np.testing.assert_allclose(outs[mask], whole[mask], **ALIKE)
+    np.testing.assert_allclose(cut[0, :6], whole[0, :6], **ALIKE)
+    np.testing.assert_allclose(after[0], whole[0, 6:9], **ALIKE)  # neither padding nor a part of it alone was read
+    np.testing.assert_array_equal(at, [9, 15])
 
 
 def test_a_step_needs_a_mixer():

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxneuro.errors import UserError
 from jaxneuro.io import read_safetensors, write_safetensors
-from jaxneuro.models import Config, Transformer, config_from_hf, load, save_pretrained, shardings
+from jaxneuro.models import Config, Transformer, config_from_hf, config_to_hf, load, save_pretrained, shardings
 from jaxneuro.models.config import Experts
 from jaxneuro.models.layout import flatten
 from jaxneuro.models.moe import experts, route
@@ -208,6 +208,8 @@ def test_fused_tensors_load_as_single_ones_do(case, tmp_path):
     one, other = flatten(load(tmp_path).weights), flatten(load(FIXTURES / case).weights)
     for leaf in other:
         np.testing.assert_array_equal(one[leaf], other[leaf])
+    eight = [load(folder, dtype="int8").weights for folder in (tmp_path, FIXTURES / case)]
+    jax.tree.map(np.testing.assert_array_equal, *eight)
     save_pretrained(load(tmp_path), tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (FIXTURES / case / "model.safetensors").read_bytes()
 
@@ -228,8 +230,8 @@ def test_wrong_tensors_are_named(tmp_path):
 
 QWEN = json.loads((FIXTURES / "qwen3_moe" / "config.json").read_text())
 WRONG = {
-    "every other layer": ({"decoder_sparse_step": 2}, "decoder_sparse_step=2 is not supported for qwen3_moe, only 1"),
-    "dense layers": ({"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\] is not supported for qwen3_moe"),
+    "no layer": ({"decoder_sparse_step": 0}, "decoder_sparse_step=0 is not a positive whole number"),
+    "no experts in any layer": ({"mlp_only_layers": [0, 1, 2]}, r"dense=\(0, 1, 2\) names some of the layers 0 to 2"),
     "windows": ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
     "too few experts": ({"num_experts_per_tok": 9}, "a token cannot go through 9 of 4 experts"),
     "no experts": ({"num_local_experts": 0}, r"experts\.n=0 is not a positive"),
@@ -240,6 +242,48 @@ WRONG = {
 def test_what_is_not_ported_is_named(change, message):
     with pytest.raises(UserError, match=message):
         config_from_hf({**QWEN, **change})
+
+
+def test_layers_without_experts_are_spelled_in_two_ways():
+    wide = {"n": 4, "per_token": 2, "renormalise": False, "d_dense": 24}
+    for spelled, dense in (
+        ({"mlp_only_layers": [1]}, (1,)),
+        ({"decoder_sparse_step": 2}, (0, 2)),
+        ({"decoder_sparse_step": 3, "mlp_only_layers": [0]}, (0, 1)),
+    ):
+        cfg = config_from_hf({**QWEN, **spelled})
+        assert cfg.experts == Experts(**wide, dense=dense)
+        assert config_from_hf(config_to_hf(cfg)) == cfg
+    assert config_to_hf(config_from_hf(QWEN))["mlp_only_layers"] == []
+    with pytest.raises(UserError, match=r"experts\.d_dense how wide it is: both"):
+        Experts(n=4, per_token=2, dense=(1,))
+
+
+def test_layers_have_the_sites_of_what_they_are():
+    """Layers 0, 2 and 3 have one MLP, layer 1 experts."""
+    folder = FIXTURES / "qwen3_moe-mixed"
+    model, ids = load(folder), np.load(folder / "expected.npz")["tokens"]
+    asked = ["blocks.*.mlp.post", "blocks.2.mlp.post", "blocks.1.moe.weights", "blocks.*.resid_post"]
+    _, acts = jax.jit(capture(model.apply, asked))(model.weights, ids)
+    assert [acts[name].shape for name in asked] == [(3, 3, 20, 24), (3, 20, 24), (3, 20, 4), (4, 3, 20, 16)]
+    np.testing.assert_array_equal(acts[asked[0]][1], acts[asked[1]])
+    for site, has in (("blocks.1.mlp.post", "0, 2, 3"), ("blocks.0.moe.post", "1")):
+        with pytest.raises(UserError, match=f"It has the layers {has}"):
+            intervene(model.apply, [zero(site)])(model.weights, ids)
+
+
+def test_layers_without_experts_are_saved_sharded_and_quantised_as_others(tmp_path):
+    folder = FIXTURES / "qwen3_moe-mixed"
+    plain, placed = load(folder), load(folder, mesh=mesh(model=2, expert=2))
+    jax.tree.map(np.testing.assert_array_equal, placed.weights, plain.weights)
+    assert {s.data.shape for s in placed.weights["blocks"]["dense"]["up"].addressable_shards} == {(3, 16, 12)}
+    save_pretrained(plain, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    eight = load(folder, dtype="int8").weights["blocks"]
+    assert {name: eight[name]["up"].scale.shape for name in ("dense", "moe")} == {
+        "dense": (3, 1, 24),
+        "moe": (1, 4, 1, 12),
+    }
 
 
 def test_the_number_of_experts_has_two_names():

@@ -160,7 +160,8 @@ def other_experts(cfg):
     now = cfg.experts
     if now is None:
         return {}
-    return {
+    other = {"dense": dataclasses.replace(now, dense=(0, 1, 2))} if now.dense else {}  # as many as there are
+    return other | {
         "per_token": dataclasses.replace(now, per_token=now.per_token - 1),
         "renormalise": dataclasses.replace(now, renormalise=not now.renormalise),
     }

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Llama-like decoders with a mixture of experts in every layer: Mixtral, Qwen3-MoE."""
+"""Llama-like decoders with a mixture of experts in every layer, or in some: Mixtral, Qwen3-MoE."""
 
 import dataclasses
+import math
 from typing import Any, Final
 
+from ...errors import UserError
 from ..config import Config, Experts
 from ..rope import RopeKeys
 from .family import Key, Keys, linear
@@ -11,7 +13,12 @@ from .llama import LLAMA_LIKE
 
 _MISTRAL, _QWEN3 = LLAMA_LIKE["mistral"], LLAMA_LIKE["qwen3"]
 _L: Final = "model.layers.{i}"
-_REST: Final[Keys] = {key: row for key, row in _QWEN3.keys.items() if ".mlp." not in key}
+_REST: Final[Keys] = {
+    **{key: row for key, row in _QWEN3.keys.items() if ".mlp." not in key},
+    **linear(f"{_L}.mlp.gate_proj", "blocks.dense.gate", "dense_mlp embed"),
+    **linear(f"{_L}.mlp.up_proj", "blocks.dense.up", "dense_mlp embed"),
+    **linear(f"{_L}.mlp.down_proj", "blocks.dense.down", "embed dense_mlp"),
+}
 
 
 def _per_expert(prefix: str, gate: str, up: str, down: str) -> Keys:
@@ -53,6 +60,29 @@ def _experts(names: tuple[str, ...], n: int, per_token: int, renormalise: bool |
     return read, write
 
 
+def _mixed(every: Any) -> Any:
+    """The same where some layers have one MLP instead: those in mlp_only_layers and all but each so many-th."""
+
+    def read(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        named, step = hf.get("mlp_only_layers") or [], hf.get("decoder_sparse_step", 1)
+        if type(step) is not int or step < 1:
+            raise UserError(f"config.json: decoder_sparse_step={step!r} is not a positive whole number.")
+        dense = tuple(i for i in range(values["n_layers"]) if i in named or (i + 1) % step)
+        width = hf.get("intermediate_size", 6144) if dense else None
+        experts = dataclasses.replace(every[0](hf, values)["experts"], dense=dense, d_dense=width)
+        return {"experts": experts}
+
+    def write(cfg: Config) -> dict[str, Any]:
+        if cfg.experts is None:
+            return {}
+        dense, width = cfg.experts.dense, {"intermediate_size": cfg.experts.d_dense} if cfg.experts.dense else {}
+        step = math.gcd(*(i + 1 for i in range(cfg.n_layers) if i not in dense))
+        named = [i for i in dense if (i + 1) % step == 0]
+        return {**every[1](cfg), "decoder_sparse_step": step, "mlp_only_layers": named, **width}
+
+    return read, write
+
+
 MIXTURES: Final = {
     "mixtral": dataclasses.replace(
         _MISTRAL,
@@ -74,9 +104,9 @@ MIXTURES: Final = {
         },
         classes=("Qwen3MoeModel", "Qwen3MoeForCausalLM"),
         windows="never",
-        only={"decoder_sparse_step": (1,), "mlp_only_layers": ([], None), "use_sliding_window": (False,)},
+        only={"use_sliding_window": (False,)},
         keys=_per_expert(f"{_L}.mlp", "gate_proj", "up_proj", "down_proj"),
         fused_keys=_FUSED,
-        derived=_experts(("num_experts", "num_local_experts"), 128, 8, False),
+        derived=_mixed(_experts(("num_experts", "num_local_experts"), 128, 8, False)),
     ),
 }

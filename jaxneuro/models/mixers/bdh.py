@@ -4,14 +4,15 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ...errors import UserError
 from ...taps import wants
+from ..quantised import matmul
 from ..rope import rotate
 from .parts import At, Axes, Start, check_counts, every_state, in_chunks
 
@@ -26,8 +27,6 @@ class BdhState(NamedTuple):
     """What a layer keeps between tokens."""
 
     synapses: Float[Array, "batch head neuron d_model"]
-    pos: Int[Array, ""]
-    """Tokens read so far."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,27 +71,25 @@ class Bdh:
 
     def empty(self, batch: int, d_model: int, dtype: jnp.dtype) -> BdhState:
         """The state before the first token."""
-        return BdhState(jnp.zeros((batch, self.n_heads, self.n_neurons, d_model), jnp.float32), jnp.int32(0))
+        return BdhState(jnp.zeros((batch, self.n_heads, self.n_neurons, d_model), jnp.float32))
 
     def mix(self, w: dict, x: Array, at: At, state: BdhState | None = None) -> tuple[Array, BdhState]:
         """[batch, pos, d_model] to the same, and the state after the last token."""
-        rows, length, d_model = x.shape
-        start = jnp.int32(0) if state is None else state.pos
-        neurons = at.act(jnp.einsum("btd,hdn->bthn", x, w["enc"].astype(x.dtype)))
+        rows, length, _ = x.shape
+        neurons = at.act(jax.vmap(matmul, (None, 0), 2)(x, w["enc"]))
         neurons = at.real(at.site(neurons, "x", _NEURON))
-        turned = rotate(neurons, *self._angles(start, length), interleaved=True)
+        turned = rotate(neurons, *self._angles(0 if at.start is None else at.start, length), interleaved=True)
         synapses, a = _read(turned, x, None if state is None else state.synapses, at)
         a = _layer_norm(at.site(a, "a", _READ), at.eps).astype(x.dtype)
-        y = at.site(at.act(jnp.einsum("bthd,hdn->bthn", a, w["enc_v"].astype(x.dtype))), "y", _NEURON)
+        y = at.site(at.act(jax.vmap(matmul, (2, 0), 2)(a, w["enc_v"])), "y", _NEURON)
         both = at.site(neurons * y, "xy", _NEURON).reshape(rows, length, -1)
-        return both @ w["dec"].astype(x.dtype).reshape(-1, d_model), BdhState(synapses, start + jnp.int32(length))
+        return matmul(both, w["dec"], inputs=2), BdhState(synapses)
 
-    def _angles(self, start: Array, length: int) -> tuple[Array, Array]:
+    def _angles(self, start: Any, length: int) -> tuple[Array, Array]:
         turns = THETA ** (-jnp.arange(0, self.n_neurons, 2, dtype=jnp.float32) / self.n_neurons) / (2 * math.pi)
-        pos = (start + jnp.arange(length, dtype=jnp.int32)).astype(jnp.float32)
-        angles = (
-            (pos[:, None] * turns) % 1 * (2 * math.pi)
-        )  # whole turns first, as the authors do: large angles lose bits
+        pos = jnp.asarray(start, jnp.int32)[..., None] + jnp.arange(length, dtype=jnp.int32)
+        # Whole turns first, as the authors do: large angles lose bits.
+        angles = (pos.astype(jnp.float32)[..., None] * turns) % 1 * (2 * math.pi)
         return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -115,10 +115,10 @@ class Mamba:
         before = self.empty(u.shape[0], u.shape[2], u.dtype) if state is None else state
         u = at.real(u)
         x = at.site(linear(u, w["wx"], w.get("bx")), "x", CHANNEL)
-        x, past = conv(x, w["conv"], w.get("conv_bias"), before.conv)
+        x, past = conv(x, w["conv"], w.get("conv_bias"), before.conv, at.taken)
         x = at.site(at.real(at.act(x)), "conv", CHANNEL)
         rate = linear(linear(x, w["dt_down"]), w["dt_up"]).astype(jnp.float32) + w["dt_bias"].astype(jnp.float32)
-        dt = at.site(jax.nn.softplus(rate), "dt", CHANNEL)
+        dt = at.lasting(at.site(jax.nn.softplus(rate), "dt", CHANNEL))
         b, c = (at.site(linear(x, w[f"w{name}"]), name, _SHARED) for name in "BC")
         x32, b, c = (a.astype(jnp.float32) for a in (x, b, c))
         last, y = _scan(dt, x32, b, c, -jnp.exp(w["A_log"].astype(jnp.float32)), before.ssm, at)

@@ -132,12 +132,13 @@ class Mamba2:
         raw["x"] = at.site(raw["x"], "x", CHANNEL)
         filtered, past = {}, {}
         for name in "xBC":
-            y, past[name] = conv(raw[name], w[f"conv_{name}"], w.get(f"conv_{name}_bias"), before.conv[name])
+            kernel, bias = w[f"conv_{name}"], w.get(f"conv_{name}_bias")
+            y, past[name] = conv(raw[name], kernel, bias, before.conv[name], at.taken)
             filtered[name] = at.real(at.act(y))
         x = at.site(filtered["x"].reshape(rows, length, self.n_heads, self.d_head), "conv", HEADS)
         b, c = (at.site(filtered[n].reshape(rows, length, self.n_groups, -1), n, _GROUPS) for n in "BC")
         dt = linear(u, w["wdt"], w.get("bdt")).astype(jnp.float32) + w["dt_bias"].astype(jnp.float32)
-        dt = at.site(jnp.clip(jax.nn.softplus(dt), *self.dt_limits), "dt", HEADS[:3])
+        dt = at.lasting(at.site(jnp.clip(jax.nn.softplus(dt), *self.dt_limits), "dt", HEADS[:3]))
         x, b, c = (a.astype(jnp.float32) for a in (x, b, c))
         last, y = self._scan(dt, x, b, c, -jnp.exp(w["A_log"].astype(jnp.float32)), before.ssm, at)
         y = at.site(y + w["D"].astype(jnp.float32)[:, None] * x, "y", HEADS)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ...errors import UserError
 from ...taps import tap
+from ..quantised import matmul
 
 type Axes = tuple[str, ...]
 type Start = Callable[[Key[Array, ""], tuple[int, ...]], Float[Array, "..."]]
@@ -26,16 +27,28 @@ class At(NamedTuple):
     mask: Bool[Array, "batch pos"] | None
     act: Callable[[Array], Array]
     eps: float
+    start: Any = None
+    """Position of the first of these tokens, of all rows or of each; None: 0."""
+    taken: Int[Array, "batch"] | None = None
+    """How many of these tokens a row's state takes in; None: all."""
 
     def site(self, value: Array, name: str, axes: Axes) -> Array:
         """The value, under the name blocks.mixer.<name>."""
-        return tap(value, f"blocks.mixer.{name}", layer=self.layer, axes=axes)
+        return tap(value, f"blocks.mixer.{name}", layer=self.layer, pos=self.start, axes=axes)
 
     def real(self, value: Float[Array, "batch pos *rest"]) -> Float[Array, "batch pos *rest"]:
         """The value, with 0 at padding."""
-        if self.mask is None:
-            return value
-        return jnp.where(self.mask.reshape(self.mask.shape + (1,) * (value.ndim - 2)), value, jnp.zeros_like(value))
+        return value if self.mask is None else _where(self.mask, value)
+
+    def lasting(self, dt: Float[Array, "batch pos *rest"]) -> Float[Array, "batch pos *rest"]:
+        """Time steps, with 0 behind the tokens that are taken in: a state stays as it is when no time passes."""
+        if self.taken is None:
+            return dt
+        return _where(jnp.arange(dt.shape[1], dtype=jnp.int32) < self.taken[:, None], dt)
+
+
+def _where(mask: Bool[Array, "batch pos"], value: Array) -> Array:
+    return jnp.where(mask.reshape(mask.shape + (1,) * (value.ndim - 2)), value, jnp.zeros_like(value))
 
 
 def check_counts(mixer: Any, *names: str) -> None:
@@ -50,9 +63,9 @@ def check_counts(mixer: Any, *names: str) -> None:
             raise UserError(f"{type(mixer).__name__}: {name}={value!r} is not a positive whole number.")
 
 
-def linear(x: Array, w: Array, b: Array | None = None) -> Array:
-    """x @ w + b in the dtype of x."""
-    y = x @ w.astype(x.dtype)
+def linear(x: Array, w: Any, b: Array | None = None) -> Array:
+    """x @ w + b in the dtype of x, w quantised or not."""
+    y = matmul(x, w)
     return y if b is None else y + b.astype(y.dtype)
 
 
@@ -61,15 +74,22 @@ def conv(
     kernel: Float[Array, "channel kernel"],
     bias: Float[Array, "channel"] | None,
     before: Float[Array, "batch past channel"],
+    taken: Int[Array, "batch"] | None = None,
 ) -> tuple[Float[Array, "batch pos channel"], Float[Array, "batch past channel"]]:
     """Causal convolution of each channel, y_t = b + sum_j kernel_j x_{t-k+1+j}, and the inputs that the next needs.
 
-    before: the k-1 inputs before the first.
+    Args:
+      before: the k-1 inputs before the first.
+      taken: how many of these tokens the next comes behind; None: all.
     """
     whole, kernel = jnp.concatenate([before.astype(x.dtype), x], axis=1), kernel.astype(x.dtype)
     y = sum(whole[:, j : j + x.shape[1]] * kernel[:, j] for j in range(1, kernel.shape[1]))
     y = y + whole[:, : x.shape[1]] * kernel[:, 0]
-    return (y if bias is None else y + bias.astype(x.dtype)), whole[:, x.shape[1] :]
+    y = y if bias is None else y + bias.astype(x.dtype)
+    if taken is None:
+        return y, whole[:, x.shape[1] :]
+    past = taken[:, None] + jnp.arange(before.shape[1], dtype=jnp.int32)
+    return y, jnp.take_along_axis(whole, past[..., None], axis=1)
 
 
 def every_state(
