@@ -6,7 +6,7 @@ import importlib
 
 from . import harness
 
-NAMES = ("capture", "hooks", "sweep", "topk_step", "kernels", "store", "dictionaries", "synthsae")
+NAMES = ("capture", "hooks", "sweep", "ablations", "topk_step", "kernels", "store", "dictionaries", "synthsae")
 
 
 def main() -> None:

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured of models, at tiny shapes: rows are whole, references see an error, and work is counted right."""
+
+import dataclasses
+import stat
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import ablations, harness
+from benchmarks.capture import SHAPES
+from benchmarks.flops import model_flops
+from jaxneuro.models import Config, Transformer, init
+
+GPT2 = dataclasses.replace(
+    SHAPES["GPT-2 124M"][0], n_layers=2, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=16, d_vocab=32, n_ctx=16
+)
+SHALLOW = dataclasses.replace(GPT2, n_layers=1)
+LLAMA = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=16)
+
+
+@pytest.fixture
+def peers(tmp_path, monkeypatch):
+    """Something that answers as hook_peers.py does: 50 ms for everything."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "library 1.0"\nwhile read steps; do echo 50.0; done\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("JAXNEURO_PEERS", str(python))
+
+
+@pytest.mark.parametrize("cfg", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_work_is_that_of_the_matrices_and_of_the_visible_pairs(cfg):
+    layers = jax.tree.leaves(init(cfg, jax.random.key(0))["blocks"])
+    matrices = sum(a.size for a in layers if a.ndim > 2 and a.size >= cfg.n_layers * cfg.d_model * cfg.d_head * 2)
+    pairs = 5 * 6 // 2 * cfg.n_layers * cfg.n_heads * cfg.d_head
+    head = cfg.d_model * cfg.d_vocab
+    assert model_flops(cfg, 3, 5) == 3 * (2 * 5 * (matrices + head) + 4 * pairs)
+    assert model_flops(cfg, 1, 5, logits=0) == 2 * 5 * matrices + 4 * pairs
+    parts = [model_flops(cfg, 1, 5, layers=range(layer, layer + 1), logits=0) for layer in range(2)]
+    assert sum(parts) + 2 * head == model_flops(cfg, 1, 5, logits=1)
+    before, after = model_flops(cfg, 1, 3), model_flops(cfg, 1, 5, first=3)
+    assert before + after == model_flops(cfg, 1, 5)
+    near = dataclasses.replace(cfg, windows=(None, 2))
+    assert model_flops(cfg, 1, 5) - model_flops(near, 1, 5) == 4 * (3 + 2 + 1) * cfg.n_heads * cfg.d_head
+
+
+def test_the_ablations_beside_loops_over_hooks(monkeypatch, peers):
+    monkeypatch.setattr(ablations, "MODELS", {"tiny": SHALLOW})
+    for name, value in {"N": 6, "CHUNK": 2, "LOOPED": 4, "POS": 5}.items():
+        monkeypatch.setattr(ablations, name, value)
+    rows = {r["op"]: r for r in ablations.rows(1)}
+    assert list(rows)[:2] == list(ablations.PEERS)
+    base = rows[ablations.PEERS[0]]
+    assert base["4,096 of them, s"] == pytest.approx(4.096 * 50, abs=0.01)
+    assert base["version"] == "library 1.0"
+    everywhere, last = rows["one program per layer"], rows["the same, last position only"]
+    assert everywhere["speed-up over transformer_lens, loop over hooks"] == pytest.approx(
+        50 / everywhere["p50_ms"], 1e-2
+    )
+    assert max(everywhere["error"], last["error"]) < 1e-5
+    harness.show("ablations", list(rows.values()))
+
+
+def test_a_sweep_that_ablates_other_neurons_is_seen(monkeypatch):
+    monkeypatch.setattr(ablations, "CHUNK", 2)
+    model, tokens = Transformer(SHALLOW, init(SHALLOW, jax.random.key(0))), np.arange(5, dtype=np.int32)[None]
+    points = ablations.per_layer(SHALLOW, 6)
+    found = ablations.swept(model, tokens, [(p + 1) % SHALLOW.d_mlp for p in points], None)()
+    assert ablations.error(model, tokens, points, None, found) > 1e-4
+
+
+def test_ablations_visit_all_layers_equally_often():
+    assert [len(p) for p in ablations.per_layer(GPT2, 9)] == [5, 4]
