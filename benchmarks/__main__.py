@@ -6,7 +6,18 @@ import importlib
 
 from . import harness
 
-NAMES = ("capture", "hooks", "sweep", "ablations", "topk_step", "kernels", "store", "dictionaries", "synthsae")
+NAMES = (
+    "capture",
+    "hooks",
+    "sweep",
+    "ablations",
+    "decoding",
+    "topk_step",
+    "kernels",
+    "store",
+    "dictionaries",
+    "synthsae",
+)
 
 
 def main() -> None:

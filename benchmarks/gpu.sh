@@ -14,7 +14,7 @@ keep() {
 }
 trap keep EXIT
 failed=0
-for stage in ${@:-correctness tune kernels topk_step capture sweep ablations dictionaries synthsae}; do
+for stage in ${@:-correctness tune kernels topk_step capture sweep ablations decoding dictionaries synthsae}; do
   case $stage in
     correctness) python -m benchmarks.correctness ;;
     tune) python -m jaxneuro_kernels.tune --budget "${TUNE_SECONDS:-300}" ;;

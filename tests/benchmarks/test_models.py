@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import ablations, harness
+from benchmarks import ablations, decoding, harness
 from benchmarks.capture import SHAPES
 from benchmarks.flops import model_flops
 from jaxneuro.models import Config, Transformer, init
@@ -72,3 +72,19 @@ def test_a_sweep_that_ablates_other_neurons_is_seen(monkeypatch):
 
 def test_ablations_visit_all_layers_equally_often():
     assert [len(p) for p in ablations.per_layer(GPT2, 9)] == [5, 4]
+
+
+def test_all_neurons_are_decoded_beside_plain_loops(monkeypatch, peers):
+    monkeypatch.setattr(decoding, "MODELS", {"tiny": dataclasses.replace(LLAMA, d_vocab=64)})
+    rows = {r["op"]: r for r in decoding.rows(1)}
+    assert rows["gain folded in"]["exact"] == rows["as stored"]["exact"] == 1
+    assert rows["PyTorch, float32 scores"]["version"] == "library 1.0"
+    assert rows["PyTorch, float32 scores"]["p50_ms"] < 50  # what is called, not what it says
+    assert all(r["neurons/s"] > 0 for r in rows.values())
+
+
+def test_tokens_that_are_not_exact_are_seen():
+    weights = decoding.random_weights(jax.random.key(0), LLAMA)
+    wrong, found = decoding.exact(weights, LLAMA, True), decoding.decode_neurons(weights, LLAMA)
+    assert wrong(found) == 0
+    assert wrong(found._replace(promoted=found.promoted[..., ::-1])) == 1
