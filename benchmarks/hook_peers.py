@@ -3,7 +3,7 @@
 
     python benchmarks/hook_peers.py PROGRAM MODEL BATCH POS THREADS DEVICE DTYPE
 
-MODEL is a line of JSON: family, n_layers, d_model, n_heads, n_kv_heads, d_mlp, d_vocab, n_ctx. Weights are random.
+MODEL is a line of JSON: sizes and soft-caps of a `Config`, and as hf a whole config.json or null. Weights are random.
 Prints the library and its version, then for every line "STEPS" on standard input the milliseconds of one pass (mean of
 so many). float32 is multiplied as TF32 on a GPU, which is JAX's default there.
 """
@@ -24,6 +24,10 @@ def hugging_face(m: dict[str, Any]) -> tuple[torch.nn.Module, list[torch.nn.Modu
     """The model, and in every layer the module whose input is the neurons' values."""
     import transformers as t
 
+    if m["hf"] is not None:
+        model = t.AutoModelForCausalLM.from_config(t.AutoConfig.for_model(**m["hf"]))
+        last = ("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj")
+        return model, [module for name, module in model.named_modules() if name.endswith(last)]
     if m["family"] == "gpt2":
         sizes = {"n_layer": m["n_layers"], "n_embd": m["d_model"], "n_head": m["n_heads"], "n_inner": m["d_mlp"]}
         model = t.GPT2LMHeadModel(t.GPT2Config(**sizes, vocab_size=m["d_vocab"], n_positions=m["n_ctx"]))
@@ -67,6 +71,33 @@ def hooked(m: dict[str, Any], tokens: torch.Tensor) -> Callable[[], Any]:
     return lambda: (model(tokens)[0], sums)
 
 
+def _llama(m: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "act_fn": "silu", "normalization_type": "RMS", "final_rms": True, "gated_mlp": True,
+        "positional_embedding_type": "rotary", "rotary_dim": m["d_head"], "n_key_value_heads": m["n_kv_heads"],
+    }  # fmt: skip
+
+
+def _neox(m: dict[str, Any]) -> dict[str, Any]:
+    rotary = {"positional_embedding_type": "rotary", "rotary_dim": m["d_head"] // 4}
+    return {"act_fn": "gelu", "normalization_type": "LN", "parallel_attn_mlp": True, **rotary}
+
+
+def _gemma2(m: dict[str, Any]) -> dict[str, Any]:
+    caps = {"attn_scores_soft_cap": m["attn_softcap"], "output_logits_soft_cap": m["logit_softcap"]}
+    local = {"use_local_attn": True, "window_size": 4096, "attn_types": ["local", "global"] * (m["n_layers"] // 2)}
+    return _llama(m) | caps | local | {"act_fn": "gelu_pytorch_tanh", "use_normalization_before_and_after": True}
+
+
+FAMILIES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "gpt2": lambda m: {"act_fn": "gelu_new", "normalization_type": "LN"},
+    "gpt_neox": _neox,
+    "llama": _llama,
+    "gemma2": _gemma2,
+}
+"""What TransformerLens is told of a family beside its sizes."""
+
+
 def hooked_transformer(m: dict[str, Any]) -> Any:
     """TransformerLens' model of the same shape."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
@@ -75,12 +106,11 @@ def hooked_transformer(m: dict[str, Any]) -> Any:
         n_layers=m["n_layers"],
         d_model=m["d_model"],
         n_heads=m["n_heads"],
-        d_head=m["d_model"] // m["n_heads"],
+        d_head=m["d_head"],
         d_mlp=m["d_mlp"],
         d_vocab=m["d_vocab"],
-        n_ctx=m["n_ctx"],
-        act_fn="gelu_new",
-        normalization_type="LN",
+        n_ctx=min(m["n_ctx"], 2048),  # of which it keeps the square
+        **FAMILIES[m["family"]](m),
         device=str(torch.get_default_device()),
         dtype=torch.get_default_dtype(),
     )

@@ -102,16 +102,21 @@ def _beside(
 
 @contextlib.contextmanager
 def beside(
-    programs: Iterable[str], cfg: Config, shape: tuple[int, int], dtype: str = "float32"
+    programs: Iterable[str], cfg: Config, shape: tuple[int, int], dtype: str = "float32", hf: dict | None = None
 ) -> Iterator[dict[str, Peer]]:
-    """These of hook_peers.py on the device that JAX uses, if there is an environment for them."""
+    """These of hook_peers.py on the device that JAX uses, if there is an environment for them.
+
+    hf: a config.json that transformers builds the model from; None: of three families known there.
+    """
     found: dict[str, Peer] = {}
-    said = json.dumps({k: v for k, v in dataclasses.asdict(cfg).items() if isinstance(v, int | str)})
+    said = {k: v for k, v in dataclasses.asdict(cfg).items() if isinstance(v, int | float | str)} | {"hf": hf}
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     try:
         if python := os.environ.get("JAXNEURO_PEERS"):
             for program in programs:
-                found[program] = Peer(python, "hook_peers.py", program, said, *shape, cores(), device, dtype)
+                found[program] = Peer(
+                    python, "hook_peers.py", program, json.dumps(said), *shape, cores(), device, dtype
+                )
         yield found
     finally:
         for peer in found.values():

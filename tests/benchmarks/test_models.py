@@ -5,13 +5,14 @@ import dataclasses
 import stat
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ablations, decoding, harness
+from benchmarks import ablations, decoding, harness, large, limits
 from benchmarks.capture import SHAPES
 from benchmarks.flops import model_flops
-from jaxneuro.models import Config, Transformer, init
+from jaxneuro.models import Config, Transformer, config_from_hf, init
 
 GPT2 = dataclasses.replace(
     SHAPES["GPT-2 124M"][0], n_layers=2, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=16, d_vocab=32, n_ctx=16
@@ -88,3 +89,68 @@ def test_tokens_that_are_not_exact_are_seen():
     wrong, found = decoding.exact(weights, LLAMA, True), decoding.decode_neurons(weights, LLAMA)
     assert wrong(found) == 0
     assert wrong(found._replace(promoted=found.promoted[..., ::-1])) == 1
+
+
+SIZES = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 64,
+    "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32,
+}  # fmt: skip
+
+
+def tiny(name):
+    """Of the same family."""
+    return large.MODELS[name] | {k: v for k, v in SIZES.items() if k in large.MODELS[name]}
+
+
+def blank(cfg, key):
+    shapes = jax.eval_shape(lambda key: init(cfg, key, jnp.bfloat16), key)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def test_weights_are_drawn_a_few_rows_at_a_time():
+    found = np.asarray(large._draw(jax.random.key(0), (5, 40, 50), jnp.bfloat16, 1.0), np.float32)
+    assert found.mean() == pytest.approx(1, abs=1e-3)
+    assert found.std() == pytest.approx(0.02, rel=0.05)
+    assert len(np.unique(found[:, 0, :4], axis=0)) == 5
+    cfg = config_from_hf(large.MODELS["llama-3.1-8b"])
+    assert large._mean(cfg, (jax.tree_util.DictKey("final_norm"), jax.tree_util.DictKey("scale"))) == 1
+    assert large._mean(cfg, (jax.tree_util.DictKey("mlp"), jax.tree_util.DictKey("up"))) == 0
+
+
+def parameters(name):
+    weights = jax.eval_shape(lambda key: init(config_from_hf(large.MODELS[name]), key), jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(weights)) / 1e9
+
+
+def test_large_models_are_of_their_published_sizes():
+    assert parameters("pythia-1.4b") == pytest.approx(1.4146, abs=1e-4)
+    assert parameters("gemma-2-2b") == pytest.approx(2.6143, abs=1e-4)
+    assert parameters("llama-3.1-8b") == pytest.approx(8.0303, abs=1e-4)
+
+
+def test_a_large_model_on_a_small_device_says_why():
+    assert "needs an accelerator with 28 GB for JAX; this cpu has 0 GB" in large.too_large(
+        config_from_hf(large.MODELS["llama-3.1-8b"])
+    )
+
+
+def test_a_large_model_is_measured_in_all_ways(monkeypatch, peers):
+    name = "llama-3.1-8b"
+    monkeypatch.setattr(large, "MODELS", {name: tiny(name)})
+    monkeypatch.setattr(large, "too_large", lambda cfg: None)
+    monkeypatch.setattr(large, "random_weights", blank)
+    monkeypatch.setattr(large, "SHAPE", (2, 8))
+    monkeypatch.setattr(large, "FEW", (1, 4))
+    monkeypatch.setattr(large, "PEERS", {"transformers": (2, 8), "transformer_lens, run_with_cache": (1, 4)})
+    monkeypatch.setattr(limits, "measure", lambda repeats: (limits.Limits(1e10, 1e9), []))
+    rows = {r["op"]: r for r in large.rows(1, name)}
+    assert not [r["failed"] for r in rows.values() if "failed" in r]
+    forward, peer = rows["forward"], rows["transformers"]
+    assert peer["tokens/s"] == 16 / 50e-3
+    assert peer["time / ours"] == pytest.approx(50 / forward["p50_ms"], abs=1e-3)
+    assert rows["transformer_lens, run_with_cache"]["time / ours"] == pytest.approx(
+        50 / rows["every site"]["p50_ms"], abs=1e-3
+    )
+    work = model_flops(config_from_hf(tiny(name)), 2, 8)
+    assert forward["share of matmul rate"] == pytest.approx(work / forward["p50_ms"] * 1e3 / 1e9, abs=2e-3)
+    assert rows["store of layer 1's resid_post"]["p50_ms"] > 0
