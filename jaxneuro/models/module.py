@@ -30,6 +30,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         resid: Float[Array, "batch pos d_model"] | None = None,
         remat: str | None = None,
         cache: Cache | None = None,
+        attention: str | None = None,
     ) -> Any:
         """See `jaxneuro.models.forward`."""
         part: dict[str, Any] = {
@@ -38,6 +39,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
             "resid": resid,
             "remat": remat,
             "cache": cache,
+            "attention": attention,
         }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 

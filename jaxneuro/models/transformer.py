@@ -46,6 +46,7 @@ def forward(
     resid: Float[Array, "batch pos d_model"] | None = None,
     remat: str | None = None,
     cache: Cache | None = None,
+    attention: str | None = None,
 ) -> Any:
     """Run the model, or a part of its stack.
 
@@ -68,12 +69,15 @@ def forward(
       cache: of the tokens before these (`init_cache`; causal models only). These come at the positions `cache.at`
         and on, at every site too: an edit with pos=7 acts when position 7 is processed. More of them than are slots
         left is an error of the caller that is not noticed under jit.
+      attention: a row of `attention.FORMS` to compute attention with: "explicit", "chunked", "cudnn", "splash",
+        "tokamax". None: the device's best that can do what is needed. It changes time, and numbers by their rounding.
     Returns:
       Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
       (after the final norm); with stop_at the residual stream [batch, pos, d_model]. With a cache: (that, the cache
       with the layers that ran written and `at` behind the last real token of each row).
     Raises:
-      UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has.
+      UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has; a
+        form of attention that cannot do what is needed here.
     Source: arXiv 1706.03762, 1810.04805, 2302.13971 and the transformers implementations; parity tests at 1e-5.
     Example:
       >>> import jax
@@ -92,11 +96,13 @@ def forward(
         x = embed(weights["embed"], tokens, cfg, token_types, mask, cache)
     n, cache = x.shape[1], None if cache is None else cache.announced(mask, x.shape[1])
     if cfg.mixer is not None:
+        if attention is not None:
+            raise UserError(f"attention={attention!r}, but this {cfg.family} model has no attention.")
         x, _ = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, mask=mask, layers=(start_at, stop), remat=remat)
         after = None
     else:
         bias = _relative(weights, n, cfg)
-        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache, bias)
+        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, cache, bias, attention)
     x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
     return x if after is None else (x, after.advanced(mask, n))
 
@@ -193,6 +199,7 @@ def _stack(
     remat: str | None = None,
     cache: Cache | None = None,
     bias: Array | None = None,
+    attention: str | None = None,
 ) -> tuple[Array, Cache | None]:
     length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
@@ -210,7 +217,7 @@ def _stack(
         (x, kv), (layer, w) = carry, of
         if w is None:  # a part of the stack: index the leaves instead of copying a slice of them
             w = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), blocks)
-        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, bias)
+        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, bias, attention)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)
