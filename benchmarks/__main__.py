@@ -8,18 +8,8 @@ from . import harness
 
 LARGE = ("large:pythia-1.4b", "large:gemma-2-2b", "large:llama-3.1-8b")
 """For an accelerator; not among all."""
-NAMES = (
-    "capture",
-    "hooks",
-    "sweep",
-    "ablations",
-    "decoding",
-    "topk_step",
-    "kernels",
-    "store",
-    "dictionaries",
-    "synthsae",
-)
+_MODELS = ("capture", "hooks", "sweep", "ablations", "decoding", "attention")
+NAMES = (*_MODELS, "topk_step", "kernels", "store", "dictionaries", "synthsae")
 
 
 def main() -> None:
@@ -27,9 +17,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure, print tables, keep the results."
     )
-    parser.add_argument(
-        "names", nargs="*", choices=(*NAMES, *LARGE, "all"), default="all", help="which; all by default"
-    )
+    names = (*NAMES, *LARGE, "all")
+    parser.add_argument("names", nargs="*", choices=names, default="all", help="which; all by default")
     parser.add_argument("--repeats", type=int, default=15, help="timed samples per program")
     asked = parser.parse_args()
     for name in NAMES if "all" in asked.names else asked.names:

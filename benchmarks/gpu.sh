@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that PENDING.md owes, on this machine's accelerator: bash benchmarks/gpu.sh [correctness|tune|NAME ...]
-# A stage longer than STAGE_SECONDS is ended (0: none is; unset: 540 for the stages with peers in other processes).
+# A stage longer than STAGE_SECONDS is ended (0: none is; unset: 540 for the newer stages).
 # What fails stops nothing else; the exit status tells, and results say whether the kernels were found correct. Results
 # stay in benchmarks/results, the tuned table in the package, and what is new goes to $OUT if set.
 set -uo pipefail
@@ -15,12 +15,12 @@ keep() {
 }
 trap keep EXIT
 failed=0
-stages="correctness tune kernels topk_step capture sweep ablations decoding
+stages="correctness tune kernels topk_step capture sweep ablations decoding attention
   large:pythia-1.4b large:gemma-2-2b large:llama-3.1-8b dictionaries synthsae"
 for stage in ${@:-$stages}; do
   # Seconds after which a stage is ended; what another one needs is not its to take.
   case $stage in
-    large:* | ablations | decoding) limit=${STAGE_SECONDS:-540} ;;
+    large:* | ablations | decoding | attention) limit=${STAGE_SECONDS:-540} ;;
     *) limit=${STAGE_SECONDS:-0} ;;
   esac
   case $stage in

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ablations, decoding, harness, large, limits
+from benchmarks import ablations, attention, decoding, harness, large, limits
 from benchmarks.capture import SHAPES
 from benchmarks.flops import model_flops
 from jaxneuro.models import Config, Transformer, config_from_hf, init
@@ -154,3 +154,13 @@ def test_a_large_model_is_measured_in_all_ways(monkeypatch, peers):
     work = model_flops(config_from_hf(tiny(name)), 2, 8)
     assert forward["share of matmul rate"] == pytest.approx(work / forward["p50_ms"] * 1e3 / 1e9, abs=2e-3)
     assert rows["store of layer 1's resid_post"]["p50_ms"] > 0
+
+
+def test_forms_of_attention_are_measured_where_they_can_do_it(monkeypatch):
+    monkeypatch.setattr(attention, "SMALL", {"tiny": attention.Shape(2, 9, 4, 2, 8, window=3, softcap=2.0)})
+    rows = attention.rows(1)
+    assert {r["op"] for r in rows} >= {"explicit", "chunked"}
+    assert not {r["op"] for r in rows} & {"cudnn", "splash"}
+    assert {r["shape"]["name"] for r in rows} == {"tiny, forward", "tiny, gradient"}
+    assert all(r["error"] < 1e-5 for r in rows)
+    assert all(r["time / chunked"] > 0 for r in rows)
