@@ -9,6 +9,10 @@ checked against the same reference; a ratio is of medians. Times are of finished
 |---|---|---|
 | `capture` | `firing_moments`, a study's statistics, one layer with `stop_at` | the plain forward |
 | `sweep` | 1,024 single-neuron ablations of one prompt in chunks, prefix computed once | a loop of jitted calls |
+| `ablations` | 4,096 single-neuron ablations of one prompt | a loop over TransformerLens' hooks |
+| `large:MODEL` | a model in bfloat16: forward, statistics, one layer, a store | a bare matmul; PyTorch libraries |
+| `decoding` | the tokens of every neuron through the LM head | PyTorch, a matmul and two topk per chunk |
+| `attention` | every form of attention that runs here, forward and gradient | the explicit one's numbers |
 | `topk_step` | a TopK dictionary's training step | dense JAX: `lax.top_k`, autodiff, Adam |
 | `kernels` | every op's implementations, whole training steps | the device's limits; `lax.top_k`, dense JAX, PyTorch |
 

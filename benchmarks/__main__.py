@@ -6,7 +6,10 @@ import importlib
 
 from . import harness
 
-NAMES = ("capture", "hooks", "sweep", "topk_step", "kernels", "store", "dictionaries", "synthsae")
+LARGE = ("large:pythia-1.4b", "large:gemma-2-2b", "large:llama-3.1-8b")
+"""For an accelerator; not among all."""
+_MODELS = ("capture", "hooks", "sweep", "ablations", "decoding", "attention")
+NAMES = (*_MODELS, "topk_step", "kernels", "store", "dictionaries", "synthsae")
 
 
 def main() -> None:
@@ -14,13 +17,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure, print tables, keep the results."
     )
-    parser.add_argument("names", nargs="*", choices=(*NAMES, "all"), default="all", help="which; all by default")
+    names = (*NAMES, *LARGE, "all")
+    parser.add_argument("names", nargs="*", choices=names, default="all", help="which; all by default")
     parser.add_argument("--repeats", type=int, default=15, help="timed samples per program")
     asked = parser.parse_args()
     for name in NAMES if "all" in asked.names else asked.names:
-        rows = importlib.import_module(f"benchmarks.{name}").rows(asked.repeats)
+        module, *part = name.split(":")
+        rows = importlib.import_module(f"benchmarks.{module}").rows(asked.repeats, *part)
         harness.show(name, rows)
-        print(f"written: {harness.save(name, rows)}")
+        print(f"written: {harness.save(name.replace(':', '-'), rows)}")
 
 
 if __name__ == "__main__":

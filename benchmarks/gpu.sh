@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Everything that PENDING.md owes, on this machine's accelerator: bash benchmarks/gpu.sh [correctness|tune|NAME ...]
+# A stage longer than STAGE_SECONDS is ended (0: none is; unset: 540 for the newer stages).
 # What fails stops nothing else; the exit status tells, and results say whether the kernels were found correct. Results
 # stay in benchmarks/results, the tuned table in the package, and what is new goes to $OUT if set.
 set -uo pipefail
@@ -14,12 +15,19 @@ keep() {
 }
 trap keep EXIT
 failed=0
-for stage in ${@:-correctness tune kernels topk_step capture sweep dictionaries synthsae}; do
+stages="correctness tune kernels topk_step capture sweep ablations decoding attention
+  large:pythia-1.4b large:gemma-2-2b large:llama-3.1-8b dictionaries synthsae"
+for stage in ${@:-$stages}; do
+  # Seconds after which a stage is ended; what another one needs is not its to take.
   case $stage in
-    correctness) python -m benchmarks.correctness ;;
-    tune) python -m jaxneuro_kernels.tune --budget "${TUNE_SECONDS:-300}" ;;
-    kernels) python -m benchmarks kernels --repeats 7 ;;
-    *) python -m benchmarks "$stage" --repeats 31 ;;
+    large:* | ablations | decoding | attention) limit=${STAGE_SECONDS:-540} ;;
+    *) limit=${STAGE_SECONDS:-0} ;;
+  esac
+  case $stage in
+    correctness) timeout "$limit" python -m benchmarks.correctness ;;
+    tune) timeout "$limit" python -m jaxneuro_kernels.tune --budget "${TUNE_SECONDS:-300}" ;;
+    kernels) timeout "$limit" python -m benchmarks kernels --repeats 7 ;;
+    *) timeout "$limit" python -m benchmarks "$stage" --repeats 31 ;;
   esac || { echo "failed: $stage" >&2; failed=1; }
   keep
 done

@@ -201,6 +201,11 @@ class Peer:
         print(steps, file=self._in, flush=True)
         return float(self._out.readline())
 
+    def stop(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.communicate()
+
 
 def in_turn(samples: dict[str, Callable[[int], float]], repeats: int, inner: int = 1) -> dict[str, list[float]]:
     """Milliseconds per step of every program, one sample of each in turn."""
@@ -210,6 +215,11 @@ def in_turn(samples: dict[str, Callable[[int], float]], repeats: int, inner: int
             times[name].append(sample(inner))
             print(".", end="", file=sys.stderr, flush=True)
     return times
+
+
+def quantiles(ms: Sequence[float]) -> dict[str, float]:
+    """As a row has them."""
+    return {f"p{q}_ms": round(float(np.percentile(ms, q)), 4) for q in (20, 50, 80)}
 
 
 def with_ratio(rows: list[dict], base: str, *, inverse: bool = False) -> list[dict]:

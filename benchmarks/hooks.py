@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from jaxneuro.models import Config, forward, init
 from jaxneuro.taps import capture, sites
 
 from .capture import SHAPES as CAPTURED
-from .harness import Peer, cores, in_turn, ratio
+from .harness import Peer, cores, in_turn, quantiles, ratio
 
 GPT2 = CAPTURED["GPT-2 124M"][0]
 LLAMA = Config(
@@ -82,15 +82,8 @@ def _beside(
     weights = init(cfg, jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, cfg.d_vocab, shape).astype(np.int32)
     samples: dict[str, Callable[[int], float]] = {op: _timed(make(cfg), weights, tokens) for op, make in ours.items()}
-    versions: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        if python := os.environ.get("JAXNEURO_PEERS"):
-            said = json.dumps({k: v for k, v in dataclasses.asdict(cfg).items() if isinstance(v, int | str)})
-            for program in theirs.values():
-                peer = Peer(python, "hook_peers.py", program, said, *shape, cores())
-                stack.callback(peer.process.terminate)
-                samples[program], versions[program] = peer.sample, peer.version
-        times = in_turn(samples, repeats, inner=5)
+    with beside(theirs.values(), cfg, shape) as peers:
+        times = in_turn(samples | {program: peer.sample for program, peer in peers.items()}, repeats, inner=5)
     about = {"name": f"{model}, {shape[0]} x {shape[1]}", "batch": shape[0], "pos": shape[1]}
     base = {**{op: op for op in ours}, **{program: op for op, program in theirs.items()}}
     return [
@@ -98,13 +91,36 @@ def _beside(
             "op": op,
             "shape": about,
             "dtype": "float32",
-            **{f"p{q}_ms": round(float(np.percentile(ms, q)), 3) for q in (20, 50, 80)},
+            **quantiles(ms),
             "tokens/s": round(tokens.size / float(np.median(ms)) * 1e3),
             "times ours": ratio(float(np.median(ms)), float(np.median(times[base[op]]))),
-            "version": versions.get(op),
+            "version": peers[op].version if op in peers else None,
         }
         for op, ms in times.items()
     ]
+
+
+@contextlib.contextmanager
+def beside(
+    programs: Iterable[str], cfg: Config, shape: tuple[int, int], dtype: str = "float32", hf: dict | None = None
+) -> Iterator[dict[str, Peer]]:
+    """These of hook_peers.py on the device that JAX uses, if there is an environment for them.
+
+    hf: a config.json that transformers builds the model from; None: of three families known there.
+    """
+    found: dict[str, Peer] = {}
+    said = {k: v for k, v in dataclasses.asdict(cfg).items() if isinstance(v, int | float | str)} | {"hf": hf}
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    try:
+        if python := os.environ.get("JAXNEURO_PEERS"):
+            for program in programs:
+                found[program] = Peer(
+                    python, "hook_peers.py", program, json.dumps(said), *shape, cores(), device, dtype
+                )
+        yield found
+    finally:
+        for peer in found.values():
+            peer.stop()
 
 
 def _timed(run: Callable[..., Any], weights: Any, tokens: Any) -> Callable[[int], float]:

@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scaled dot-product attention in three forms with one meaning; the caller never chooses.
+"""Scaled dot-product attention in several forms with one meaning: a table says what each can do, and where it is used.
 
-| form | used when |
+| form | what it is |
 |---|---|
-| `_explicit` | somebody wants `attn.scores` or `attn.pattern`: both [batch, head, query, key] exist |
-| `_cudnn` | 16-bit values on an NVIDIA GPU |
-| `_chunked` | otherwise: queries in chunks whose scores stay in cache, keys above the diagonal never touched |
+| `explicit` | both [batch, head, query, key] exist: for whoever wants `attn.scores` or `attn.pattern` |
+| `chunked` | queries in chunks whose scores stay in cache, keys above the diagonal never touched |
+| `cudnn`, `splash`, `tokamax` | kernels of others (`fused.py`) |
 
-`_chunked` takes 15 ms where jax.nn.dot_product_attention takes 54 (forward) and 96 where it takes 140 (gradient),
+`forward(attention=None)` takes the first form of `PREFERRED` that can do what is needed, and `explicit` for the sites;
+one that is asked for by name is used, or says why it cannot be. No form changes the meaning: a mask, window, soft-cap
+or bias that a form does not know keeps it from being used.
+
+`chunked` takes 15 ms where jax.nn.dot_product_attention takes 54 (forward) and 96 where it takes 140 (gradient),
 on two CPU cores at batch 16, 256 positions, 6 heads of 32 in float32.
 """
 
-import functools
-import logging
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..errors import UserError, unknown
 from ..taps import tap, wants
+from . import fused
 from .quantised import matmul
-
-_log = logging.getLogger("jaxneuro.models")
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Score of a masked pair: finite, so that a row with no visible key is uniform and not NaN (as in transformers)."""
@@ -39,6 +42,8 @@ class Visible(NamedTuple):
     """Which key is the first query's own, with a cache; None: there are as many keys as queries."""
     bias: Float[Array, "*batch head query key"] | None = None
     """Added to the scaled scores: T5's relative positions."""
+    form: str | None = None
+    """The row of `FORMS` that was asked for; None: the device's."""
 
     def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
         """True where a query sees a key; None when every pair is visible."""
@@ -73,17 +78,63 @@ def attend(
     softcap: scores s become softcap * tanh(s / softcap), before bias and mask.
     """
     q = q * jnp.asarray(scale, q.dtype)
-    if wants(f"{site}.scores", f"{site}.pattern"):
-        return _explicit(q, k, v, visible, layer, softcap, site)
-    if softcap is None and visible.start is None and visible.bias is None and _cudnn_takes(q):
-        return jax.lax.platform_dependent(
-            q,
-            k,
-            v,
-            cuda=lambda q, k, v: _cudnn(q, k, v, visible),
-            default=lambda q, k, v: _chunked(q, k, v, visible, None),
-        )
-    return _chunked(q, k, v, visible, softcap)
+    name, run = chosen(q, k, visible, softcap, site), _run(visible, softcap, (layer, site))
+    platform = FORMS[name].platform
+    if visible.form is not None or platform is None:
+        return run(name)(q, k, v)
+    # A program may be lowered for another device than the default one.
+    return jax.lax.platform_dependent(q, k, v, default=run("chunked"), **{platform: run(name)})
+
+
+def _run(visible: Visible, softcap: float | None, place: tuple[Array, str]) -> Callable[[str], Callable[..., Array]]:
+    return lambda name: lambda q, k, v: FORMS[name].run(q, k, v, visible, softcap, place)
+
+
+def chosen(q: Array, k: Array, visible: Visible, softcap: float | None, site: str = "blocks.attn") -> str:
+    """The form that was asked for, or the first preferred one that can do it.
+
+    Raises:
+      UserError: no such form, or not here: with the reason.
+    """
+    asked, needs = visible.form, _needs(q, k, visible, softcap, site)
+    if asked is None:
+        return next(name for name in preferred() if _refusal(name, q, needs) is None)
+    if asked not in FORMS:
+        raise unknown("form of attention", asked, FORMS, where="forward(attention=...)")
+    if reason := _refusal(asked, q, needs):
+        able = ", ".join(name for name in FORMS if _refusal(name, q, needs) is None)
+        raise UserError(f"attention={asked!r} cannot be used here: {reason}. Able are: {able}; None takes the best.")
+    return asked
+
+
+def preferred() -> tuple[str, ...]:
+    """Forms for the default device, best first; the last can do everything."""
+    kind = jax.devices()[0].device_kind.lower()
+    found = (row for name, row in PREFERRED.items() if kind.startswith(name))
+    return (*next(found, PREFERRED.get(jax.default_backend(), ())), "chunked", "explicit")
+
+
+def _needs(q: Array, k: Array, visible: Visible, softcap: float | None, site: str) -> dict[str, str]:
+    """What a form must know, beyond looking back or both ways and fewer heads of keys: in words."""
+    asked = {
+        "sites": (wants(f"{site}.scores", f"{site}.pattern"), f"the sites {site}.scores and {site}.pattern"),
+        "window": (visible.window is not None, "windows of a layer"),
+        "mask": (visible.mask is not None, "padding"),
+        "cache": (visible.start is not None, "a cache"),
+        "bias": (visible.bias is not None, "a bias of pairs"),
+        "softcap": (softcap is not None, "a soft-cap"),
+        "cross": (q.shape[1] != k.shape[1], "other keys than of the queries' positions"),
+    }
+    return {need: words for need, (is_needed, words) in asked.items() if is_needed}
+
+
+def _refusal(name: str, q: Array, needs: dict[str, str]) -> str | None:
+    form = FORMS[name]
+    if form.platform is not None and jax.default_backend() != _BACKENDS[form.platform]:
+        return f"it is for {form.platform}, this is {jax.default_backend()}"
+    if missing := [words for need, words in needs.items() if need not in form.can]:
+        return f"it does not know {', '.join(missing)}"
+    return form.refuses(q)
 
 
 def project(x: Array, w: Any, b: Array | None) -> Float[Array, "batch pos head d_head"]:
@@ -119,7 +170,10 @@ def _scores(
     return scores if pairs is None else jnp.where(pairs[:, None, None], scores, MASKED)
 
 
-def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array, softcap: float | None, site: str) -> Array:
+def _explicit(
+    q: Array, k: Array, v: Array, visible: Visible, softcap: float | None, place: tuple[Array, str]
+) -> Array:
+    layer, site = place
     (b, t, n, h), s = q.shape, k.shape[1]
     place: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
     scores = _scores(q, k, visible.pairs(jnp.arange(t), jnp.arange(s)), softcap, visible.bias).reshape(b, n, t, s)
@@ -130,7 +184,7 @@ def _explicit(q: Array, k: Array, v: Array, visible: Visible, layer: Array, soft
     return jnp.einsum("bkgts,bskh->btkgh", grouped, v).reshape(b, t, n, h)
 
 
-def _chunked(q: Array, k: Array, v: Array, visible: Visible, softcap: float | None = None) -> Array:
+def _chunked(q: Array, k: Array, v: Array, visible: Visible, softcap: float | None, place: Any) -> Array:
     length = q.shape[1]
     chunk = -(-length // max(1, min(4, length // 64)))  # at most 4 chunks (compile time), at least 64 rows each
     outs = []
@@ -152,28 +206,29 @@ def _softmax_values(scores: Array, v: Array) -> Array:
     return out.astype(v.dtype).transpose(0, 3, 1, 2, 4).reshape(b, t, kv * group, h)
 
 
-def _cudnn_takes(q: Array) -> bool:
-    # cuDNN's conditions: 16-bit values, head size a multiple of 8 up to 128 (256 only on newer cards).
-    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-    return fits and jax.default_backend() == "gpu" and _cudnn_works()
+class Form(NamedTuple):
+    """One way to compute attention."""
+
+    run: Callable[[Array, Array, Array, Visible, float | None, Any], Array]
+    can: frozenset[str]
+    """Of what `_needs` names."""
+    platform: str | None = None
+    """The only one it is for, as XLA names them."""
+    refuses: Callable[[Array], str | None] = lambda q: None
+    """Why it cannot take these queries."""
 
 
-@functools.cache
-def _cudnn_works() -> bool:
-    """Tried once per process: some combinations of CUDA and cuDNN refuse the kernel (jax issue 32430)."""
-    try:
-        with jax.ensure_compile_time_eval():
-            x = jnp.ones((1, 64, 1, 64), jnp.bfloat16)
-            jax.block_until_ready(jax.nn.dot_product_attention(x, x, x, implementation="cudnn"))
-    except Exception as e:  # whatever the driver, cuDNN or XLA says
-        _log.warning("cuDNN attention does not run here, using XLA's instead: %s", e)
-        return False
-    return True
-
-
-def _cudnn(q: Array, k: Array, v: Array, visible: Visible, implementation: Literal["cudnn", "xla"] = "cudnn") -> Array:
-    run = functools.partial(jax.nn.dot_product_attention, q, k, v, scale=1.0, implementation=implementation)
-    if visible.mask is None and visible.window is None:
-        return run(is_causal=visible.causal)  # a mask would be read as a [batch, 1, query, key] bias
-    pairs = visible.pairs(jnp.arange(q.shape[1]), jnp.arange(k.shape[1]))
-    return run(mask=None if pairs is None else pairs[:, None])
+_ALL: Final = frozenset({"window", "mask", "cache", "bias", "softcap", "cross"})
+_BACKENDS: Final = {"cuda": "gpu", "tpu": "tpu"}
+"""Platforms as JAX names them."""
+FORMS: Final[dict[str, Form]] = {
+    "explicit": Form(_explicit, _ALL | {"sites"}),
+    "chunked": Form(_chunked, _ALL),
+    "cudnn": Form(fused.cudnn, frozenset({"window", "mask", "cross"}), "cuda", fused.cudnn_refuses),
+    "splash": Form(fused.splash, frozenset({"mask", "softcap"}), "tpu", fused.splash_refuses),
+    "tokamax": Form(fused.tokamax, frozenset({"window", "mask", "softcap"}), None, fused.tokamax_refuses),
+}
+PREFERRED: Final[dict[str, tuple[str, ...]]] = {"gpu": ("cudnn",)}
+"""Start of a device's kind in lower case ("nvidia h100", "tpu v5"), or JAX's name of its platform -> forms, the fastest
+first; `chunked` follows. A row is added when `python -m benchmarks attention` has run on the device: until then splash
+and tokamax are used only where they are asked for."""

@@ -33,6 +33,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         hidden_patches: Bool[Array, "batch patch"] | None = None,
         context: Array | None = None,
         context_mask: Bool[Array, "batch key"] | None = None,
+        attention: str | None = None,
     ) -> Any:
         """See `jaxneuro.models.forward`."""
         part: dict[str, Any] = {
@@ -44,6 +45,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
             "hidden_patches": hidden_patches,
             "context": context,
             "context_mask": context_mask,
+            "attention": attention,
         }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 

@@ -53,6 +53,7 @@ def forward(
     hidden_patches: Bool[Array, "batch patch"] | None = None,
     context: Int[Array, "batch key"] | Float[Array, "batch key d_model"] | None = None,
     context_mask: Bool[Array, "batch key"] | None = None,
+    attention: str | None = None,
 ) -> Any:
     """Run the model, or a part of its stack.
 
@@ -81,13 +82,16 @@ def forward(
       context: for a model with an encoder (`Config.encoder`): the encoder's token ids, or what `encode` made of them.
         With a cache once: it keeps the keys and values that all layers make of it.
       context_mask: True at real tokens of the context; None: all real.
+      attention: a row of `attention.FORMS` to compute attention with: "explicit", "chunked", "cudnn", "splash",
+        "tokamax". None: the device's best that can do what is needed. It changes time, and numbers by their rounding.
     Returns:
       Logits [batch, pos, d_vocab], of a classifier of pictures [batch, d_vocab]; without a head the last hidden state
       (after the final norm); with stop_at the residual stream [batch, pos, d_model]. With a cache: (that, the cache
       with the layers that ran written and `at` behind the last real token of each row).
     Raises:
       UserError: a layer outside the stack, start_at without resid, more positions than a model that learns them has;
-        a context that is missing, misshapen, or given to a model without an encoder.
+        a context that is missing, misshapen, or given to a model without an encoder; a form of attention that cannot
+        do what is needed here.
     Source: arXiv 1706.03762, 1810.04805, 2302.13971 and the transformers implementations; parity tests at 1e-5.
     Example:
       >>> import jax
@@ -113,12 +117,14 @@ def forward(
     n = x.shape[1]
     before: Any = None if cache is None else cache.announced(mask, n)
     if cfg.mixer is not None:
+        if attention is not None:
+            raise UserError(f"attention={attention!r}, but this {cfg.family} model has no attention.")
         part: dict[str, Any] = {"mask": mask, "layers": (start_at, stop), "remat": remat, "state": before}
         x, after = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, **part)
     else:
         bias = _relative(weights.get("relative", {}).get("table"), n, cfg, cache)
         seen, before = seen_by(weights["blocks"].get("cross_attn"), context, context_mask, before)
-        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, before, bias, seen)
+        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, before, bias, seen, attention)
     x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
     return x if after is None else (x, after.advanced(mask, n))
 
@@ -256,6 +262,7 @@ def _stack(
     cache: Cache | None = None,
     bias: Array | None = None,
     seen: Context | Kept | None = None,
+    attention: str | None = None,
 ) -> tuple[Array, Cache | None]:
     length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
@@ -272,7 +279,7 @@ def _stack(
         (x, kv), (layer, w) = carry, of
         w = layer_in_run(blocks, layer, run) if w is None else w
         own = _relative(w["attn"]["relative"], x.shape[1], cfg, cache) if "relative" in w["attn"] else bias
-        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, own)
+        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, own, attention)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)

@@ -56,7 +56,7 @@ def decode_directions(
 
     Args:
       directions: one per row; any float dtype, accumulated in float32.
-      unembed: W_U.
+      unembed: W_U. On an accelerator products with bfloat16 numbers run on its matrix units, and are still exact.
       k: tokens on each side; equal scores are ordered by token number.
       chunk: tokens at a time.
       centred: subtract from every u_v the mean over the vocabulary. Softmax does not see it; cosines and z-scores do.
@@ -69,19 +69,22 @@ def decode_directions(
       >>> decode_directions(jnp.eye(4)[:2], jnp.eye(4), k=1).promoted.tolist()
       [[0], [1]]
     """
-    d, u = directions.astype(jnp.float32), unembed.astype(jnp.float32)
-    size = u.shape[1]
+    if getattr(unembed, "dtype", None) != jnp.bfloat16:  # the only one that needs no copy
+        unembed = unembed.astype(jnp.float32)
+    d, size = directions, unembed.shape[1]
     k, chunk = min(k, size), min(max(chunk, k), size)
-    mean_u = jnp.mean(u, 1, keepdims=True) if centred else jnp.zeros((u.shape[0], 1), jnp.float32)
-    offset, spread = _population(d if population is None else population.astype(jnp.float32))
+    offset, spread = _population((d if population is None else population).astype(jnp.float32))
     if variant == "cosine":
+        d = d.astype(jnp.float32)
         d = d / jnp.maximum(jnp.linalg.norm(d, axis=-1, keepdims=True), jnp.float32(1e-30))
     if variant == "zscore":
-        d = d - offset
+        d = d.astype(jnp.float32) - offset
+    mean_u = jnp.mean(unembed, 1, keepdims=True, dtype=jnp.float32) * jnp.float32(centred)
+    at_mean = jnp.matmul(d.astype(jnp.float32), mean_u, precision=_FULL)
 
     def score(piece: Array) -> Array:
-        piece = piece - mean_u
-        s = jnp.matmul(d, piece, precision=_FULL)
+        s = _product(d, piece) - at_mean
+        piece = piece.astype(jnp.float32) - mean_u
         if variant == "cosine":
             s = s / jnp.maximum(jnp.linalg.norm(piece, axis=0), jnp.float32(1e-30))
         if variant == "zscore":
@@ -93,7 +96,7 @@ def decode_directions(
         # the last chunk is moved back to end at the vocabulary's end; what it repeats is masked out
         at = jnp.minimum(start, size - chunk)
         token = at + jnp.arange(chunk, dtype=jnp.int32)
-        s, fresh = score(jax.lax.dynamic_slice_in_dim(u, at, chunk, 1)), token >= start
+        s, fresh = score(jax.lax.dynamic_slice_in_dim(unembed, at, chunk, 1)), token >= start
         up, down = (jnp.where(fresh, v, -jnp.inf) for v in (s, -s))
         peak = jnp.maximum(best.peak, jnp.max(up, 1))
         total = best.total * jnp.exp(best.peak - peak) + jnp.sum(jnp.exp(up - peak[:, None]), 1)
@@ -104,6 +107,32 @@ def decode_directions(
     start = _Best(empty, empty, jnp.full((n,), -jnp.inf, jnp.float32), jnp.zeros((n,), jnp.float32))
     best, _ = jax.lax.scan(one, start, jnp.arange(0, size, chunk, dtype=jnp.int32))
     return Decoded(best.top[1], best.top[0], best.bottom[1], -best.bottom[0], best.peak + jnp.log(best.total))
+
+
+def _product(d: Array, piece: Array) -> Array:
+    """d @ piece as float32 numbers multiply."""
+    if piece.dtype != jnp.bfloat16:
+        return _product_float32(d, piece)
+    return jax.lax.platform_dependent(d, piece, cpu=_product_float32, default=_product_bfloat16)
+
+
+def _product_float32(d: Array, piece: Array) -> Array:
+    return jnp.matmul(d.astype(jnp.float32), piece.astype(jnp.float32), precision=_FULL)
+
+
+def _product_bfloat16(d: Array, piece: Array) -> Array:
+    # 24 bits of mantissa are three times bfloat16's 8, and a product of two of those fits in float32. The parts lie
+    # side by side, so that one matmul adds them up.
+    parts = [d] if d.dtype == jnp.bfloat16 else _parts(d.astype(jnp.float32))
+    both = jnp.concatenate(parts, 1), jnp.concatenate([piece] * len(parts))
+    return jnp.matmul(*both, preferred_element_type=jnp.float32)
+
+
+def _parts(x: Array) -> list[Array]:
+    """Three bfloat16 arrays whose sum is a float32 one. Not by casts, which XLA may leave out."""
+    high = jax.lax.reduce_precision(x, 8, 7)
+    middle = jax.lax.reduce_precision(x - high, 8, 7)
+    return [part.astype(jnp.bfloat16) for part in (high, middle, x - high - middle)]
 
 
 def _keep(best: tuple[Array, Array], s: Array, token: Array, k: int) -> tuple[Array, Array]:
@@ -191,13 +220,34 @@ def decode_neurons(
         )
     if (layers is None) != (neurons is None):
         raise UserError("decode_neurons: give both layers and neurons, or neither for all.")
-    head = unembedding(weights, cfg)
-    d = neuron_directions(weights, cfg, side, fold_norm=fold_norm)
-    everyone = d.reshape(-1, d.shape[-1]) if variant == "zscore" else None
-    decode = partial(decode_directions, k=k, chunk=chunk, centred=centred, variant=variant, population=everyone)
     if layers is not None:
-        return decode(d[np.asarray(layers), np.asarray(neurons)], head)
-    return jax.lax.map(lambda layer: decode(layer, head), d)
+        d = neuron_directions(weights, cfg, side, fold_norm=fold_norm)
+        everyone = d.reshape(-1, d.shape[-1]) if variant == "zscore" else None
+        chosen = d[np.asarray(layers), np.asarray(neurons)]
+        options: dict[str, Any] = {"centred": centred, "variant": variant, "population": everyone}
+        return decode_directions(chosen, unembedding(weights, cfg), k, chunk=chunk, **options)
+    read = {name: weights[name] for name in ("final_norm", "head", "embed") if name in weights}
+    read["blocks"] = {name: weights["blocks"][name] for name in ("mlp", "ln2") if name in weights["blocks"]}
+    return _decode_all(read, cfg, k, side=side, fold_norm=fold_norm, centred=centred, variant=variant, chunk=chunk)
+
+
+@partial(jax.jit, static_argnames=("cfg", "k", "side", "fold_norm", "centred", "variant", "chunk"))
+def _decode_all(
+    weights: Any, cfg: Any, k: int, *, side: Any, fold_norm: bool, centred: bool, variant: Any, chunk: int
+) -> Decoded:
+    """Layer by layer: only one layer's directions exist as float32, and its scores of one chunk of tokens."""
+    blocks, head, everyone = weights["blocks"], unembedding(weights, cfg), None
+    if variant == "zscore":
+        everyone = neuron_directions(weights, cfg, side, fold_norm=fold_norm).reshape(-1, cfg.d_model)
+
+    def of_layer(layer: Any) -> Decoded:
+        one = weights | {"blocks": jax.tree.map(lambda a: a[None], layer)}
+        d = neuron_directions(one, cfg, side, fold_norm=fold_norm)[0]
+        if not fold_norm and getattr(layer["mlp"]["down"], "dtype", None) == jnp.bfloat16:  # which loses nothing
+            d = d.astype(jnp.bfloat16)
+        return decode_directions(d, head, k, chunk=chunk, centred=centred, variant=variant, population=everyone)
+
+    return jax.lax.map(of_layer, blocks)
 
 
 def stability(a: Decoded, b: Decoded) -> float:

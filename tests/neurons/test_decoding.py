@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxneuro.errors import UserError
-from jaxneuro.models import Config
-from jaxneuro.neurons import decode_directions, decode_neurons, neuron_directions, stability
+from jaxneuro.models import Config, init
+from jaxneuro.neurons import decode_directions, decode_neurons, decoding, neuron_directions, stability
 
 LLAMA = Config(n_layers=2, d_model=12, n_heads=2, n_kv_heads=1, d_head=6, d_mlp=10, d_vocab=53, n_ctx=16)
 GPT = Config(
@@ -115,3 +115,51 @@ def test_errors(toy):
         neuron_directions({}, GPT, "outputs")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="both layers and neurons"):
         decode_neurons({}, LLAMA, layers=[0])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fold", [True, False], ids=["folded", "as stored"])
+def test_all_neurons_at_once_are_each_of_them(toy, fold):
+    weights = jax.tree.map(lambda a: a.astype(jnp.bfloat16), toy.random_weights(LLAMA))
+    whole = decode_neurons(weights, LLAMA, k=3, fold_norm=fold)
+    assert whole.promoted.shape == (2, 10, 3)
+    each = decode_neurons(weights, LLAMA, np.repeat([0, 1], 10), np.tile(np.arange(10), 2), k=3, fold_norm=fold)
+    for a, b in zip(whole, each, strict=True):
+        np.testing.assert_allclose(np.asarray(a).reshape(b.shape), b, atol=1e-5)
+
+
+def test_all_neurons_are_decoded_by_one_small_program():
+    cfg = Config(n_layers=3, d_model=8, n_heads=1, n_kv_heads=1, d_head=8, d_mlp=64, d_vocab=20_000, n_ctx=8)
+    program = jax.jit(lambda w: decode_neurons(w, cfg, chunk=256))
+    memory = program.lower(init(cfg, jax.random.key(0))).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < cfg.d_mlp * cfg.d_vocab * 4 / 2  # half of one layer's scores
+    weights, before = init(cfg, jax.random.key(1)), decoding._decode_all._cache_size()
+    for _ in range(2):
+        decode_neurons(weights, cfg, chunk=256)
+    assert decoding._decode_all._cache_size() == before + 1
+
+
+def test_matrix_units_of_sixteen_bits_give_the_product_of_float32():
+    """What runs on accelerators: exact in 24 bits for float32 directions, in 8 for those stored as bfloat16."""
+    rng = np.random.default_rng(0)
+    d = jnp.asarray(rng.normal(size=(40, 64)) * 10 ** rng.uniform(-3, 3, (40, 64)), jnp.float32)
+    u = jnp.asarray(rng.normal(size=(64, 50)), jnp.bfloat16)
+    parts = jax.jit(decoding._parts)(d)
+    np.testing.assert_array_equal(sum(np.asarray(p, np.float64) for p in parts), np.asarray(d, np.float64))
+    for directions in (d, d.astype(jnp.bfloat16)):
+        exact = np.asarray(directions, np.float64) @ np.asarray(u, np.float64)
+        size = np.abs(np.asarray(directions, np.float64)) @ np.abs(np.asarray(u, np.float64))
+
+        def error(product, exact=exact, size=size):
+            return np.max(np.abs(product - exact) / size)
+
+        assert error(jax.jit(decoding._product_bfloat16)(directions, u)) < 1e-6  # float32 adds up 192 products
+        assert error(decoding._product_float32(directions, u)) < 1e-6
+        assert error(decoding._product_float32(directions, u) * (1 + 1e-5)) > 1e-6
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_multiply_sixteen_bits_and_add_up_float32(platform):
+    d, u = jnp.ones((6, 16), jnp.float32), jnp.ones((16, 40), jnp.bfloat16)
+    program = decode_directions.trace(d, u, 3, chunk=20).lower(lowering_platforms=(platform,)).as_text()
+    assert "(tensor<6x48xbf16>, tensor<48x20xbf16>) -> tensor<6x20xf32>" in program
+    assert "tensor<48x20xbf16>" not in decode_directions.lower(d, u, 3, chunk=20).as_text()
