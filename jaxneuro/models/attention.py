@@ -170,9 +170,7 @@ def _scores(
     return scores if pairs is None else jnp.where(pairs[:, None, None], scores, MASKED)
 
 
-def _explicit(
-    q: Array, k: Array, v: Array, visible: Visible, softcap: float | None, place: tuple[Array, str]
-) -> Array:
+def _explicit(q: Array, k: Array, v: Array, visible: Visible, softcap: float | None, place: tuple[Array, str]) -> Array:
     layer, site = place
     (b, t, n, h), s = q.shape, k.shape[1]
     place: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
