@@ -173,11 +173,11 @@ def _scores(
 def _explicit(q: Array, k: Array, v: Array, visible: Visible, softcap: float | None, place: tuple[Array, str]) -> Array:
     layer, site = place
     (b, t, n, h), s = q.shape, k.shape[1]
-    place: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
+    at: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
     scores = _scores(q, k, visible.pairs(jnp.arange(t), jnp.arange(s)), softcap, visible.bias).reshape(b, n, t, s)
-    scores = tap(scores, f"{site}.scores", **place)
+    scores = tap(scores, f"{site}.scores", **at)
     pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    pattern = tap(pattern, f"{site}.pattern", **place)
+    pattern = tap(pattern, f"{site}.pattern", **at)
     grouped = pattern.reshape(b, v.shape[2], -1, t, s)
     return jnp.einsum("bkgts,bskh->btkgh", grouped, v).reshape(b, t, n, h)
 

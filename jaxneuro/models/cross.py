@@ -25,7 +25,7 @@ class Context(NamedTuple):
     """True at real tokens; None: all real."""
 
 
-def check_context(cfg: Config, context: Any, mask: Any, cache: Cache | None, batch: int) -> None:
+def check_context(cfg: Config, context: Any, mask: Any, cache: Any, batch: int) -> None:
     """A model with an encoder needs a context, or a cache that has seen it; others have no use for one.
 
     Raises:

@@ -242,7 +242,7 @@ def _positions(
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 
 
-def _relative(table: Array | None, n: int, cfg: Config, cache: Cache | None) -> Array | None:
+def _relative(table: Array | None, n: int, cfg: Config, cache: Any) -> Array | None:
     """Scores [head, query, key] (with rows of their own positions [batch, ...]) of the next n tokens."""
     if cfg.relative is None or table is None:
         return None
@@ -259,7 +259,7 @@ def _stack(
     start: int,
     stop: int,
     remat: str | None = None,
-    cache: Cache | None = None,
+    cache: Any = None,
     bias: Array | None = None,
     seen: Context | Kept | None = None,
     attention: str | None = None,
