@@ -259,7 +259,7 @@ def _stack(
     start: int,
     stop: int,
     remat: str | None = None,
-    cache: Any = None,
+    cache: Cache | None = None,
     bias: Array | None = None,
     seen: Context | Kept | None = None,
     attention: str | None = None,

@@ -252,7 +252,7 @@ def test_a_model_uses_the_form_that_is_asked_for(monkeypatch):
     np.testing.assert_allclose(outs[2], outs[0], atol=1e-6)
     assert acts["blocks.0.attn.pattern"].shape == (1, 2, 5, 5)
     asked = functools.partial(model.apply, attention="chunked")
-    with pytest.raises(UserError, match=r"it does not know the sites attn\.scores and attn\.pattern"):
+    with pytest.raises(UserError, match=r"it does not know the sites blocks\.attn\.scores and blocks\.attn\.pattern"):
         capture(asked, ["blocks.0.attn.pattern"])(model.weights, tokens)
 
 
