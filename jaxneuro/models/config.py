@@ -43,7 +43,7 @@ class Image:
         return (self.size // self.patch) ** 2 + len(self.prefix)
 
 
-_OF_TOKENS = ("d_embed", "embed_scale", "masked_positions", "position_offset", "n_token_types", "tied")
+_OF_TOKENS = ("d_embed", "embed_scale", "masked_positions", "position_offset", "n_token_types", "tied", "head_scale")
 # How a model with an encoder is; nothing else is known of cross-attention.
 _OF_DECODERS: Final = {
     **dict.fromkeys(("parallel", "qk_norm", "layer_scale", "learned_positions", "embed_norm"), False),
@@ -147,7 +147,7 @@ class Config:
     local_rope: Rope | None = None
     """Of the layers with a window, where it is another one (Gemma 3); None: `rope`."""
     relative: RelativeBias | None = None
-    """Positions are a learned number per distance, added to the scores of all layers alike (T5)."""
+    """Positions are a learned number per distance, added to the scores (T5; see `RelativeBias`)."""
     encoder: "Config | None" = None
     """The stack whose last hidden state every layer also attends to, between attention and MLP: its weights are under
     "encoder", its token embedding is this model's (T5)."""
