@@ -75,16 +75,14 @@ class Experts:
     d_dense: int | None = None
 
     def __post_init__(self):
-        for field in ("n", "per_token"):
+        for field in ("n", "per_token", *(["d_dense"] if self.dense else [])):
             value = getattr(self, field)
             if type(value) is not int or value < 1:
                 raise UserError(f"experts.{field}={value!r} is not a positive whole number.")
         if self.per_token > self.n:
             raise UserError(f"a token cannot go through {self.per_token} of {self.n} experts.")
-        if bool(self.dense) != (self.d_dense is not None):
-            raise UserError(
-                "experts.dense says which layers have one MLP instead, experts.d_dense how wide it is: both."
-            )
+        if self.d_dense is not None and not self.dense:
+            raise UserError(f"experts.d_dense={self.d_dense} is the width of layers that experts.dense does not name.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,7 +233,9 @@ class Config:
         if self.encoder is not None:
             self._check_encoder(self.encoder)
         if self.experts is not None and not {*self.experts.dense} < {*range(self.n_layers)}:
-            raise UserError(f"experts.dense={self.experts.dense} names some of the layers 0 to {self.n_layers - 1}.")
+            raise UserError(
+                f"experts.dense={self.experts.dense}: some of the layers 0 to {self.n_layers - 1}, not all."
+            )
         if self.one_norm and not self.parallel:
             raise UserError("one_norm is a switch of parallel blocks: set parallel=True too.")
         if self.parallel and self.norm_placement != "pre":

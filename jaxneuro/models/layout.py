@@ -45,11 +45,7 @@ def layout(cfg: Config) -> dict[str, tuple[str, ...]]:
         **_when(cfg.learned_positions, {"embed.pos": ("pos", "embed")}),
         **_when(cfg.n_token_types > 0, {"embed.type": ("type", "embed")}),
         **_when(cfg.embed_norm, _norm("embed.norm", bias)),
-        **(
-            _mixer(cfg.mixer, bias)
-            if cfg.mixer
-            else {f"blocks.{n}": (_rows(cfg, n), *axes) for n, axes in block.items()}
-        ),
+        **(_mixer(cfg.mixer, bias) if cfg.mixer else _blocks(cfg, block)),
         **_when(cfg.relative is not None and not cfg.relative.per_layer, {"relative.table": ("bucket", "heads")}),
         **_when(cfg.norm_placement != "post", _norm("final_norm", bias)),
         **_when(cfg.d_embed is not None, {"head.proj_out": ("embed", "token")}),
@@ -124,9 +120,9 @@ def rows_of(cfg: Config, part: str) -> tuple[int, ...]:
     return tuple(i for i in range(cfg.n_layers) if (i in dense) == (part == "dense"))
 
 
-def _rows(cfg: Config, name: str) -> str:
-    part, mixed = name.split(".")[0], cfg.experts is not None and cfg.experts.dense
-    return part if mixed and part in PARTS else "layer"
+def _blocks(cfg: Config, leaves: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    first = {part: part for part in PARTS if cfg.experts is not None and cfg.experts.dense}
+    return {f"blocks.{n}": (first.get(n.split(".")[0], "layer"), *axes) for n, axes in leaves.items()}
 
 
 def _mlp(cfg: Config) -> dict[str, tuple[str, ...]]:

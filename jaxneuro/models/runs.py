@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stack whose layers have different leaves (some one MLP, some experts) is a scan per run of equal layers."""
+"""A stack whose layers have different leaves (some one MLP, some experts) is a scan per run of equal layers.
+
+Every site then has exactly the layers that reach it. Where kinds alternate a run is one layer, and compiling takes as
+long as for a stack that is written out.
+"""
 
 import itertools
 from typing import NamedTuple

@@ -231,7 +231,7 @@ def test_wrong_tensors_are_named(tmp_path):
 QWEN = json.loads((FIXTURES / "qwen3_moe" / "config.json").read_text())
 WRONG = {
     "no layer": ({"decoder_sparse_step": 0}, "decoder_sparse_step=0 is not a positive whole number"),
-    "no experts in any layer": ({"mlp_only_layers": [0, 1, 2]}, r"dense=\(0, 1, 2\) names some of the layers 0 to 2"),
+    "no experts in any layer": ({"mlp_only_layers": [0, 1, 2]}, r"dense=\(0, 1, 2\): some of the layers 0 to 2, not"),
     "windows": ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
     "too few experts": ({"num_experts_per_tok": 9}, "a token cannot go through 9 of 4 experts"),
     "no experts": ({"num_local_experts": 0}, r"experts\.n=0 is not a positive"),
@@ -255,8 +255,9 @@ def test_layers_without_experts_are_spelled_in_two_ways():
         assert cfg.experts == Experts(**wide, dense=dense)
         assert config_from_hf(config_to_hf(cfg)) == cfg
     assert config_to_hf(config_from_hf(QWEN))["mlp_only_layers"] == []
-    with pytest.raises(UserError, match=r"experts\.d_dense how wide it is: both"):
-        Experts(n=4, per_token=2, dense=(1,))
+    for wrong, message in (({"dense": (1,)}, "d_dense=None is not a positive"), ({"d_dense": 4}, "does not name")):
+        with pytest.raises(UserError, match=message):
+            Experts(n=4, per_token=2, **wrong)
 
 
 def test_layers_have_the_sites_of_what_they_are():
