@@ -2,9 +2,8 @@
 """All neurons through the LM head: the ten tokens that each promotes and suppresses, and the log-sum-exp.
 
 Beside PyTorch doing the same, a matmul and two topk per chunk of neurons, once with float32 scores and once with those
-that a bfloat16 matmul gives. Here float32 scores decide: on an accelerator float32 directions (a gain is folded in) are
-three bfloat16 parts, those stored as bfloat16 are one. "exact" is the share of a sample whose ten tokens are those of
-float64. The norm's gain is random: a gain of ones would be exact in bfloat16.
+that a bfloat16 matmul gives. Here float32 scores decide: on an accelerator directions times a bfloat16 gain are two
+bfloat16 parts, those as stored are one. "exact" is the share of a sample whose ten tokens are those of float64.
 """
 
 import os
@@ -74,7 +73,7 @@ def random_weights(key: Any, cfg: Config) -> dict[str, Any]:
     return {
         "blocks": {"mlp": {"down": jax.random.normal(keys[0], shape, DTYPE) * jnp.asarray(0.02, DTYPE)}},
         "head": {"w": jax.random.normal(keys[1], (cfg.d_model, cfg.d_vocab), DTYPE) * jnp.asarray(0.02, DTYPE)},
-        "final_norm": {"scale": 1 + jax.random.uniform(keys[2], (cfg.d_model,), jnp.float32)},
+        "final_norm": {"scale": jax.random.uniform(keys[2], (cfg.d_model,), DTYPE, 0.5, 2.0)},
     }
 
 

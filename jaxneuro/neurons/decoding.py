@@ -34,7 +34,7 @@ class _Best(NamedTuple):
     total: Array
 
 
-@partial(jax.jit, static_argnames=("k", "chunk", "centred", "variant"))
+@partial(jax.jit, static_argnames=("k", "chunk", "centred", "variant", "bits"))
 def decode_directions(
     directions: Float[Array, "n d_model"],
     unembed: Float[Array, "d_model d_vocab"],
@@ -44,6 +44,7 @@ def decode_directions(
     centred: bool = True,
     variant: Literal["logit", "cosine", "zscore"] = "logit",
     population: Float[Array, "m d_model"] | None = None,
+    bits: int = 24,
 ) -> Decoded:
     """Top-k and bottom-k tokens of directions in the residual stream.
 
@@ -62,6 +63,8 @@ def decode_directions(
       centred: subtract from every u_v the mean over the vocabulary. Softmax does not see it; cosines and z-scores do.
       variant: rare tokens with a large |u_v| win many plain logits; cosine and zscore take that away.
       population: directions over which "zscore" standardises; None: `directions`.
+      bits: of mantissa that are in float32 directions: 16 for a product of two bfloat16 numbers. On an accelerator a
+        bfloat16 `unembed` is multiplied once for each 8 of them.
     Returns:
       Decoded.
     Source: arXiv 2501.02688 (input directions, softmax of W_U w); variants ours.
@@ -76,14 +79,14 @@ def decode_directions(
     offset, spread = _population((d if population is None else population).astype(jnp.float32))
     if variant == "cosine":
         d = d.astype(jnp.float32)
-        d = d / jnp.maximum(jnp.linalg.norm(d, axis=-1, keepdims=True), jnp.float32(1e-30))
+        d, bits = d / jnp.maximum(jnp.linalg.norm(d, axis=-1, keepdims=True), jnp.float32(1e-30)), 24
     if variant == "zscore":
-        d = d.astype(jnp.float32) - offset
+        d, bits = d.astype(jnp.float32) - offset, 24
     mean_u = jnp.mean(unembed, 1, keepdims=True, dtype=jnp.float32) * jnp.float32(centred)
     at_mean = jnp.matmul(d.astype(jnp.float32), mean_u, precision=_FULL)
 
     def score(piece: Array) -> Array:
-        s = _product(d, piece) - at_mean
+        s = _product(d, piece, bits) - at_mean
         piece = piece.astype(jnp.float32) - mean_u
         if variant == "cosine":
             s = s / jnp.maximum(jnp.linalg.norm(piece, axis=0), jnp.float32(1e-30))
@@ -109,21 +112,22 @@ def decode_directions(
     return Decoded(best.top[1], best.top[0], best.bottom[1], -best.bottom[0], best.peak + jnp.log(best.total))
 
 
-def _product(d: Array, piece: Array) -> Array:
+def _product(d: Array, piece: Array, bits: int) -> Array:
     """d @ piece as float32 numbers multiply."""
     if piece.dtype != jnp.bfloat16:
         return _product_float32(d, piece)
-    return jax.lax.platform_dependent(d, piece, cpu=_product_float32, default=_product_bfloat16)
+    split = partial(_product_bfloat16, bits=bits)
+    return jax.lax.platform_dependent(d, piece, cpu=_product_float32, default=split)
 
 
 def _product_float32(d: Array, piece: Array) -> Array:
     return jnp.matmul(d.astype(jnp.float32), piece.astype(jnp.float32), precision=_FULL)
 
 
-def _product_bfloat16(d: Array, piece: Array) -> Array:
+def _product_bfloat16(d: Array, piece: Array, *, bits: int = 24) -> Array:
     # 24 bits of mantissa are three times bfloat16's 8, and a product of two of those fits in float32. The parts lie
     # side by side, so that one matmul adds them up.
-    parts = [d] if d.dtype == jnp.bfloat16 else _parts(d.astype(jnp.float32))
+    parts = [d] if d.dtype == jnp.bfloat16 else _parts(d.astype(jnp.float32))[: -(-bits // 8)]
     both = jnp.concatenate(parts, 1), jnp.concatenate([piece] * len(parts))
     return jnp.matmul(*both, preferred_element_type=jnp.float32)
 
@@ -177,11 +181,16 @@ def neuron_directions(
     if side == "output":  # gain * (d - mean(d)): what the final norm makes of the direction, up to its scale
         if "final_norm" not in weights:
             return d
-        return _centre(d, layer_norm) * weights["final_norm"]["scale"].astype(jnp.float32)
+        return _centre(d, layer_norm) * _gain(weights["final_norm"], cfg)
     if cfg.norm_placement != "pre":
         return d
     # w . (gain * (x - mean(x))) = (gain * w - mean(gain * w)) . x
-    return _centre(d * weights["blocks"]["ln2"]["scale"][:, None].astype(jnp.float32), layer_norm)
+    return _centre(d * _gain(weights["blocks"]["ln2"], cfg)[:, None], layer_norm)
+
+
+def _gain(norm: Any, cfg: Any) -> Array:
+    scale = norm["scale"].astype(jnp.float32)
+    return 1 + scale if cfg.norm == "gemma_rms" else scale
 
 
 def _centre(d: Array, yes: bool) -> Array:
@@ -240,12 +249,16 @@ def _decode_all(
     if variant == "zscore":
         everyone = neuron_directions(weights, cfg, side, fold_norm=fold_norm).reshape(-1, cfg.d_model)
 
+    read = jax.tree.leaves((blocks, weights.get("final_norm", {})))
+    bits = 16 if cfg.norm == "rms" and all(a.dtype == jnp.bfloat16 for a in read) else 24
+
     def of_layer(layer: Any) -> Decoded:
         one = weights | {"blocks": jax.tree.map(lambda a: a[None], layer)}
         d = neuron_directions(one, cfg, side, fold_norm=fold_norm)[0]
         if not fold_norm and getattr(layer["mlp"]["down"], "dtype", None) == jnp.bfloat16:  # which loses nothing
             d = d.astype(jnp.bfloat16)
-        return decode_directions(d, head, k, chunk=chunk, centred=centred, variant=variant, population=everyone)
+        options: dict[str, Any] = {"centred": centred, "variant": variant, "population": everyone}
+        return decode_directions(d, head, k, chunk=chunk, bits=bits, **options)
 
     return jax.lax.map(of_layer, blocks)
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,8 @@ GPT = Config(
     n_layers=2, d_model=12, n_heads=2, n_kv_heads=2, d_head=6, d_mlp=10, d_vocab=53, n_ctx=16, gated=False,
     norm="layer", tied=True, act="gelu",
 )  # fmt: skip
+
+GEMMA = dataclasses.replace(LLAMA, norm="gemma_rms")
 
 
 def dense(d, u, variant, centred):
@@ -75,19 +79,20 @@ def test_planted_output_directions_decode_to_their_tokens(toy, cfg):
     assert stability(everything, everything) == 1.0
 
 
-@pytest.mark.parametrize("cfg", [LLAMA, GPT], ids=["llama", "gpt"])
+@pytest.mark.parametrize("cfg", [LLAMA, GPT, GEMMA], ids=["llama", "gpt", "gemma"])
 def test_folding_gives_what_the_norms_do(toy, cfg):
     """Output: adding eps d before the final norm moves the logits along the folded direction, at fixed norm scale.
     Input: the neuron's pre-activation is the folded direction times the residual stream over the norm's scale."""
     weights = toy.random_weights(cfg)
     x = jax.random.normal(jax.random.key(3), (cfg.d_model,))
     centred = x - x.mean() if cfg.norm == "layer" else x
+    more = 1 if cfg.norm == "gemma_rms" else 0
     out = neuron_directions(weights, cfg, "output")[1, 4]
     raw = weights["blocks"]["mlp"]["down"][1, 4]
-    expected = (raw - raw.mean() if cfg.norm == "layer" else raw) * weights["final_norm"]["scale"]
+    expected = (raw - raw.mean() if cfg.norm == "layer" else raw) * (more + weights["final_norm"]["scale"])
     np.testing.assert_allclose(np.asarray(out), np.asarray(expected), atol=1e-6)
     read = neuron_directions(weights, cfg, "input")[1, 4]
-    pre = (centred * weights["blocks"]["ln2"]["scale"][1]) @ weights["blocks"]["mlp"]["up"][1, :, 4]
+    pre = (centred * (more + weights["blocks"]["ln2"]["scale"][1])) @ weights["blocks"]["mlp"]["up"][1, :, 4]
     assert float(read @ x) == pytest.approx(float(pre), rel=1e-4, abs=1e-5)
     plain = neuron_directions(weights, cfg, "input", fold_norm=False)[1, 4]
     np.testing.assert_array_equal(np.asarray(plain), np.asarray(weights["blocks"]["mlp"]["up"][1, :, 4]))
@@ -155,6 +160,10 @@ def test_matrix_units_of_sixteen_bits_give_the_product_of_float32():
         assert error(jax.jit(decoding._product_bfloat16)(directions, u)) < 1e-6  # float32 adds up 192 products
         assert error(decoding._product_float32(directions, u)) < 1e-6
         assert error(decoding._product_float32(directions, u) * (1 + 1e-5)) > 1e-6
+    gain = jnp.asarray(rng.normal(size=64), jnp.bfloat16).astype(jnp.float32)
+    _, middle, low = jax.jit(decoding._parts)(d.astype(jnp.bfloat16).astype(jnp.float32) * gain)
+    assert jnp.any(middle)
+    assert not jnp.any(low)  # a product of two has 16 bits
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
@@ -162,4 +171,10 @@ def test_accelerators_multiply_sixteen_bits_and_add_up_float32(platform):
     d, u = jnp.ones((6, 16), jnp.float32), jnp.ones((16, 40), jnp.bfloat16)
     program = decode_directions.trace(d, u, 3, chunk=20).lower(lowering_platforms=(platform,)).as_text()
     assert "(tensor<6x48xbf16>, tensor<48x20xbf16>) -> tensor<6x20xf32>" in program
+    cfg = Config(n_layers=1, d_model=16, n_heads=1, n_kv_heads=1, d_head=8, d_mlp=6, d_vocab=40, n_ctx=8)
+    weights = jax.eval_shape(lambda key: init(cfg, key, jnp.bfloat16), jax.random.key(0))
+    for fold, depth in ((True, 32), (False, 16)):
+        traced = jax.jit(lambda w, fold=fold: decode_neurons(w, cfg, chunk=20, fold_norm=fold)).trace(weights)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert f"(tensor<6x{depth}xbf16>, tensor<{depth}x20xbf16>) -> tensor<6x20xf32>" in text
     assert "tensor<48x20xbf16>" not in decode_directions.lower(d, u, 3, chunk=20).as_text()
