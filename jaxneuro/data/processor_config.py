@@ -195,10 +195,14 @@ def processor_from_timm(config: dict[str, Any], where: str = "config.json") -> P
       235
     """
     s = {key: config.get(key) or usual for key, usual in _TIMM.items()}
-    _, rows, columns = s["input_size"]
-    if rows != columns or not 0 < s["crop_pct"] <= 1 or s["crop_mode"] not in ("center", "squash"):
-        asked = {key: s[key] for key in ("input_size", "crop_pct", "crop_mode")}
-        raise UserError(f"{where}: {asked} is not ported: pictures are square, crop_mode is center or squash.")
+    channels, rows, columns = s["input_size"]
+    fits = rows == columns and channels == len(s["mean"]) and 0 < s["crop_pct"] <= 1
+    if not fits or s["crop_mode"] not in ("center", "squash"):
+        asked = {key: s[key] for key in ("input_size", "mean", "crop_pct", "crop_mode")}
+        raise UserError(
+            f"{where}: {asked} is not ported: pictures are square, with a mean per channel, no larger than before "
+            "the crop, and crop_mode is center or squash."
+        )
     side = math.floor(rows / s["crop_pct"])
     return _made(
         where,

@@ -167,8 +167,12 @@ WRONG_CONFIGS = {
     "a square of convnext": ({**CONVNEXT, "size": {"height": 8, "width": 8}}, "has size={shortest_edge} and no"),
     "a crop of convnext": ({**CONVNEXT, "do_center_crop": True}, "has size={shortest_edge} and no do_center_crop"),
     "a share": ({**CONVNEXT, "crop_pct": 0}, "crop_pct=0 is not a positive number"),
-    "timm, borders": ({"pretrained_cfg": {"crop_mode": "border"}}, "'crop_mode': 'border'} is not ported"),
+    "timm, borders": (
+        {"pretrained_cfg": {"crop_mode": "border"}},
+        "'crop_mode': 'border'} is not ported: .* center or squash",
+    ),
     "timm, no square": ({"pretrained_cfg": {"input_size": [3, 8, 9]}}, r"'input_size': \[3, 8, 9\].*is not ported"),
+    "timm, one channel": ({"pretrained_cfg": {"input_size": [1, 8, 8]}}, "with a mean per channel"),
     "timm, a filter": ({"pretrained_cfg": {"interpolation": "random"}}, "no filter 'random'"),
     "neither": ({"pretrained_cfg": {}}, "does not say how its pictures are prepared"),
 }

@@ -140,13 +140,13 @@ import jax
 jax.distributed.initialize({address!r}, 2, int(sys.argv[1]))
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from jaxneuro.models import checkpoint, load
-read, copy = [], checkpoint._Reader.slice
+from jaxneuro.models import load, reader
+read, copy = [], reader._Reader.slice
 def counted(self, source, index):
     out = copy(self, source, index)
     read.append(out.nbytes)
     return out
-checkpoint._Reader.slice = counted
+reader._Reader.slice = counted
 mesh = jax.make_mesh((2, 2), ("fsdp", "model"), axis_types=(AxisType.Auto,) * 2)
 model = load({folder!r}, mesh=mesh)
 print("bytes:", sum(read))
