@@ -37,13 +37,15 @@ mapping of names to sequences of strings, `batches` any `Windows`. A batch is a 
 | `subset.py` | some of the rows, for splits | NumPy |
 | `windows.py` | packing into rows; labels and their permutations for nulls | NumPy |
 | `batches.py` | shuffle, shards, epochs, resume | Grain |
+| `processor.py`, `processor_config.py` | pictures as a model's folder says | Pillow (extra `images`) |
 
 **To add a file format**: (1) write `scan(path, fields)`, which yields an `Entry` for each document and raises for bad
 input with file and place; (2) write a `Part` that reads document i again; (3) add a row to `FORMATS`; (4) add its good
 and bad files to `tests/data/test_groups.py`. A packing is a class with `__len__` and `row`, and a row in `PACKINGS`.
 
 **Not here**: cleaning, deduplication, language identification, streaming from the network (a dataset is downloaded
-first), chat templates, images.
+first), chat templates, streams of pictures
+(`load_processor(folder)(pictures)` is one batch).
 """
 
 from .batches import batches as batches
@@ -51,6 +53,8 @@ from .documents import Documents as Documents
 from .groups import Groups as Groups
 from .groups import read_groups as read_groups
 from .groups import require_groups as require_groups
+from .processor import Processor as Processor
+from .processor_config import load_processor as load_processor
 from .store import TokenStore as TokenStore
 from .store import tokenize as tokenize
 from .subset import Subset as Subset

@@ -29,8 +29,9 @@ program in which the layers and the positions before the first edit run once.
 **To add a sampler**: a pure function (logits [batch, vocab], keys [batch]) -> tokens [batch], given as `sampler=`;
 numbers that change between calls go into the arguments of a `jax.tree_util.Partial`.
 
-**Exact**: with a cache every causal family gives the logits of the whole text within float32 rounding, with padding on
-either side (tests/parity/test_cache.py). Refused: rope whose angles change with the length of the text (dynamic,
+**Exact**: with a cache, or a state (Mamba, Mamba-2, BDH), every causal family gives the logits of the whole text within
+float32 rounding, with padding on either side (tests/parity/test_cache.py, tests/inference/test_states.py). Models with
+an encoder (T5) read `context=` once. Refused: rope whose angles change with the length of the text (dynamic,
 longrope) across the length at which they do; encoders.
 
 **Not here**: beam search, speculative decoding, caches of windowed layers that forget, reading sites during generation

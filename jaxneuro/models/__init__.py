@@ -9,8 +9,8 @@
     (1, 5, 32)
     >>> resid = model.apply(model.weights, jax.numpy.zeros((1, 5), "int32"), stop_at=1)   # the pure function
 
-Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid, remat, cache)` over a nested dict of arrays
-whose leaves under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)` says
+Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid, remat, cache, ...)` over a nested dict of
+arrays whose leaves under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)` says
 which leaves there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 
 | file | what | source |
@@ -18,8 +18,10 @@ which leaves there are. Every value a method may want goes through `jaxneuro.tap
 | `config.py` | the switches | |
 | `layout.py` | leaves, their axes and shapes; random weights | |
 | `transformer.py` | forward | arXiv 1706.03762, 1810.04805, 2302.13971 |
-| `attention.py` | one attention, three ways to compute it | |
-| `cache.py` | keys and values of the text so far | |
+| `attention.py`, `fused.py` | one attention, a table of forms that compute it | |
+| `cross.py` | attention of a decoder to what its encoder read | arXiv 1706.03762 |
+| `cache.py` | keys and values, or a state, of the text so far | |
+| `scan.py`, `runs.py` | layers of a stack; stacks whose layers have different leaves | |
 | `moe.py` | mixtures of experts, three forms | arXiv 2101.03961, 2401.04088 |
 | `mixers/` | Mamba, Mamba-2, BDH instead of attention | arXiv 2312.00752, 2405.21060, 2509.26507 |
 | `stepping.py` | `step`: a model with a mixer goes on from a state | |
@@ -29,19 +31,20 @@ which leaves there are. Every value a method may want goes through `jaxneuro.tap
 | `families/gpt.py` | gpt2, gptj, gpt_neox, opt, phi | transformers |
 | `families/bert.py` | bert, roberta, xlm-roberta | transformers |
 | `families/moe.py` | mixtral, qwen3_moe | transformers |
-| `families/t5.py` | encoders of t5, mt5 | transformers |
+| `families/t5.py` | t5, mt5, umt5, and the encoders alone | transformers |
 | `families/ssm.py` | mamba, mamba2, bdh | transformers; BDH: its authors' module |
 | `families/vision.py` | vit, deit, dinov2 with and without registers | transformers |
 | `families/towers.py` | towers of CLIP and SigLIP | transformers |
 | `pair.py` | CLIP and SigLIP whole | arXiv 2103.00020, 2303.15343 |
 | `pooling.py`, `classify.py`, `pictures.py` | one vector, or classes, of a picture or text; other sizes | |
 | `convnet/` | ResNet, DenseNet, of transformers and timm | arXiv 1512.03385, 1608.06993 |
-| `hf_config.py`, `convert.py`, `checkpoint.py` | Hugging Face folders, both ways | |
+| `patches.py` | patches hidden behind the mask token | arXiv 2304.07193 |
+| `hf_config.py`, `convert.py`, `match.py`, `reader.py`, `checkpoint.py` | Hugging Face folders, both ways | |
 | `sharding.py` | which axis goes where on a mesh | |
 | `quantised.py` | matrices in eight bits, for inference | |
 | `remat.py` | what a layer keeps for the backward pass | |
 | `logits.py` | loss and statistics of logits that are never whole in memory | |
-| `module.py` | the nnx module, the linen adapter | |
+| `module.py`, `owner.py` | the nnx module, the linen adapter | |
 | `loss.py` | next-token loss | |
 
 To add a family: (1) a row in a table of `families/`: its config keys with transformers' defaults, its tensors with
@@ -51,7 +54,7 @@ the mutation table of tests/parity if there is a new switch.
 
 Parity with transformers on tiny models with every parameter perturbed: logits and each layer's residual within 1e-5.
 
-Not here: tokenizers (data), generation (inference), training loops, T5's decoder.
+Not here: tokenizers and pictures' processors (data), generation (inference), training loops.
 """
 
 from .cache import Cache as Cache
