@@ -57,7 +57,7 @@ def trained(make, training):
     batches = [jax.device_put({"x": x, "mask": mask}, where) for x, mask in zip(X, MASK, strict=True)]
     state = method.init(jax.random.key(0), batches[0])
     kept = jax.tree.map(lambda a: a.sharding, state)
-    step = jax.jit(method.step, out_shardings=(kept, None))
+    step = jax.jit(method.step, out_shardings=(kept, None)).lower(state, batches[0]).compile()  # one for every step
     infos = []
     for batch in batches:
         state, info = step(state, batch)
