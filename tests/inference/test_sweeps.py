@@ -44,7 +44,7 @@ def test_where_a_sweep_begins(model, prompts, name, monkeypatch):
     assert [asked["layer"], asked["pos"]] == begins
 
 
-@pytest.mark.parametrize("name", ["a late layer and position", "everywhere", "embedding", "head", "two sites"])
+@pytest.mark.parametrize("name", ["a late layer and position", "everywhere", "embedding", "head"])
 def test_a_sweep_is_a_loop_over_points(model, prompts, name):
     edits = SWEEPS[name][0]
     found = steer_sweep(model, prompts, edits, DOSES, mask=RIGHT, max_new=NEW, measure=measured, chunk=2)

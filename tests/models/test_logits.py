@@ -33,8 +33,8 @@ def headed(request):
     return Transformer(HEADS[request.param], random_weights(HEADS[request.param]))
 
 
-def whole_loss(weights, tokens, cfg):
-    nll, valid = token_loss(forward(weights, tokens, cfg=cfg, mask=MASK), tokens, MASK)
+def whole_loss(weights, tokens, cfg, **how):
+    nll, valid = token_loss(forward(weights, tokens, cfg=cfg, mask=MASK, **how), tokens, MASK)
     return nll.mean(where=valid)
 
 
@@ -44,13 +44,20 @@ def chunked_loss(weights, tokens, cfg, **how):
 
 
 def test_the_loss_and_every_gradient_are_those_of_the_whole(headed, tokens):
-    ours, theirs = (
-        jax.jit(jax.value_and_grad(f), static_argnums=2)(headed.weights, tokens, headed.cfg)
-        for f in (chunked_loss, whole_loss)
-    )
+    """From the last residual stream on: what is below gets the gradient of that."""
+    resid = jnp.asarray(np.random.default_rng(1).normal(0, 1, (2, 9, 16)), jnp.float32)
+
+    def from_top(loss):
+        def of(weights, resid):
+            return loss(weights, tokens, headed.cfg, start_at=headed.cfg.n_layers, resid=resid)
+
+        return jax.jit(jax.value_and_grad(of, (0, 1)))(headed.weights, resid)
+
+    ours, theirs = from_top(chunked_loss), from_top(whole_loss)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-6)
-    found, expected = flatten(ours[1]), flatten(theirs[1])
+    found, expected = ({**flatten(g[1][0]), "resid": g[1][1]} for g in (ours, theirs))
     assert set(found) == set(expected)
+    assert np.abs(expected["resid"]).max() > 1e-3
     for leaf, gradient in expected.items():
         np.testing.assert_allclose(found[leaf], gradient, atol=1e-5 * max(1, np.abs(gradient).max()), err_msg=leaf)
     for leaf in ("embed.tok" if headed.cfg.tied else "head.w", "final_norm.scale", "head.b", "head.dense"):
@@ -125,14 +132,15 @@ def test_neither_values_nor_gradients_hold_the_logits(optimised):
 def test_what_is_edited_or_read_at_the_head_is_not_passed_by(tokens):
     cfg = HEADS["untied, soft-capped"]
     weights = random_weights(cfg)
-    plain, whole = (functools.partial(f, cfg=cfg) for f in (chunked_loss, whole_loss))
+    top = {"start_at": 3, "resid": jnp.asarray(np.random.default_rng(1).normal(0, 1, (2, 9, 16)), jnp.float32)}
+    plain, whole = (functools.partial(f, cfg=cfg, **top) for f in (chunked_loss, whole_loss))
     before = jax.jit(plain)(weights, tokens)
     for edit in (add("logits", 3.0, d_vocab=2, pos=4), zero("ln_final.normalized", d_model=3)):
         ours, theirs = (jax.jit(intervene(f, [edit]))(weights, tokens) for f in (plain, whole))
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
         assert abs(ours - before) > 1e-4
     acts = jax.jit(capture(plain, ["logits"]))(weights, tokens)[1]
-    np.testing.assert_allclose(acts["logits"], forward(weights, tokens, cfg=cfg, mask=MASK), atol=1e-5)
+    np.testing.assert_allclose(acts["logits"], forward(weights, tokens, cfg=cfg, mask=MASK, **top), atol=1e-5)
     assert {"logits", "ln_final.scale"} <= {s.name for s in sites(plain, weights, tokens)}
 
 
