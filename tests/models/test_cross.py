@@ -183,6 +183,15 @@ def test_an_encoder_saved_alone_is_the_encoder(tmp_path):
     np.testing.assert_allclose(jax.jit(alone.apply)(alone.weights, SOURCE, REAL), expected, atol=1e-6)
 
 
+def test_what_early_files_repeat_or_never_use_is_no_weight(t5, tmp_path):
+    tensors = {name: np.array(a) for name, a in read_safetensors(FIXTURES / "t5/model.safetensors").items()}
+    copies = {f"{side}.embed_tokens.weight": tensors["shared.weight"] for side in ("encoder", "decoder")}
+    unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": np.ones((8, 3), np.float32)}
+    write_safetensors(tmp_path / "model.safetensors", tensors | copies | unused, {"format": "pt"})
+    shutil.copy(FIXTURES / "t5/config.json", tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path).weights, t5.weights)
+
+
 # (config keys) -> (tied, scaled), as the files of the families say it, with and without an unembedding in the file.
 SAYS = {
     "t5-small": ("t5", {}, True, True),
