@@ -58,6 +58,7 @@ Not here: tokenizers and pictures' processors (data), generation (inference), tr
 """
 
 from .cache import Cache as Cache
+from .cache import Carried as Carried
 from .cache import init_cache as init_cache
 from .checkpoint import load as load
 from .checkpoint import save_pretrained as save_pretrained
@@ -86,6 +87,7 @@ from .loss import token_loss as token_loss
 from .mixers import Bdh as Bdh
 from .mixers import Mamba as Mamba
 from .mixers import Mamba2 as Mamba2
+from .mixers import MixerState as MixerState
 from .mixers import empty_state as empty_state
 from .module import Transformer as Transformer
 from .module import to_linen as to_linen
