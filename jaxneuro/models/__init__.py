@@ -10,8 +10,8 @@
     >>> resid = model.apply(model.weights, jax.numpy.zeros((1, 5), "int32"), stop_at=1)   # the pure function
 
 Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid, remat, cache, ...)` over a nested dict of
-arrays whose leaves under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)` says
-which leaves there are. Every value a method may want goes through `jaxneuro.taps.tap`.
+arrays whose leaves under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)`
+says which leaves there are. Every value a method may want goes through `jaxneuro.taps.tap`.
 
 | file | what | source |
 |---|---|---|
