@@ -241,9 +241,10 @@ def test_two_processes_of_one_program(tmp_path, toy, toy_windows, toys):
     code = PROCESS.format(address=address, toys=toys.__file__, site=SITE, path=str(tmp_path / "two"))
     root = str(Path(__file__).parents[2])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    run = functools.partial(subprocess.Popen, env=env, stdout=subprocess.PIPE, text=True)
+    run = functools.partial(subprocess.Popen, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     both = [run([sys.executable, "-c", code, str(i)]) for i in range(2)]
-    assert all(f"rows: {len(one)}\n" in p.communicate(timeout=300)[0] for p in both)
+    said = [p.communicate(timeout=300)[0] for p in both]
+    assert all(f"rows: {len(one)}\n" in text for text in said), said
     two = open_activations(tmp_path / "two")
     np.testing.assert_allclose(np.asarray(two.x), np.asarray(one.x), rtol=1e-5, atol=1e-6)
     assert np.array_equal(two.window, one.window)
