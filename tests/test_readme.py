@@ -49,6 +49,7 @@ def test_measured_ratios_are_those_of_the_committed_tables():
         "topk_step": "speed-up",
         "kernels": "speed-up",
         "dictionaries": "times ours",
+        "hooks": "times ours",
     }
     for name, key in tables.items():
         (path,) = results.glob(f"{name}-cpu-*.json")
