@@ -50,6 +50,7 @@ def test_measured_ratios_are_those_of_the_committed_tables():
         "kernels": "speed-up",
         "dictionaries": "times ours",
         "hooks": "times ours",
+        "ablations": "speed-up",
     }
     for name, key in tables.items():
         (path,) = results.glob(f"{name}-cpu-*.json")
