@@ -229,7 +229,7 @@ from jaxneuro.activations import harvest, store
 store.BLOCK_ROWS, store.SHARD_BLOCKS = 8, 4
 toys = runpy.run_path({toys!r})
 acts = harvest(toys["Toy"](), toys["ToyWindows"](), {site!r}, {path!r}, batch_size=4)
-print("rows:", len(acts))
+sys.stdout.write(f"rows: {{len(acts)}}\\n")  # one write: a library prints lines of its own from another thread
 """
 
 

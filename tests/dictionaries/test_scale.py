@@ -191,7 +191,7 @@ training = d.Training(learning_rate=1e-2, warmup_steps=1, dead_after_tokens=128,
 stream = array_batches(np.load({data!r}), batch_size=64, seed=None, epochs=1, shard=(jax.process_index(), 2))
 learned = run(d.topk(48, 2, training=training), stream, key=jax.random.key(0), log_every=1,
               sharding=NamedSharding(mesh, PartitionSpec("data")), metrics={metrics!r})
-print("learned:", learned.W_dec.shape)
+sys.stdout.write(f"learned: {{learned.W_dec.shape}}\\n")
 """
 
 

@@ -149,7 +149,7 @@ def counted(self, source, index):
 reader._Reader.slice = counted
 mesh = jax.make_mesh((2, 2), ("fsdp", "model"), axis_types=(AxisType.Auto,) * 2)
 model = load({folder!r}, mesh=mesh)
-print("bytes:", sum(read))
+sys.stdout.write(f"bytes: {{sum(read)}}\\n")
 everywhere = NamedSharding(mesh, PartitionSpec())
 tokens = jax.make_array_from_callback({shape}, everywhere, lambda index: np.load({tokens!r})[index])
 out = jax.jit(model.apply, out_shardings=everywhere)(model.weights, tokens)
