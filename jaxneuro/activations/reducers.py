@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-ROWS = 64
-"""Rows that a CPU adds up side by side: a block of this many rows of a few thousand neurons stays in its cache."""
+ROWS = 8
+"""Rows that a CPU adds up side by side. Sums of so few stay in its inner cache: against 64 of them, 512 x 1,536 takes
+0.4 ms instead of 0.6, 512 x 14,336 5 instead of 15."""
 
 
 class FiringMoments(NamedTuple):
@@ -26,7 +27,7 @@ def firing_moments(mask: Bool[Array, "batch pos"], x: Float[Array, "batch pos ne
     """Firing counts, sums, sums of squares and maxima of every neuron over the tokens where the mask is True.
 
     In float32 and int32, in one reading of the values. On a CPU the rows are folded in blocks that stay in the cache
-    (about three times as fast as four reductions); elsewhere the compiler's own reductions are used.
+    (512 x 1,536: 0.4 ms, four reductions 2.6); elsewhere the compiler's own reductions are used.
 
     Args:
       mask: False: the token counts nowhere, whatever its values are.
