@@ -98,6 +98,7 @@ from .pair import save_pair as save_pair
 from .pair import similarity as similarity
 from .pictures import resized as resized
 from .pooling import pool as pool
+from .pooling import pooled as pooled
 from .pooling import project as project
 from .quantised import Quantised as Quantised
 from .quantised import quantise as quantise
