@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ..data import Tokenizer, Windows, load_tokenizer, read_groups, windows
+from ..data import Paired, Tokenizer, Windows, load_tokenizer, read_groups, windows
 from ..errors import UserError
 from ..models import Transformer, load
 
@@ -49,3 +49,17 @@ def read_windows(
     return windows(
         read_groups(groups), tokenizer, length=length, packing=packing, max_tokens_per_group=max_tokens_per_group
     )
+
+
+def read_pairs(model: Transformer, tokenizer: Tokenizer, groups: str, answers: str, *, length: int) -> Paired:
+    """Texts for a model's encoder, and answers to them for its decoder, both as rows of `length` tokens.
+
+    Args:
+      groups, answers: as `groups` of `read_windows`, of the same groups and numbers of documents.
+    Raises:
+      UserError: the model has no encoder, or does not say how answers begin; as `read_windows` and `Paired`.
+    """
+    if model.cfg.encoder is None:
+        raise UserError(f"this {model.cfg.family} model has no encoder and decoder that read different texts.")
+    texts, said = (read_windows(model, tokenizer, name, length=length) for name in (groups, answers))
+    return Paired(texts, said, model.start_token)

@@ -46,8 +46,8 @@ def _sites(config: Sites) -> None:
     model = load(config.model)
     example = _example(model, config.pos)
     given = {"context": example} if getattr(model.cfg, "encoder", None) else {}
-    pools = isinstance(model, Transformer) and has_pooled(model.cfg)
-    print(sites(model.pooled if pools else model.apply, model.weights, example, **given))
+    run = model.pooled if isinstance(model, Transformer) and has_pooled(model.cfg) else model.apply
+    print(sites(run, model.weights, example, **given))
 
 
 def _example(model: Any, pos: int) -> Any:

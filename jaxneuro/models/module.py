@@ -2,12 +2,14 @@
 """The Flax faces of the pure function: an nnx module that owns the weights, and a linen adapter."""
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from ..errors import UserError
 from .cache import Carried
 from .config import Config
 from .layout import Weights
@@ -107,6 +109,23 @@ class Transformer(Owner):
     def pooled(self) -> Callable[..., Array]:
         """The pure function (weights, inputs, mask=None, *, stop_at=None) to one vector each, with its sites above."""
         return pooled_fn(self.cfg)
+
+    @property
+    def start_token(self) -> int:
+        """What the decoder of a model with an encoder reads first: its config's decoder_start_token_id, or else
+        pad_token_id, T5's convention.
+
+        Raises:
+          UserError: the config says neither.
+        """
+        hf = json.loads(self.hf_config)
+        found = [hf[key] for key in ("decoder_start_token_id", "pad_token_id") if hf.get(key) is not None]
+        if not found:
+            raise UserError(
+                f"this {self.cfg.family} model's config.json does not say what answers begin with: add "
+                "decoder_start_token_id to it."
+            )
+        return int(found[0])
 
     def __call__(self, tokens: Int[Array, "batch pos"], mask: Any = None, **part: Any) -> Array:
         """Logits, or the last hidden state of a model without a head; arguments as in `forward`."""
