@@ -398,7 +398,7 @@ type Found = dict[str, tuple[dict[str, Any], Any]]
 """{site: (its columns [batch, pos, ...], tokens of each window that are not finite)}."""
 
 
-def _read(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _read(batch: dict[str, Any]) -> dict[str, Any]:
     """What of a batch the program reads."""
     return {n: batch[n] for n in ("tokens", "mask", "counted")} | answered(batch)
 

@@ -123,12 +123,12 @@ def run_capture(config: Capture) -> Path:
     model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh)
     encoder = model.cfg.encoder
     sites = sites_of(config.site, model.cfg.n_layers, 0 if encoder is None else encoder.n_layers)
-    texts: tuple[Any, ...] = (model, tokenizer, config.groups)
     if config.answers is None:
-        rows: Any = read_windows(*texts, length=config.context)
+        texts = rows = read_windows(model, tokenizer, config.groups, length=config.context)
     else:
-        rows = read_pairs(*texts, config.answers, length=config.context)
-    parts = [(alike, getattr(rows, "texts", rows) if of_encoder(alike[0]) else rows) for alike in passes(sites)]
+        rows = read_pairs(model, tokenizer, config.groups, config.answers, length=config.context)
+        texts = rows.texts
+    parts: Parts = [(alike, texts if of_encoder(alike[0]) else rows) for alike in passes(sites)]
     for alike, _ in parts:
         check_answers(model, alike, config.answers is not None)
     _KEEP[config.keep](config, model, parts, spread)
