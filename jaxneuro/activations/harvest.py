@@ -242,7 +242,6 @@ def harvest_part(
 
 def _part(asked: _Asked, shard: tuple[int, int]) -> bool:
     model, paths, path, dtype = asked.model, asked.paths, asked.path, asked.dtype
-    windows = rows_of(asked.windows, list(paths))
     check_dtype(dtype)
     check_shard(shard)
     _check_local(model.weights, asked.sharding)
@@ -252,6 +251,7 @@ def _part(asked: _Asked, shard: tuple[int, int]) -> bool:
         left = [site for site in paths if existing(paths[site], requests[site]) is None]
         if not left:
             return True
+        windows = rows_of(asked.windows, left)
         order, keep = draw(windows, asked.max_tokens, asked.seed)
         job = _Job(model, windows, tuple(left), dtype, asked.batch_size, asked.sharding)
         layouts = {site: Layout.of(int(keep.sum()), d, dtype) for site, d in job.widths().items()}
