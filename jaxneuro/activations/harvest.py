@@ -376,11 +376,12 @@ class _Job:
         spread = everywhere(sharding, model.weights)
         self._weights, self._place = placed(model.weights, spread), placer(sharding, spread)
         self._forward = jax.jit(functools.partial(_forward, readers(reached(model, sites), sites), dtype))
-        check_answers(model, sites, bool(answered(self.rows(np.array([0])))))
+        self._example = _read(self.rows(np.array([0])))
+        check_answers(model, sites, bool(answered(self._example)))
 
     def widths(self) -> dict[str, int]:
         """Values per row of every site."""
-        out = jax.eval_shape(self._forward, self._weights, _read(self.rows(np.array([0]))))
+        out = jax.eval_shape(self._forward, self._weights, self._example)
         return {site: values["x"].shape[-1] for site, (values, _) in out.items()}
 
     def rows(self, order: np.ndarray) -> dict[str, np.ndarray]:
