@@ -14,7 +14,7 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 | file | what | source |
 |---|---|---|
 | driver.py | `run` | |
-| site.py | `at_site`, `at_sites`: methods at sites of a model, fused into one forward pass; `reader` | |
+| site.py | `at_site`, `at_sites`: methods at sites of a model, fused into one forward pass; `reader`, `reached` | |
 | together.py | `together`, `replicas`: many methods on one stream, in one program | |
 | buffer.py | `shuffled`: a shuffle buffer in a method's state; `buffer_bytes` | |
 | mixing.py | `mixing`: how well batches are mixed, measured live | |
@@ -33,6 +33,9 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 Add a method: (1) write `init(key, batch) -> state`, a pytree of arrays; (2) `step(state, batch) -> (state, info)` with
 state of unchanged shapes and info of scalars, masks respected; (3) `finish(state) -> result`; (4) return them as
 `Method(init, step, finish)` from a function of your settings, in the room whose question it answers.
+
+A model with an encoder is two streams: sites "encoder.*" have a row per token of the text, the decoder's per token of
+its answer (`jaxneuro.data.Paired`). "pooled" and "projected" have a row per text or picture.
 
 A run on other devices, or with other batch sizes, agrees to rounding and not bitwise. Several hosts: each feeds its
 shard (`shard=`, `sharding=`); the position of the stream is saved once, so all hosts' streams must be in step, and
@@ -62,6 +65,7 @@ from .reducers import FiringMoments as FiringMoments
 from .reducers import firing_moments as firing_moments
 from .site import at_site as at_site
 from .site import at_sites as at_sites
+from .site import reached as reached
 from .site import reader as reader
 from .source import Shuffle as Shuffle
 from .source import array_batches as array_batches

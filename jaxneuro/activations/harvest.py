@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..data.subset import counted_per_group
 from ..errors import UserError
 from .checkpoint import need_space
 from .feed import placer
@@ -23,7 +24,7 @@ from .interrupts import Held
 from .lock import exclusive
 from .placement import everywhere, placed
 from .progress import Progress, quantity
-from .site import readers
+from .site import answered, by_text, check_alike, check_answers, reached, readers
 from .source import check_shard
 from .store import LABELS, ActivationArray, Layout, check_dtype, existing, open_activations
 from .writer import Writer
@@ -105,7 +106,8 @@ def harvest(
       model: has `apply` and `weights`.
       windows: `jaxneuro.data.windows(...)`.
       site: one site of one layer: "blocks.3.mlp.post", "blocks.3.resid_post", "embed". Axes after the position (heads)
-        are joined.
+        are joined. "encoder.blocks.3.resid_post": of the encoder of a T5; its decoder's need `jaxneuro.data.Paired`.
+        "pooled", "projected": one row per window, a text ("documents" packing) or picture, at pos 0.
       out_path: folder to make; see `store.py` for what is in it.
       max_tokens: rows in all; None: every counted token once.
       batch_size: windows per pass. Part of the request: other batch shapes may round differently.
@@ -163,6 +165,7 @@ def harvest_sites(
 def _paths(sites: Sequence[str], path: Path) -> dict[str, Path]:
     if len(set(sites)) != len(sites) or not sites:
         raise UserError(f"the sites {list(sites)} are no list of different sites: name each once, and one at least.")
+    check_alike(sites)
     return {site: path / site for site in sites}
 
 
@@ -238,7 +241,7 @@ def harvest_part(
 
 
 def _part(asked: _Asked, shard: tuple[int, int]) -> bool:
-    model, windows, paths, path, dtype = asked.model, asked.windows, asked.paths, asked.path, asked.dtype
+    model, paths, path, dtype = asked.model, asked.paths, asked.path, asked.dtype
     check_dtype(dtype)
     check_shard(shard)
     _check_local(model.weights, asked.sharding)
@@ -248,6 +251,7 @@ def _part(asked: _Asked, shard: tuple[int, int]) -> bool:
         left = [site for site in paths if existing(paths[site], requests[site]) is None]
         if not left:
             return True
+        windows = rows_of(asked.windows, left)
         order, keep = draw(windows, asked.max_tokens, asked.seed)
         job = _Job(model, windows, tuple(left), dtype, asked.batch_size, asked.sharding)
         layouts = {site: Layout.of(int(keep.sum()), d, dtype) for site, d in job.widths().items()}
@@ -274,7 +278,7 @@ def _rows_of(writers: Iterable[Writer]) -> tuple[int, int]:
 def _size(layouts: Iterable[Layout], dtype: str) -> str:
     every = list(layouts)
     widths = " + ".join(str(layout.d) for layout in every)
-    return f"{every[0].n:,} tokens x {widths} {dtype}, {sum(layout.n_bytes() for layout in every) / 1e9:.3g} GB"
+    return f"{every[0].n:,} rows x {widths} {dtype}, {sum(layout.n_bytes() for layout in every) / 1e9:.3g} GB"
 
 
 def _check_local(weights: Any, sharding: jax.sharding.Sharding | None) -> None:
@@ -316,6 +320,30 @@ def fair_shares(available: np.ndarray, total: int | None) -> np.ndarray:
     return shares
 
 
+class _OneEach:
+    """Windows of which each has one row: what is pooled."""
+
+    def __init__(self, windows: Rows):
+        self._windows = windows
+        self.group_names, self.group, self.fingerprint = windows.group_names, windows.group, windows.fingerprint
+        self.tokens_per_group = counted_per_group(self)
+
+    group_names: Sequence[str]
+    group: np.ndarray
+    fingerprint: str
+    tokens_per_group: np.ndarray
+
+    def rows(self, indices: Any) -> dict[str, np.ndarray]:
+        """As of the windows, counted being bool [b, 1]: those that have a counted token."""
+        found = self._windows.rows(indices)
+        return found | {"counted": found["counted"].any(1, keepdims=True)}
+
+
+def rows_of(windows: Rows, sites: Sequence[str]) -> Rows:
+    """The windows as the sites see them: where these are pooled one row of each that has a counted token."""
+    return _OneEach(windows) if all(map(by_text, sites)) else windows
+
+
 def draw(windows: Rows, max_tokens: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Windows in the order in which they are run, and how many of each one's counted tokens are kept (int64 both).
 
@@ -347,12 +375,13 @@ class _Job:
         self.windows, self.batch_size = windows, batch_size
         spread = everywhere(sharding, model.weights)
         self._weights, self._place = placed(model.weights, spread), placer(sharding, spread)
-        self._forward = jax.jit(functools.partial(_forward, readers(model.apply, sites), dtype))
+        self._forward = jax.jit(functools.partial(_forward, readers(reached(model, sites), sites), dtype))
+        self._example = _read(self.rows(np.array([0])))
+        check_answers(model, sites, bool(answered(self._example)))
 
     def widths(self) -> dict[str, int]:
-        """Values per token of every site."""
-        row = self.rows(np.array([0]))
-        out = jax.eval_shape(self._forward, self._weights, *(row[n] for n in ("tokens", "mask", "counted")))
+        """Values per row of every site."""
+        out = jax.eval_shape(self._forward, self._weights, self._example)
         return {site: values["x"].shape[-1] for site, (values, _) in out.items()}
 
     def rows(self, order: np.ndarray) -> dict[str, np.ndarray]:
@@ -360,8 +389,7 @@ class _Job:
         return self.windows.rows(np.concatenate([order, filler]))
 
     def start(self, batch: dict[str, np.ndarray]) -> "Found":
-        placed = self._place({n: batch[n] for n in ("tokens", "mask", "counted")})
-        out = self._forward(self._weights, placed["tokens"], placed["mask"], placed["counted"])
+        out = self._forward(self._weights, self._place(_read(batch)))
         for a in jax.tree.leaves(out):
             a.copy_to_host_async()
         return out
@@ -371,13 +399,18 @@ type Found = dict[str, tuple[dict[str, Any], Any]]
 """{site: (its columns [batch, pos, ...], tokens of each window that are not finite)}."""
 
 
-def _forward(read: Any, dtype: str, weights: Any, tokens: Any, mask: Any, counted: Any) -> Found:
+def _read(batch: dict[str, Any]) -> dict[str, Any]:
+    """What of a batch the program reads."""
+    return {n: batch[n] for n in ("tokens", "mask", "counted")} | answered(batch)
+
+
+def _forward(read: Any, dtype: str, weights: Any, batch: dict[str, Any]) -> Found:
     def one(x):
         x = x.astype("float32" if dtype == "int8" else dtype)
-        bad = jnp.sum(~jnp.isfinite(x).all(-1) & counted, axis=1, dtype=jnp.int32)
+        bad = jnp.sum(~jnp.isfinite(x).all(-1) & batch["counted"], axis=1, dtype=jnp.int32)
         return (_quantised(x) if dtype == "int8" else {"x": x}), bad
 
-    return {site: one(x) for site, x in read(weights, tokens, mask).items()}
+    return {site: one(x) for site, x in read(weights, batch["tokens"], batch["mask"], **answered(batch)).items()}
 
 
 def _quantised(x: jax.Array) -> dict[str, jax.Array]:

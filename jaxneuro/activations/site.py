@@ -17,6 +17,10 @@ from .together import apart
 
 _LAST = ("ln_final.", "logits")
 _NO_POSITION = ("attn.scores", "attn.pattern")
+_POOLED = ("pooled", "pooler.", "projected")
+_ENCODER = "encoder."
+_ANSWERS = ("context", "context_mask")
+"""What rows for a decoder say of the texts that its encoder reads."""
 LABELS = ("group", "window")
 """What a batch of windows says of each window, and each of its tokens inherits."""
 
@@ -28,11 +32,16 @@ def stop_at(*sites: str) -> int | None:
     """How many layers of the stack the sites need; None: all of it and what follows.
 
     Raises:
-      UserError: a site stands for a gradient, or for pairs of positions.
+      UserError: a site stands for a gradient, or for pairs of positions; sites of two stacks.
     Example:
       >>> stop_at("blocks.3.mlp.post"), stop_at("embed", "blocks.1,2.mlp.post"), stop_at("embed"), stop_at("logits")
       (4, 3, 0, None)
     """
+    if len({of_encoder(site) for site in sites}) > 1:
+        raise UserError(
+            f"{', '.join(sites)}: an encoder and its decoder are run apart, each over its own text. Ask for the sites "
+            "of one, then for those of the other."
+        )
     needs = [_needs(site) for site in sites]
     return None if None in needs else max(n for n in needs if n is not None)
 
@@ -43,9 +52,72 @@ def _needs(site: str) -> int | None:
         raise UserError(f"{site!r} is a gradient; one forward pass has none. Ask for {site.partition('@')[0]!r}.")
     if name.endswith(_NO_POSITION):
         raise UserError(f"{site!r} has a value per pair of positions, not per token. Ask for 'attn.z' instead.")
+    name = name.removeprefix(_ENCODER)
     if name.startswith("blocks."):
         return None if layers is None else max(layers) + 1
-    return None if name.startswith(_LAST) else 0
+    return None if name.startswith((*_LAST, *_POOLED)) else 0
+
+
+def of_encoder(site: str) -> bool:
+    """Whether the site is in the encoder of a model that has a decoder too."""
+    return site.startswith(_ENCODER)
+
+
+def by_text(site: str) -> bool:
+    """Whether the site has one value per text or picture, not one per token.
+
+    Example:
+      >>> by_text("projected"), by_text("blocks.3.resid_post")
+      (True, False)
+    """
+    return site.startswith(_POOLED)
+
+
+def reached(model: Any, sites: Sequence[str]) -> Callable[..., Any]:
+    """The pure function of a model that has these sites in it: what its encoder computes, its pooling, or the model.
+
+    Args:
+      model: has `apply`, and `encode` and `pooled` as a `jaxneuro.models.Transformer` does where such sites are meant.
+    """
+    name = "encode" if any(map(of_encoder, sites)) else "pooled" if any(map(by_text, sites)) else "apply"
+    return getattr(model, name, model.apply)
+
+
+def passes(sites: Sequence[str]) -> list[tuple[str, ...]]:
+    """The sites, apart by what they have rows of: tokens, an encoder's tokens, texts.
+
+    Example:
+      >>> passes(["embed", "pooled", "encoder.embed", "blocks.0.mlp_out"])
+      [('embed', 'blocks.0.mlp_out'), ('pooled',), ('encoder.embed',)]
+    """
+    found: dict[tuple[bool, bool], list[str]] = {}
+    for site in sites:
+        found.setdefault((of_encoder(site), by_text(site)), []).append(site)
+    return [tuple(alike) for alike in found.values()]
+
+
+def check_answers(model: Any, sites: Sequence[str], there: bool) -> None:
+    """Sites of a decoder that answers an encoder are read from answers.
+
+    There is no default: a decoder that reads its start token alone has one row per text, of a state that no answer
+    has; one that reads the encoder's text says something that the model was never trained to say.
+
+    Args:
+      there: the rows have answers, `jaxneuro.data.Paired`.
+    Raises:
+      UserError: such a site, and no answers.
+    """
+    if getattr(getattr(model, "cfg", None), "encoder", None) and not (there or all(map(of_encoder, sites))):
+        raise UserError(
+            f"{', '.join(sites)}: the decoder reads answers to what the encoder reads. Give both texts "
+            f"(jaxneuro.data.Paired; --answers), or ask for the encoder's sites, 'encoder.{sites[0]}'."
+        )
+
+
+def _several(site: str) -> bool:
+    """It stands for layers, and its values have an axis of them."""
+    name, _, single = parse(site)
+    return name.removeprefix(_ENCODER).startswith("blocks.") and not single
 
 
 @functools.lru_cache(maxsize=64)
@@ -56,7 +128,7 @@ def reader(apply: Callable[..., Any], site: str) -> Callable[..., Float[Array, "
     comes back for the same arguments, so that jit compiles it once.
 
     Args:
-      apply: the model's pure function, `model.apply`.
+      apply: the model's pure function, `model.apply` (`model.encode`, `model.pooled`: see `reached`).
       site: one site of one layer, "blocks.3.mlp.post".
     Raises:
       UserError: see `stop_at`; the site stands for several layers; when called: the model has no such site.
@@ -67,29 +139,35 @@ def reader(apply: Callable[..., Any], site: str) -> Callable[..., Float[Array, "
 
 def readers(apply: Callable[..., Any], sites: tuple[str, ...]) -> Callable[..., dict[str, Array]]:
     """(weights, tokens, mask) -> {site: [batch, pos, d]} of several sites, each of one layer; see `reader`."""
-    for site in sites:
-        name, _, single = parse(site)
-        if name.startswith("blocks.") and not single:
-            raise UserError(f"{site!r} stands for several layers. Name one, 'blocks.3.{name.removeprefix('blocks.')}'.")
+    for site in filter(_several, sites):
+        one = parse(site).name.replace("blocks.", "blocks.3.", 1)
+        raise UserError(f"{site!r} stands for several layers. Name one, {one!r}.")
     return _values(apply, sites)
 
 
 def _values(apply: Callable[..., Any], sites: tuple[str, ...]) -> Callable[..., dict[str, Array]]:
-    """(weights, tokens, mask) -> {site: [batch, pos, d], or [batch, pos, layer, d] where it says several layers}."""
+    """(weights, tokens, mask) -> {site: [batch, pos, d], or [batch, pos, layer, d] where it says several layers}.
+
+    Of a site with one value per text pos is 1. What rows for a decoder say beside tokens and mask is passed on.
+    """
     run = functools.partial(apply, stop_at=stop_at(*sites))
 
-    def read(weights: Any, tokens: Array, mask: Array | None = None) -> dict[str, Array]:
-        _, found = capture(run, sites)(weights, tokens, mask)
-        return {site: _by_token(site, value, tokens) for site, value in found.items()}
+    def read(weights: Any, tokens: Array, mask: Array | None = None, **answered: Array) -> dict[str, Array]:
+        if answered and any(map(of_encoder, sites)):
+            raise UserError(f"{', '.join(sites)}: these rows are a decoder's. Give those of the encoder's own text.")
+        _, found = capture(run, sites)(weights, tokens, mask, **answered)
+        positions = tokens.shape if mask is None else mask.shape
+        return {site: _by_token(site, value, positions) for site, value in found.items()}
 
     return read
 
 
-def _by_token(site: str, value: Array, tokens: Array) -> Array:
-    name, _, single = parse(site)
-    layers = 1 if name.startswith("blocks.") and not single else 0
-    if value.shape[layers : layers + 2] != tokens.shape:
-        raise UserError(f"{site!r} has shape {value.shape}, not one row for each of the {tokens.shape} tokens.")
+def _by_token(site: str, value: Array, positions: tuple[int, ...]) -> Array:
+    if by_text(site):
+        return value.reshape(value.shape[0], 1, -1)
+    layers = 1 if _several(site) else 0
+    if value.shape[layers : layers + 2] != positions:
+        raise UserError(f"{site!r} has shape {value.shape}, not one row for each of the {positions} tokens.")
     rows = value.reshape(*value.shape[: layers + 2], -1)
     return jnp.moveaxis(rows, 0, 2) if layers else rows
 
@@ -101,6 +179,8 @@ def at_site(apply: Callable[..., Any], site: Sites, method: Method) -> Method:
       "blocks.3.resid_post": its values, [n, d]; heads are joined.
       "blocks.2,5.resid_post", "blocks.*.mlp_out": these layers, in this order, [n, L, d].
       ["blocks.2.resid_post", "blocks.5.resid_post"]: side by side, [n, d_1 + d_2]; any sites.
+      "encoder.blocks.3.resid_post" with `model.encode`: of the encoder of a model that has a decoder too.
+      "pooled", "projected" with `model.pooled`: one row per text or picture.
     The model runs once, up to the highest layer that is needed.
 
     Args:
@@ -160,16 +240,26 @@ def _rows(apply: Callable[..., Any], parts: Mapping[str, Sites]) -> Callable[[Ba
     )
 
     def rows(batch: Batch) -> dict[str, dict[str, Array]]:
-        shape = batch["tokens"].shape
-        values = read(batch["weights"], batch["tokens"], batch["mask"])
-        labels = {name: jnp.broadcast_to(batch[name][:, None], shape) for name in LABELS if name in batch}
-        flat = {name: a.reshape(-1) for name, a in {"mask": batch["counted"], **labels}.items()}
+        values = read(batch["weights"], batch["tokens"], batch["mask"], **answered(batch))
+        labels = {name: batch[name][:, None] for name in LABELS if name in batch}
+
+        def flat(counted: Array) -> dict[str, Array]:
+            every = {"mask": counted, **labels}
+            return {name: jnp.broadcast_to(a, counted.shape).reshape(-1) for name, a in every.items()}
+
+        of_tokens, of_texts = flat(batch["counted"]), flat(batch["counted"].any(1, keepdims=True))
         return {
-            part: flat | {name: _side_by_side(sites, values) for name, sites in named.items()}
+            part: (of_texts if by_text(named["x"][0]) else of_tokens)
+            | {name: _side_by_side(sites, values) for name, sites in named.items()}
             for part, named in wanted.items()
         }
 
     return rows
+
+
+def answered(batch: Batch) -> dict[str, Array]:
+    """What a batch for a decoder says of the texts that its encoder reads."""
+    return {name: batch[name] for name in _ANSWERS if name in batch}
 
 
 def _named(sites: Sites) -> dict[str, tuple[str, ...]]:
@@ -179,7 +269,21 @@ def _named(sites: Sites) -> dict[str, tuple[str, ...]]:
         raise UserError(
             f"a method learns from a site, a list of sites, or {{'x': ..., 'y': ...}} of these; not {sites!r}."
         )
+    check_alike([site for sites in listed.values() for site in sites])
     return listed
+
+
+def check_alike(sites: Sequence[str]) -> None:
+    """Rows of all sites are those of the others.
+
+    Raises:
+      UserError: some have one per token, some one per text.
+    """
+    if len({by_text(site) for site in sites}) > 1:
+        raise UserError(
+            f"{', '.join(sites)}: pooled sites have one row per text or picture, others one per token. Ask for the "
+            "sites of one kind, then for those of the other."
+        )
 
 
 def _side_by_side(sites: tuple[str, ...], values: Mapping[str, Array]) -> Float[Array, "n *layers d"]:

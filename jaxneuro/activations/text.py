@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ..data import Tokenizer, Windows, load_tokenizer, read_groups, windows
+from ..data import Paired, Tokenizer, Windows, load_tokenizer, read_groups, windows
 from ..errors import UserError
 from ..models import Transformer, load
 
@@ -14,9 +14,12 @@ def model_and_tokenizer(name: str, *, dtype: Any = None, mesh: Mesh | None = Non
     """Both of one folder or name, as `load` and `load_tokenizer` know them.
 
     Raises:
-      UserError: as these; the tokenizer has ids that the model has no embedding for.
+      UserError: as these; a model of pictures; the tokenizer has ids that the model has no embedding for.
     """
-    model, tokenizer = load(name, dtype=dtype, mesh=mesh), load_tokenizer(name)
+    model = load(name, dtype=dtype, mesh=mesh)
+    if not isinstance(model, Transformer) or model.cfg.image is not None:
+        raise UserError(f"{name} holds a model of pictures, which reads no text. Choose a model of text.")
+    tokenizer = load_tokenizer(name)
     tokenizer.check_vocabulary(model.cfg.d_vocab)
     return model, tokenizer
 
@@ -34,14 +37,29 @@ def read_windows(
 
     Args:
       groups: as `jaxneuro.data.read_groups` has it.
-      packing: see `jaxneuro.data.windows`; "auto": "windows" for a causal model, "documents" for an encoder.
+      packing: see `jaxneuro.data.windows`; "auto": "windows" for a causal model, "documents" for an encoder, also that
+        of a model with one, which is what reads the text.
     Raises:
       UserError: more tokens than a model with learned positions has; as `read_groups` and `windows`.
     """
     if model.cfg.learned_positions and length > model.cfg.n_ctx:
         raise UserError(f"rows of {length} tokens are asked for, but the model has only {model.cfg.n_ctx} positions.")
     if packing == "auto":
-        packing = "windows" if model.cfg.causal else "documents"
+        packing = "windows" if model.cfg.causal and model.cfg.encoder is None else "documents"
     return windows(
         read_groups(groups), tokenizer, length=length, packing=packing, max_tokens_per_group=max_tokens_per_group
     )
+
+
+def read_pairs(model: Transformer, tokenizer: Tokenizer, groups: str, answers: str, *, length: int) -> Paired:
+    """Texts for a model's encoder, and answers to them for its decoder, both as rows of `length` tokens.
+
+    Args:
+      groups, answers: as `groups` of `read_windows`, of the same groups and numbers of documents.
+    Raises:
+      UserError: the model has no encoder, or does not say how answers begin; as `read_windows` and `Paired`.
+    """
+    if model.cfg.encoder is None:
+        raise UserError(f"this {model.cfg.family} model has no encoder and decoder that read different texts.")
+    texts, said = (read_windows(model, tokenizer, name, length=length) for name in (groups, answers))
+    return Paired(texts, said, model.start_token)

@@ -62,7 +62,7 @@ class Writer:
                     held = saved[name].view(buffer.dtype).reshape(-1, *buffer.shape[1:])
                     buffer[: len(held)], filled = held, len(held)
         self.needed = self.layout.n_bytes(rows - filled, self.last)
-        need_space(self.folder, self.needed, f"a harvest of {self.last - self.first:,} tokens x {self.layout.d}")
+        need_space(self.folder, self.needed, f"a harvest of {self.last - self.first:,} rows x {self.layout.d}")
         with _kept(self.folder):
             self._arrays = {name: self.layout.open(self.folder, name, create=True) for name in self._buffer}
         return done, rows, filled

@@ -39,28 +39,15 @@ class Sites:
 
 
 def _sites(config: Sites) -> None:
-    from ..models import load
+    from ..models import Transformer, load
+    from ..models.pooling import has_pooled
     from ..taps import sites
 
     model = load(config.model)
     example = _example(model, config.pos)
     given = {"context": example} if getattr(model.cfg, "encoder", None) else {}
-    print(sites(_whole(model), model.weights, example, **given))
-
-
-def _whole(model: Any) -> Callable[..., Any]:
-    """What the model computes, with the vector that `models.pool` and `models.project` make of it."""
-    from ..models import ConvModel, pool, project
-    from ..models.pooling import has_pooled
-
-    if isinstance(model, ConvModel) or not has_pooled(model.cfg):
-        return model.apply
-
-    def run(weights: Any, inputs: Any) -> Any:
-        pooled = pool(weights, model.apply(weights, inputs), model.cfg, inputs)
-        return project(weights, pooled) if "projection" in weights else pooled
-
-    return run
+    run = model.pooled if isinstance(model, Transformer) and has_pooled(model.cfg) else model.apply
+    print(sites(run, model.weights, example, **given))
 
 
 def _example(model: Any, pos: int) -> Any:

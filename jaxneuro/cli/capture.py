@@ -13,7 +13,7 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..activations import Moments
-    from ..data import Windows
+    from ..data import Paired, Windows
     from ..models import Transformer
 
 MOMENTS: Final = "moments.npz"
@@ -39,13 +39,16 @@ class Capture:
     model: Annotated[str, tyro.conf.Positional] = "bundled"
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     site: tuple[str, ...]
-    """Such as blocks.3.mlp.post; blocks.*.resid_post or blocks.2,5.resid_post are several. See `jaxneuro sites`."""
+    """Such as blocks.3.mlp.post; blocks.*.resid_post or blocks.2,5.resid_post are several. See `jaxneuro sites`.
+    pooled and projected are one row per text; encoder.blocks.3.mlp.post is of a T5's encoder, which reads the text."""
     out: Path = Path("jaxneuro-activations")
     """Folder: OUT/SITE is a store for each. An interrupted run goes on in it."""
     keep: Literal["values", "moments"] = "values"
     """moments: of every coordinate, in OUT/moments.npz (SITE/mean, /variance, /min, /max, /count)."""
     groups: str = "bundled"
     """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
+    answers: str | None = None
+    """Text that the decoder of a T5 reads, document by document beside that of --groups: for sites of the decoder."""
     max_tokens: int | None = None
     """Of all groups together, drawn at random, the same number of each; moments are of the whole windows drawn.
     None: all of the text, once."""
@@ -63,25 +66,30 @@ class Capture:
     """Over how many devices the model and its batches are spread."""
 
 
-def sites_of(asked: Sequence[str], n_layers: int) -> tuple[str, ...]:
+def sites_of(asked: Sequence[str], n_layers: int, encoder_layers: int = 0) -> tuple[str, ...]:
     """Every site with one layer, in order, once.
 
+    Args:
+      n_layers, encoder_layers: of the stacks of "blocks." and "encoder.blocks.".
     Raises:
       UserError: no site at all, a gradient.
     Example:
       >>> sites_of(["embed", "blocks.*.mlp_out", "blocks.1.mlp_out"], n_layers=2)
       ('embed', 'blocks.0.mlp_out', 'blocks.1.mlp_out')
+      >>> sites_of(["encoder.blocks.*.mlp_out"], n_layers=2, encoder_layers=1)
+      ('encoder.blocks.0.mlp_out',)
     """
     from ..taps.names import parse
 
     found: dict[str, None] = {}
     for site in asked:
         name, layers, _ = parse(site)
-        if not name.startswith("blocks."):
+        stack, blocks, rest = name.partition("blocks.")
+        if not blocks:
             found[name] = None
             continue
-        rest = name.removeprefix("blocks.")
-        found |= dict.fromkeys(f"blocks.{i}.{rest}" for i in (range(n_layers) if layers is None else layers))
+        every = range(encoder_layers if stack else n_layers)
+        found |= dict.fromkeys(f"{stack}blocks.{i}.{rest}" for i in (every if layers is None else layers))
     if not found:
         raise UserError("--site names nothing. Name a site, such as blocks.3.resid_post; see `jaxneuro sites`.")
     return tuple(found)
@@ -99,7 +107,8 @@ def run_capture(config: Capture) -> Path:
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from ..activations.text import model_and_tokenizer, read_windows
+    from ..activations.site import check_answers, of_encoder, passes
+    from ..activations.text import model_and_tokenizer, read_pairs, read_windows
     from ..io import write_json
     from ..models.sharding import device_mesh
     from ..versions import versions
@@ -112,43 +121,69 @@ def run_capture(config: Capture) -> Path:
         raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")
     spread = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
     model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh)
-    rows = read_windows(model, tokenizer, config.groups, length=config.context)
-    _KEEP[config.keep](config, model, rows, sites_of(config.site, model.cfg.n_layers), spread)
+    encoder = model.cfg.encoder
+    sites = sites_of(config.site, model.cfg.n_layers, 0 if encoder is None else encoder.n_layers)
+    if config.answers is None:
+        texts = rows = read_windows(model, tokenizer, config.groups, length=config.context)
+    else:
+        rows = read_pairs(model, tokenizer, config.groups, config.answers, length=config.context)
+        texts = rows.texts
+    parts: Parts = [(alike, texts if of_encoder(alike[0]) else rows) for alike in passes(sites)]
+    for alike, _ in parts:
+        check_answers(model, alike, config.answers is not None)
+    _KEEP[config.keep](config, model, parts, spread)
     settings = dataclasses.asdict(config) | {"out": str(config.out)}
     write_json(config.out / SETTINGS, {"config": settings, "versions": versions()})
     print(f"{config.out} is complete", file=sys.stderr)
     return config.out
 
 
-def _values(config: Capture, model: "Transformer", rows: "Windows", sites: tuple[str, ...], spread: Any) -> None:
+type Parts = list[tuple[tuple[str, ...], "Windows | Paired"]]
+"""Sites of one pass of the model, and what it reads."""
+
+
+def _values(config: Capture, model: "Transformer", parts: Parts, spread: Any) -> None:
     from ..activations import harvest_sites, rich_progress
 
-    with rich_progress("capture") as progress:
-        harvest_sites(
-            *(model, rows, sites, config.out),
-            max_tokens=config.max_tokens,
-            batch_size=config.batch,
-            seed=config.seed,
-            dtype=config.store,
-            sharding=spread,
-            progress=progress,
-        )
+    for sites, rows in parts:
+        with rich_progress("capture") as progress:
+            harvest_sites(
+                *(model, rows, sites, config.out),
+                max_tokens=config.max_tokens,
+                batch_size=config.batch,
+                seed=config.seed,
+                dtype=config.store,
+                sharding=spread,
+                progress=progress,
+            )
 
 
-def _moments(config: Capture, model: "Transformer", rows: Any, sites: tuple[str, ...], spread: Any) -> None:
+def _moments(config: Capture, model: "Transformer", parts: Parts, spread: Any) -> None:
+    import numpy as np
+
+    from ..io.files import atomic_write
+
+    found = {site: m for sites, rows in parts for site, m in _moments_of(config, model, rows, sites, spread).items()}
+    with atomic_write(config.out / MOMENTS) as f:
+        np.savez(f, allow_pickle=False, **{f"{s}/{name}": a for s, m in found.items() for name, a in _named(m)})
+
+
+def _moments_of(
+    config: Capture, model: "Transformer", rows: Any, sites: tuple[str, ...], spread: Any
+) -> dict[str, "Moments"]:
     import jax
     import numpy as np
 
     from ..activations import at_sites, moments, rich_progress, run
-    from ..activations.harvest import draw
+    from ..activations.harvest import draw, rows_of
+    from ..activations.site import reached
     from ..data import Subset, batches
-    from ..io.files import atomic_write
 
     if config.max_tokens is not None:
-        rows = Subset(rows, np.sort(draw(rows, config.max_tokens, config.seed)[0]))
-    method = at_sites(model.apply, {site: (site, moments()) for site in sites})
+        rows = Subset(rows, np.sort(draw(rows_of(rows, sites), config.max_tokens, config.seed)[0]))
+    method = at_sites(reached(model, sites), {site: (site, moments()) for site in sites})
     with rich_progress("capture") as progress:
-        found = run(
+        return run(
             method,
             batches(rows, batch_size=config.batch),
             constants={"weights": model.weights},
@@ -156,8 +191,6 @@ def _moments(config: Capture, model: "Transformer", rows: Any, sites: tuple[str,
             sharding=spread,
             progress=progress,
         )
-    with atomic_write(config.out / MOMENTS) as f:
-        np.savez(f, allow_pickle=False, **{f"{s}/{name}": a for s, m in found.items() for name, a in _named(m)})
 
 
 def _named(m: "Moments") -> list[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from ..errors import UserError, unknown
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Go on with texts, as the model is or under an intervention; printed as it comes."""
+    """Go on with texts, or answer them (T5), as the model is or under an intervention; printed as it comes."""
 
     model: Annotated[str, tyro.conf.Positional] = "bundled"
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
@@ -36,7 +36,7 @@ class Generate:
     tensor: str | None = None
     """Which array of that file; not needed if there is one."""
     site: str | None = None
-    """Where the vector is added, such as blocks.3.resid_post."""
+    """Where the vector is added, such as blocks.3.resid_post or encoder.blocks.3.resid_post."""
     strength: float = 1.0
     """The vector is multiplied by this."""
     silence: Path | None = None
@@ -54,18 +54,18 @@ def run(config: Generate) -> None:
     """
     import jax
 
-    from ..data import load_tokenizer
+    from ..activations.text import model_and_tokenizer
     from ..inference import complete
-    from ..models import load
 
-    model, tokenizer = load(config.model, dtype=jax.numpy.dtype(config.dtype)), load_tokenizer(config.model)
+    model, tokenizer = model_and_tokenizer(config.model, dtype=jax.numpy.dtype(config.dtype))
     single = len(config.prompt) == 1
+    gap = "" if model.cfg.encoder is None else "\n"  # an answer stands below what it answers
 
     def show(_: int, piece: str) -> None:
         print(piece, end="", flush=True)
 
     if single:
-        print(config.prompt[0], end="", flush=True)
+        print(config.prompt[0], end=gap, flush=True)
     found = complete(
         model,
         tokenizer,
@@ -77,7 +77,7 @@ def run(config: Generate) -> None:
         stop=config.stop,
         on_text=show if single else None,
     )
-    print("" if single else "\n\n".join(c.prompt + c.text for c in found))
+    print("" if single else "\n\n".join(c.prompt + gap + c.text for c in found))
 
 
 def sampler(config: Generate) -> Any:

@@ -34,7 +34,7 @@ mapping of names to sequences of strings, `batches` any `Windows`. A batch is a 
 | `formats.py`, `documents.py` | .txt, .jsonl, .parquet: checked once, then random access in bounded memory | pyarrow |
 | `tokenizer.py`, `pieces.py` | ids, specials, tokens as one shows them, for each kind of vocabulary | transformers |
 | `store.py` | tokenize once, into memory or a cache that proves itself | NumPy |
-| `subset.py` | some of the rows, for splits | NumPy |
+| `subset.py`, `paired.py` | some of the rows, for splits; texts beside their answers, for T5 | NumPy |
 | `windows.py` | packing into rows; labels and their permutations for nulls | NumPy |
 | `batches.py` | shuffle, shards, epochs, resume | Grain |
 | `processor.py`, `processor_config.py` | pictures as a model's folder says | Pillow (extra `images`) |
@@ -53,6 +53,7 @@ from .documents import Documents as Documents
 from .groups import Groups as Groups
 from .groups import read_groups as read_groups
 from .groups import require_groups as require_groups
+from .paired import Paired as Paired
 from .processor import Processor as Processor
 from .processor_config import load_processor as load_processor
 from .store import TokenStore as TokenStore

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..errors import UserError
+from .paired import Paired
 from .subset import Subset
 from .windows import Windows
 
@@ -24,7 +25,7 @@ type Batch = dict[str, np.ndarray]
 
 
 def batches(
-    windows: Windows | Subset,
+    windows: Windows | Subset | Paired,
     *,
     batch_size: int,
     seed: int | None = None,

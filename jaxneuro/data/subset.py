@@ -4,19 +4,49 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..errors import UserError
 from .windows import Windows
 
+if TYPE_CHECKING:
+    from .paired import Paired
+
 CHUNK = 1024
 """Rows looked at together when tokens are counted."""
 
 
+class Counted(Protocol):
+    """Rows by number, with their groups: `Windows`, `Subset`, `Paired`."""
+
+    @property
+    def group_names(self) -> Sequence[str]:
+        """Names of the groups."""
+        ...
+
+    @property
+    def group(self) -> np.ndarray:
+        """int32 [n_rows]."""
+        ...
+
+    def rows(self, indices: Any) -> dict[str, np.ndarray]:
+        """Stacked rows, with "counted"."""
+        ...
+
+
+def counted_per_group(rows: Counted) -> np.ndarray:
+    """int64 [n_groups]: counted positions of all rows."""
+    total = np.zeros(len(rows.group_names), np.int64)
+    for start in range(0, len(rows.group), CHUNK):
+        found = rows.rows(range(start, min(start + CHUNK, len(rows.group))))
+        np.add.at(total, found["group"], found["counted"].sum(1))
+    return total
+
+
 class Subset(Sequence[dict[str, np.ndarray]]):
-    """Chosen windows of a `Windows`; `batches`, `harvest` and the statistics take it like the whole.
+    """Chosen windows of a `Windows` or `Paired`; `batches`, `harvest` and the statistics take it like the whole.
 
     A row's `window` stays its number in the whole, so labels and examples need no translation.
 
@@ -27,7 +57,7 @@ class Subset(Sequence[dict[str, np.ndarray]]):
       UserError: a number outside the windows, or none at all.
     """
 
-    def __init__(self, base: Windows, indices: Sequence[int] | np.ndarray):
+    def __init__(self, base: "Windows | Paired", indices: Sequence[int] | np.ndarray):
         self.base, self.indices = base, np.asarray(indices, np.int64)
         if not self.indices.size or self.indices.min() < 0 or self.indices.max() >= len(base):
             raise UserError(f"a subset needs window numbers from 0 to {len(base) - 1}, at least one of them.")
@@ -55,11 +85,7 @@ class Subset(Sequence[dict[str, np.ndarray]]):
 
     @cached_property
     def _tokens_per_group(self) -> np.ndarray:
-        total = np.zeros(len(self.group_names), np.int64)
-        for start in range(0, len(self), CHUNK):
-            rows = self.rows(range(start, min(start + CHUNK, len(self))))
-            np.add.at(total, rows["group"], rows["counted"].sum(1))
-        return total
+        return counted_per_group(self)
 
     @property
     def fingerprint(self) -> str:

@@ -15,7 +15,8 @@
 An edit acts wherever its position is run, in the prompt or later: positions are absolute (`jaxneuro.taps`), -1 is the
 newest one of every pass. A value with a batch axis edits each row in its own way. `complete` is the same with texts:
 stop strings, streaming, and every prompt as if it were alone. `steer_sweep` runs many points of a dose-response as one
-program in which the layers and the positions before the first edit run once.
+program in which the layers and the positions before the first edit run once. All three run models with an
+encoder (T5) too: `context=` is what it reads, `complete` answers texts, sites "encoder.*" are edited like others.
 
 | file | what | source |
 |---|---|---|
@@ -30,9 +31,10 @@ program in which the layers and the positions before the first edit run once.
 numbers that change between calls go into the arguments of a `jax.tree_util.Partial`.
 
 **Exact**: with a cache, or a state (Mamba, Mamba-2, BDH), every causal family gives the logits of the whole text within
-float32 rounding, with padding on either side (tests/parity/test_cache.py, tests/inference/test_states.py). Models with
-an encoder (T5) read `context=` once. Refused: rope whose angles change with the length of the text (dynamic,
-longrope) across the length at which they do; encoders.
+float32 rounding, with padding on either side (tests/parity/test_cache.py, tests/inference/test_states.py); an encoder
+runs once, in a sweep its layers below the first edited one (tests/inference/test_seq2seq.py). Refused:
+rope whose angles change with the length of the text (dynamic, longrope) across the length at which they do; encoders
+alone.
 
 **Not here**: beam search, speculative decoding, caches of windowed layers that forget, reading sites during generation
 (compose `decode.next_token` with `jaxneuro.taps.capture`).

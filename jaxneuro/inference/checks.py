@@ -14,26 +14,21 @@ from ..models.cross import check_context
 from ..taps import Edit
 from ..taps.names import parse
 
+ENCODER = "encoder."
+"""Where the sites of an encoder are."""
 _POSITIONS = ("pos", "query", "key")
 
 
-def check_model(cfg: Config, *, alone: bool = True) -> None:
+def check_model(cfg: Config) -> None:
     """Only a decoder with a head goes on with a text.
 
-    Args:
-      alone: without a context.
     Raises:
-      UserError: an encoder, a model of pictures, a model without a head; one that needs a context.
+      UserError: an encoder, a model of pictures, a model without a head.
     """
     if not cfg.causal or cfg.image is not None:
         raise UserError(f"this {cfg.family} model cannot generate: it is not causal. Load a decoder.")
     if not cfg.has_head:
         raise UserError(f"this {cfg.family} model cannot generate: it has no head. Load the checkpoint with its head.")
-    if alone and cfg.encoder is not None:
-        raise UserError(
-            f"this {cfg.family} model answers what its encoder read: use jaxneuro.inference.generate(model, start, "
-            "context=ids), start being the token that its answers begin with (decoder_start_token_id)."
-        )
 
 
 def check_source(cfg: Config, context: Any, mask: Any, batch: int) -> tuple[Any, Any]:
@@ -120,7 +115,7 @@ def first_position(index: Any, length: int) -> int:
 
 def of_encoder(edit: Edit) -> bool:
     """It acts while the encoder reads the context, which is before the loop."""
-    return edit.site.startswith("encoder.")
+    return edit.site.startswith(ENCODER)
 
 
 def check_positions(edits: Any, prompt: int, slots: int, context: int = 0) -> None:
@@ -148,14 +143,16 @@ def check_positions(edits: Any, prompt: int, slots: int, context: int = 0) -> No
 
 
 def first_layer(edits: Any, n_layers: int) -> int:
-    """The layer that must run again for these edits; -1 if the embedding must, n_layers if only the head."""
+    """The layer of their stack that must run again for these edits; -1 if the embedding must, n_layers if only what
+    follows the layers."""
     return min((_layer(e, n_layers) for e in edits_of(edits)), default=n_layers)
 
 
 def _layer(edit: Edit, n_layers: int) -> int:
     site = parse(edit.site)
-    if not site.name.startswith("blocks."):
-        return n_layers if site.name.startswith(("ln_final", "logits")) else -1
+    name = site.name.removeprefix(ENCODER)
+    if not name.startswith("blocks."):
+        return n_layers if name.startswith(("ln_final", "logits")) else -1
     if site.layers is not None:
         return min(site.layers)
     if edit.layer is None or isinstance(edit.layer, Tracer):

@@ -100,7 +100,7 @@ def generate(
       (2, 4)
     """
     cfg = model.cfg
-    check_model(cfg, alone=False)
+    check_model(cfg)
     ids, real = check_prompt(cfg, tokens, mask, max_new)
     source = check_source(cfg, context, context_mask, len(ids))
     read = 0 if source[0] is None else source[0].shape[1]

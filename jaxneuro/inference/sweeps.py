@@ -3,13 +3,13 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from ..models import Config, Transformer, Weights, forward, init_cache
+from ..models import Config, Transformer, Weights, encode, forward, init_cache
 from ..models.cache import Carried
 from ..taps import intervene, sweep
 from .checks import (
@@ -17,15 +17,20 @@ from .checks import (
     check_model,
     check_positions,
     check_prompt,
+    check_source,
     dtype_of,
     edits_of,
     first_layer,
     first_position,
     last_real,
+    of_encoder,
 )
 from .decode import Rules, advance, begin, read_prompt
 from .generate import Generated
 from .sampling import as_tree, greedy, row_keys
+
+type Source = tuple[Array | None, Array | None]
+"""Context and its mask, as `forward` takes them."""
 
 
 class Swept(NamedTuple):
@@ -44,6 +49,8 @@ def steer_sweep(
     points: Any,
     *,
     mask: Bool[Array, "batch pos"] | None = None,
+    context: Int[Array, "batch key"] | Float[Array, "batch key d_model"] | None = None,
+    context_mask: Bool[Array, "batch key"] | None = None,
     max_new: int = 1,
     measure: Callable[[Array], Any] | None = None,
     sampler: Any = greedy,
@@ -57,9 +64,10 @@ def steer_sweep(
     One compiled program, `chunk` points at a time. The layers below the first edited one and the positions of the
     prompts before the first edited one run once for all points: layers are known from the sites ("blocks.8.resid_post",
     or `layer=`), positions from `pos=`. Every point draws with the same keys, so points differ by their edits alone.
+    An encoder runs once; with edits in it, which change all that the decoder reads, its layers below the first of them.
 
     Args:
-      model, tokens, mask, max_new, sampler, key, stop, fill: as in `generate`.
+      model, tokens, mask, context, context_mask, max_new, sampler, key, stop, fill: as in `generate`.
       edits: a point -> edits, one structure for all points.
       points: a pytree of arrays with a leading axis.
       measure: logits [batch, vocab] after the prompts -> pytree; a function defined once, a new one compiles anew.
@@ -80,8 +88,10 @@ def steer_sweep(
     cfg = model.cfg
     check_model(cfg)
     ids, real = check_prompt(cfg, tokens, mask, max_new)
+    source = check_source(cfg, context, context_mask, len(ids))
+    read = 0 if source[0] is None else source[0].shape[1]
     made = jax.vmap(edits)(points)
-    check_positions(made, ids.shape[1], ids.shape[1] + max_new - 1)
+    check_positions(made, ids.shape[1], ids.shape[1] + max_new - 1, read)
     shortest, even = last_real(real)
     rules = Rules(
         as_tree(sampler),
@@ -95,15 +105,29 @@ def steer_sweep(
         None if real.all() else jnp.asarray(real),
         made,
         rules,
+        source,
         cfg=cfg,
         new=max_new,
         even=even,
         shortest=shortest,
-        layer=first_layer(made, cfg.n_layers),
-        pos=min(_first(made, ids.shape[1]), shortest - 1),
+        **_begins(made, cfg, source[0], ids.shape[1], shortest),
         measure=measure,
         chunk=chunk,
     )
+
+
+def _begins(edits: Any, cfg: Config, context: Array | None, length: int, shortest: int) -> dict[str, Any]:
+    """What runs again for every point: of the encoder, of the decoder's layers, of the prompt's positions.
+
+    Returns:
+      encoder: its layer as `first_layer` has it; None: nothing of it. layer, pos: of the decoder.
+    """
+    inner = [edit for edit in edits_of(edits) if of_encoder(edit)]
+    if inner and cfg.encoder is not None and context is not None and context.ndim == 2:
+        return {"encoder": first_layer(inner, cfg.encoder.n_layers), "layer": -1, "pos": 0}
+    outer = [edit for edit in edits_of(edits) if not of_encoder(edit)]
+    pos = min(_first(outer, length), shortest - 1)
+    return {"encoder": None, "layer": first_layer(outer, cfg.n_layers), "pos": pos}
 
 
 def _first(edits: Any, length: int) -> int:
@@ -112,46 +136,74 @@ def _first(edits: Any, length: int) -> int:
     return min((0 if at is None else first_position(at, length) for at in starts), default=length)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "new", "even", "shortest", "layer", "pos", "measure", "chunk"))
+_STATIC: Final = ("cfg", "new", "even", "shortest", "encoder", "layer", "pos", "measure", "chunk")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def _swept(
-    weights: Weights, tokens: Array, mask: Array | None, edits: Any, rules: Rules, *, cfg: Config, new: int, even: bool,
-    shortest: int, layer: int, pos: int, measure: Callable[[Array], Any] | None, chunk: int,
+    weights: Weights, tokens: Array, mask: Array | None, edits: Any, rules: Rules, source: Source = (None, None), *,
+    cfg: Config, new: int, even: bool, shortest: int, layer: int, pos: int, measure: Callable[[Array], Any] | None,
+    chunk: int, encoder: int | None = None,
 ) -> Swept:  # fmt: skip
     batch, length = tokens.shape
     cache = init_cache(cfg, batch, length + new - 1, dtype_of(weights), shortest=shortest)
-    resid, cache = prefix(weights, tokens, mask, cache, cfg=cfg, layer=layer, pos=pos)
+    once = source if encoder is None else (None, None)
+    resid, cache = prefix(weights, tokens, mask, cache, cfg=cfg, layer=layer, pos=pos, source=once)
+    listen = None if encoder is None else listener(weights, *source, cfg=cfg, layer=encoder)
     rest = None if resid is None else resid[:, pos:]
     behind = None if mask is None else mask[:, pos:]
 
     def prompt(weights: Weights, tokens: Array) -> tuple[Array, Carried]:
         part: dict[str, Any] = {"start_at": max(layer, 0), "resid": rest}
+        part |= {} if listen is None else {"context": listen(weights), "context_mask": source[1]}
         return read_prompt(weights, tokens, behind, cache, cfg=cfg, even=even, **part)
 
     def one(edits: Any) -> Swept:
+        later = [edit for edit in edits_of(edits) if not of_encoder(edit)]
         logits, after = intervene(prompt, edits)(weights, tokens[:, pos:])
         state = begin(logits, after, rules, new=new)
-        state = jax.lax.fori_loop(1, new, lambda _, s: advance(weights, s, edits, rules, cfg=cfg), state)
+        state = jax.lax.fori_loop(1, new, lambda _, s: advance(weights, s, later, rules, cfg=cfg), state)
         generated = Generated(state.tokens, state.lengths, state.finished, state.log_probs)
         return Swept(generated, None if measure is None else measure(logits))
 
     return sweep(one, edits, batch_size=chunk)
 
 
+def listener(
+    weights: Weights, text: Array | None, real: Array | None, *, cfg: Config, layer: int
+) -> Callable[[Weights], Array]:
+    """weights -> what the encoder makes of a text; what does not depend on edits of `layer` and above is there."""
+    assert text is not None
+    resid = None if layer < 0 else encode(weights, text, cfg=cfg, mask=real, stop_at=layer)
+    return lambda weights: encode(weights, text, cfg=cfg, mask=real, start_at=max(layer, 0), resid=resid)
+
+
 def prefix(
-    weights: Weights, tokens: Array, mask: Array | None, cache: Carried, *, cfg: Config, layer: int, pos: int
+    weights: Weights,
+    tokens: Array,
+    mask: Array | None,
+    cache: Carried,
+    *,
+    cfg: Config,
+    layer: int,
+    pos: int,
+    source: Source = (None, None),
 ) -> tuple[Array | None, Carried]:
     """What does not depend on edits of `layer` and above from `pos` on.
 
+    Args:
+      source: for the cache to remember.
     Returns:
       (the residual stream that enters the layer, None where that is the embedding's; a cache that holds the layers
       below for all tokens, the others for those before `pos`, where it stands).
     """
-    resid = None
-    if layer >= 0:
-        resid, cache = forward(weights, tokens, cfg=cfg, mask=mask, cache=cache, stop_at=layer)
-        cache = cache.rewound()
+    resid, bottom = None, max(layer, 0)
+    if layer >= 0 or source[0] is not None:
+        seen: dict[str, Any] = dict(zip(("context", "context_mask"), source, strict=True))
+        x, cache = forward(weights, tokens, cfg=cfg, mask=mask, cache=cache, stop_at=bottom, **seen)
+        resid, cache = (x if layer >= 0 else None), cache.rewound()
     if pos > 0:
         before = (tokens[:, :pos], None if mask is None else mask[:, :pos], None if resid is None else resid[:, :pos])
-        part: dict[str, Any] = {"start_at": max(layer, 0), "stop_at": cfg.n_layers, "resid": before[2]}
+        part: dict[str, Any] = {"start_at": bottom, "stop_at": cfg.n_layers, "resid": before[2]}
         _, cache = forward(weights, before[0], cfg=cfg, mask=before[1], cache=cache, **part)
     return resid, cache._replace(at=pos)

@@ -4,7 +4,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
@@ -98,6 +97,15 @@ class Running:
         return max(ends, default=0)
 
 
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, mask) [row, pos], shorter rows filled on the right."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    tokens = np.full(mask.shape, fill, np.int32)
+    tokens[mask] = np.concatenate(rows)
+    return tokens, mask
+
+
 def complete(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -113,8 +121,12 @@ def complete(
 ) -> list[Completion]:
     """Go on with texts, each as if it were alone: shorter ones are padded on the right, where it changes nothing.
 
+    A model with an encoder (T5) answers them: its encoder reads each text as its tokenizer wraps it, its decoder begins
+    with `Transformer.start_token`.
+
     Args:
-      model, tokenizer: a decoder and its tokenizer, whose begin token (if it has one) is put before each prompt.
+      model, tokenizer: a decoder, with an encoder or without, and its tokenizer. Its begin token, if it has one, is put
+        before each prompt.
       prompts: texts.
       max_new, sampler, key, edits: as in `generate`.
       stop: strings at whose first occurrence a text is cut, however they are cut into tokens. The end token stops too.
@@ -138,11 +150,17 @@ def complete(
         raise UserError(f"prompt {list(prompts).index('')} is empty. Give it at least one word.")
     if isinstance(stop, str) or "" in stop:
         raise UserError("complete: stop is a list of strings, none of them empty.")
-    ids = [[*tokenizer.prefix, *row] for row in tokenizer.encode_batch(prompts)]
-    length = max(map(len, ids))
     fill = min(tokenizer.fill_id, model.cfg.d_vocab - 1)
     end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    rows = [Running(tokenizer, row, stop, end) for row in ids]
+    ids = tokenizer.encode_batch(prompts)
+    if model.cfg.encoder is None:
+        ids = [[*tokenizer.prefix, *row] for row in ids]
+        given: dict[str, Any] = dict(zip(("tokens", "mask"), _padded(ids, fill), strict=True))
+        rows = [Running(tokenizer, row, stop, end) for row in ids]
+    else:
+        given = dict(zip(("context", "context_mask"), _padded([tokenizer.wrap(row) for row in ids], fill), strict=True))
+        given["tokens"] = np.full((len(ids), 1), model.start_token, np.int32)
+        rows = [Running(tokenizer, (), stop, end) for _ in ids]
 
     def look(done: int, tokens: np.ndarray, finished: np.ndarray) -> np.ndarray:
         for i, (row, new) in enumerate(zip(rows, tokens, strict=True)):
@@ -157,8 +175,7 @@ def complete(
 
     found = generate(
         model,
-        jnp.array([row + [fill] * (length - len(row)) for row in ids], jnp.int32),
-        mask=jnp.array([[True] * len(row) + [False] * (length - len(row)) for row in ids]),
+        **given,
         max_new=max_new,
         sampler=sampler,
         key=key,

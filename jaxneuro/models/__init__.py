@@ -36,7 +36,7 @@ says which leaves there are. Every value a method may want goes through `jaxneur
 | `families/vision.py` | vit, deit, dinov2 with and without registers | transformers |
 | `families/towers.py` | towers of CLIP and SigLIP | transformers |
 | `pair.py` | CLIP and SigLIP whole | arXiv 2103.00020, 2303.15343 |
-| `pooling.py`, `classify.py`, `pictures.py` | one vector, or classes, of a picture or text; other sizes | |
+| `pooling.py`, `classify.py`, `pictures.py` | `pooled`: one vector of a picture or text; classes; other sizes | |
 | `convnet/` | ResNet, DenseNet, of transformers and timm | arXiv 1512.03385, 1608.06993 |
 | `patches.py` | patches hidden behind the mask token | arXiv 2304.07193 |
 | `hf_config.py`, `convert.py`, `match.py`, `reader.py`, `checkpoint.py` | Hugging Face folders, both ways | |
@@ -44,7 +44,7 @@ says which leaves there are. Every value a method may want goes through `jaxneur
 | `quantised.py` | matrices in eight bits, for inference | |
 | `remat.py` | what a layer keeps for the backward pass | |
 | `logits.py` | loss and statistics of logits that are never whole in memory | |
-| `module.py`, `owner.py` | the nnx module, the linen adapter | |
+| `module.py`, `owner.py` | the nnx module with `apply`, `encode`, `pooled`; the linen adapter | |
 | `loss.py` | next-token loss | |
 
 To add a family: (1) a row in a table of `families/`: its config keys with transformers' defaults, its tensors with
@@ -98,6 +98,7 @@ from .pair import save_pair as save_pair
 from .pair import similarity as similarity
 from .pictures import resized as resized
 from .pooling import pool as pool
+from .pooling import pooled as pooled
 from .pooling import project as project
 from .quantised import Quantised as Quantised
 from .quantised import quantise as quantise

@@ -137,7 +137,7 @@ def _refusal(name: str, q: Array, needs: dict[str, str]) -> str | None:
     return form.refuses(q)
 
 
-def project(x: Array, w: Any, b: Array | None) -> Float[Array, "batch pos head d_head"]:
+def to_heads(x: Array, w: Any, b: Array | None) -> Float[Array, "batch pos head d_head"]:
     """A linear map to heads."""
     y = matmul(x, w)
     return y if b is None else y + b.astype(y.dtype)

@@ -32,7 +32,7 @@ def load(
     mesh: Mesh | None = None,
     revision: str | None = None,
     allow_nonfinite: bool = False,
-) -> Transformer:
+) -> Transformer | ConvModel:
     """Load a pretrained model from a folder, a Hub name, or a name that `jaxneuro.io.sources.resolve` knows.
 
     Weights are read from safetensors by mmap, without torch, and never unpickled. With a mesh every device reads
@@ -47,7 +47,7 @@ def load(
       revision: of a Hub repository.
       allow_nonfinite: load weights with NaN or infinity in them.
     Returns:
-      A `Transformer`; of a ResNet or DenseNet a `ConvModel`, which is used in the same way.
+      A `Transformer`; of a ResNet or DenseNet a `ConvModel`, which is used in the same way but for its `cfg`.
     Raises:
       UserError: everything that does not fit, in one message: missing and extra tensors, wrong shapes and dtypes,
         NaN; or an architecture that is not ported, a file that is cut short, a name that leads nowhere.
@@ -57,8 +57,7 @@ def load(
     if is_convnet(hf):
         if eight_bits(dtype) is not None:
             raise UserError(f"{dtype} is for matrices of layers, not for convolutions. Load it as bfloat16.")
-        found: Any = load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
-        return found  # a ConvModel, which has the same face: cfg, weights, apply
+        return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
     if isinstance(hf, dict) and hf.get("model_type") in PAIRS:
         raise UserError(f"{folder} holds two models, of pictures and of text: open them with models.load_pair.")
     return from_tensors(folder, hf, read_checkpoint(folder), dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)

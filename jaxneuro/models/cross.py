@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..errors import UserError
 from ..taps import tap
-from .attention import Visible, attend, project, written
+from .attention import Visible, attend, to_heads, written
 from .cache import Cache, Kept
 from .config import Config
 
@@ -70,7 +70,7 @@ def seen_by(
     if hidden is not None:
 
         def of_layer(w: dict[str, Any]) -> list[Array]:
-            return [project(hidden, w[f"w{name}"], w.get(f"b{name}")) for name in "kv"]
+            return [to_heads(hidden, w[f"w{name}"], w.get(f"b{name}")) for name in "kv"]
 
         k, v = jax.lax.map(of_layer, w)
         cache = cache._replace(context=Kept(k, v, jnp.ones(hidden.shape[:2], bool) if real is None else real))
@@ -92,7 +92,7 @@ def cross_attention(
     """
 
     def heads(value: Array, name: str) -> Array:
-        return project(value, w[f"w{name}"], w.get(f"b{name}"))
+        return to_heads(value, w[f"w{name}"], w.get(f"b{name}"))
 
     def kept(name: str) -> Array:
         of_layer = getattr(seen, name)[layer] if isinstance(seen, Kept) else heads(seen.hidden, name)

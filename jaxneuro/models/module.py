@@ -2,17 +2,20 @@
 """The Flax faces of the pure function: an nnx module that owns the weights, and a linen adapter."""
 
 import functools
+import json
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
+from ..errors import UserError
 from .cache import Carried
 from .config import Config
 from .layout import Weights
 from .owner import Owner
-from .transformer import forward
+from .pooling import pooled
+from .transformer import encode, forward
 
 
 @functools.cache
@@ -52,6 +55,28 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
     return apply
 
 
+@functools.cache
+def encode_fn(cfg: Config) -> Callable[..., Array]:
+    """`encode` with the configuration bound, as `apply_fn` binds `forward`."""
+
+    def run(weights: Weights, tokens: Array, mask: Array | None = None, *, stop_at: int | None = None) -> Array:
+        """See `jaxneuro.models.encode`."""
+        return encode(weights, tokens, cfg=cfg, mask=mask, stop_at=stop_at)
+
+    return run
+
+
+@functools.cache
+def pooled_fn(cfg: Config) -> Callable[..., Array]:
+    """`pooled` with the configuration bound, as `apply_fn` binds `forward`."""
+
+    def run(weights: Weights, inputs: Array, mask: Array | None = None, *, stop_at: int | None = None) -> Array:
+        """See `jaxneuro.models.pooled`."""
+        return pooled(weights, inputs, cfg, mask, stop_at=stop_at)
+
+    return run
+
+
 class Transformer(Owner):
     """A model: its configuration and its weights, as `nnx.Param` leaves.
 
@@ -74,6 +99,33 @@ class Transformer(Owner):
     def apply(self) -> Callable[..., Array]:
         """The pure function (weights, tokens, mask=None, ...), the same object for equal configurations."""
         return apply_fn(self.cfg)
+
+    @property
+    def encode(self) -> Callable[..., Array]:
+        """The pure function (weights, tokens, mask=None, *, stop_at=None) of its encoder, sites `encoder.*`."""
+        return encode_fn(self.cfg)
+
+    @property
+    def pooled(self) -> Callable[..., Array]:
+        """The pure function (weights, inputs, mask=None, *, stop_at=None) to one vector each, with its sites above."""
+        return pooled_fn(self.cfg)
+
+    @property
+    def start_token(self) -> int:
+        """What the decoder of a model with an encoder reads first: its config's decoder_start_token_id, or else
+        pad_token_id, T5's convention.
+
+        Raises:
+          UserError: the config says neither.
+        """
+        hf = json.loads(self.hf_config)
+        found = [hf[key] for key in ("decoder_start_token_id", "pad_token_id") if hf.get(key) is not None]
+        if not found:
+            raise UserError(
+                f"this {self.cfg.family} model's config.json does not say what answers begin with: add "
+                "decoder_start_token_id to it."
+            )
+        return int(found[0])
 
     def __call__(self, tokens: Int[Array, "batch pos"], mask: Any = None, **part: Any) -> Array:
         """Logits, or the last hidden state of a model without a head; arguments as in `forward`."""

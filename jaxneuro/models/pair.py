@@ -23,8 +23,7 @@ from .families import PAIRS
 from .hf_config import config_to_hf
 from .layout import Weights
 from .module import Transformer
-from .pooling import pool, project
-from .transformer import forward
+from .pooling import check_projection, pooled
 
 
 def embedding(
@@ -43,10 +42,9 @@ def embedding(
       >>> embedding(init(cfg, jax.random.key(0)), jnp.ones((2, 7), "int32"), cfg).shape
       (2, 4)
     """
-    hidden = forward(weights, inputs, cfg=cfg, mask=mask)
-    pooled = pool(weights, hidden, cfg, inputs)
-    # SigLIP's pictures are in the shared space as they are pooled.
-    x = pooled if cfg.pool_from == "attention" else project(weights, pooled)
+    if cfg.pool_from != "attention":  # SigLIP's pictures are in the shared space as they are pooled
+        check_projection(weights)
+    x = pooled(weights, inputs, cfg, mask)
     x32 = x.astype(jnp.float32)
     return (x32 / jnp.linalg.norm(x32, axis=-1, keepdims=True)).astype(x.dtype)
 

@@ -2,17 +2,17 @@
 """One vector per sequence or picture, made of its last hidden state."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..taps import tap
 from .config import Config
 from .layout import Weights
-from .transformer import ACTS, _norm
+from .transformer import ACTS, _norm, forward
 
 
 def pool(
@@ -52,6 +52,38 @@ def pool(
     return tap(x, "pooled", axes=("batch", "d_model"))
 
 
+def pooled(
+    weights: Weights,
+    inputs: Int[Array, "batch pos"] | Float[Array, "batch row column channel"],
+    cfg: Config,
+    mask: Bool[Array, "batch pos"] | None = None,
+    *,
+    stop_at: int | None = None,
+    **part: Any,
+) -> Float[Array, "batch d"]:
+    """One vector per text or picture: the model, `pool`, and `project` where the model has a projection.
+
+    All sites of the three are reached.
+
+    Args:
+      inputs, mask, part: tokens or pictures, and the rest, as in `forward`.
+      stop_at: as in `forward`, and what it returns: nothing above is computed, so nothing is pooled.
+    Raises:
+      UserError: as `forward` and `pool`.
+    Example:
+      >>> from jaxneuro.models import Config, init
+      >>> cfg = Config(n_layers=1, d_model=8, n_heads=2, n_kv_heads=2, d_head=4, d_mlp=8, d_vocab=9, n_ctx=7,
+      ...              has_head=False, pool_from="last", d_projection=4)
+      >>> pooled(init(cfg, jax.random.key(0)), jnp.ones((2, 7), "int32"), cfg).shape
+      (2, 4)
+    """
+    hidden = forward(weights, inputs, cfg=cfg, mask=mask, stop_at=stop_at, **part)
+    if stop_at is not None:
+        return hidden
+    x = pool(weights, hidden, cfg, inputs)
+    return project(weights, x) if "projection" in weights else x
+
+
 def has_pooled(cfg: Config) -> bool:
     """Whether `pool` makes a vector of what the model gives."""
     return not cfg.has_head and (cfg.pooler or cfg.pool_from not in (None, "attention"))
@@ -65,11 +97,16 @@ def project(weights: Weights, pooled: Float[Array, "batch d_model"]) -> Float[Ar
     Raises:
       UserError: the model has no projection.
     """
-    if "projection" not in weights:
-        raise UserError("this model has no projection: it was not saved as one of a pair.")
+    check_projection(weights)
     w = weights["projection"]
     x = pooled @ w["w"].astype(pooled.dtype)
     return tap(x + w["b"].astype(x.dtype) if "b" in w else x, "projected", axes=("batch", "d_projection"))
+
+
+def check_projection(weights: Weights) -> None:
+    """Raise for a model that has none."""
+    if "projection" not in weights:
+        raise UserError("this model has no projection: it was not saved as one of a pair.")
 
 
 def _first(weights: Weights, x: Array, cfg: Config, tokens: Array | None) -> Array:

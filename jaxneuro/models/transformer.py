@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..taps import scope, tap
-from .attention import Visible, attend, project, written
+from .attention import Visible, attend, to_heads, written
 from .cache import Cache, Carried, Kept
 from .classify import classified
 from .config import Config
@@ -136,6 +136,9 @@ def encode(
     cfg: Config,
     mask: Bool[Array, "batch key"] | None = None,
     remat: str | None = None,
+    stop_at: int | None = None,
+    start_at: int = 0,
+    resid: Float[Array, "batch key d_model"] | None = None,
 ) -> Float[Array, "batch key d_model"]:
     """What the encoder of a model makes of a text: its last hidden state, the context of `forward`.
 
@@ -144,9 +147,9 @@ def encode(
     Args:
       weights, cfg: of the whole model.
       mask: True at real tokens; None: all real.
-      remat: as in `forward`.
+      remat, stop_at, start_at, resid: as in `forward`, layers being the encoder's.
     Raises:
-      UserError: the model has no encoder.
+      UserError: the model has no encoder; a layer outside its stack.
     Source: arXiv 1910.10683; parity with transformers at 1e-5.
     Example:
       >>> import jax
@@ -161,7 +164,8 @@ def encode(
         raise UserError(f"this {cfg.family} model has no encoder of its own: run it with forward.")
     own = {**weights["encoder"], "embed": weights["embed"]}
     with scope("encoder"):
-        return forward(own, tokens, cfg=cfg.encoder, mask=mask, remat=remat)
+        part: dict[str, Any] = {"stop_at": stop_at, "start_at": start_at, "resid": resid}
+        return forward(own, tokens, cfg=cfg.encoder, mask=mask, remat=remat, **part)
 
 
 def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, resid: Array | None) -> None:
@@ -351,7 +355,7 @@ def _attention(
     w: Weights, x: Array, cfg: Config, visible: Visible, angles: Any, layer: Array, cache: Cache | None
 ) -> tuple[Array, Cache | None]:
     def heads(name: str) -> Array:
-        y = project(x, w[f"w{name}"], w.get(f"b{name}"))
+        y = to_heads(x, w[f"w{name}"], w.get(f"b{name}"))
         return tap(y, f"blocks.attn.{name}", layer=layer, pos=visible.start, axes=_HEADS)
 
     q, k, v = heads("q"), heads("k"), heads("v")
@@ -401,9 +405,14 @@ def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[s
     y = site(y, "normalized", _RESIDUAL)
     if cfg.norm == "plain":
         return y.astype(x.dtype)
-    gain = w["scale"].astype(jnp.float32)
-    y = y * (1 + gain) if cfg.norm == "gemma_rms" else y * gain + w["bias"].astype(jnp.float32)
-    return y.astype(x.dtype)
+    y = y * gain(w, cfg)
+    return (y if cfg.norm == "gemma_rms" else y + w["bias"].astype(jnp.float32)).astype(x.dtype)
+
+
+def gain(norm: Weights, cfg: Config) -> Float[Array, "... d_model"]:
+    """What a norm with these weights multiplies by, in float32: Gemma keeps it less 1."""
+    scale = norm["scale"].astype(jnp.float32)
+    return 1 + scale if cfg.norm == "gemma_rms" else scale
 
 
 def head(weights: Weights, x: Array, cfg: Config, at: Any = None) -> Float[Array, "batch pos d_out"]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from ..errors import UserError, unknown
 from ..models import unembedding
+from ..models.transformer import gain
 
 _FULL = jax.lax.Precision.HIGHEST
 
@@ -181,16 +182,11 @@ def neuron_directions(
     if side == "output":  # gain * (d - mean(d)): what the final norm makes of the direction, up to its scale
         if "final_norm" not in weights:
             return d
-        return _centre(d, layer_norm) * _gain(weights["final_norm"], cfg)
+        return _centre(d, layer_norm) * gain(weights["final_norm"], cfg)
     if cfg.norm_placement != "pre":
         return d
     # w . (gain * (x - mean(x))) = (gain * w - mean(gain * w)) . x
-    return _centre(d * _gain(weights["blocks"]["ln2"], cfg)[:, None], layer_norm)
-
-
-def _gain(norm: Any, cfg: Any) -> Array:
-    scale = norm["scale"].astype(jnp.float32)
-    return 1 + scale if cfg.norm == "gemma_rms" else scale
+    return _centre(d * gain(weights["blocks"]["ln2"], cfg)[:, None], layer_norm)
 
 
 def _centre(d: Array, yes: bool) -> Array:

@@ -42,6 +42,19 @@ def prompts():
     return np.random.default_rng(5).integers(0, CFG.d_vocab, (2, 7)).astype(np.int32)
 
 
+def word_tokenizer(n):
+    """The words w2, w3, ... below n between spaces; <pad> is 0, and </s>, behind every text, 1."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<pad>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, n)}
+    fast = Fast(models.WordLevel(vocabulary, unk_token="<pad>"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="</s>")
+
+
 @functools.cache
 def _whole(cfg):
     def run(weights, tokens, mask, edits):

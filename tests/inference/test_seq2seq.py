@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers to a context against the whole answer at once, without a cache."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxneuro.data import Tokenizer
 from jaxneuro.errors import UserError
-from jaxneuro.inference import Sampler, complete, generate, steer_sweep
-from jaxneuro.models import encode
+from jaxneuro.inference import Sampler, complete, generate, steer_sweep, sweeps
+from jaxneuro.models import Transformer, encode
 from jaxneuro.taps import add, intervene, scale, zero
 
 from ..parity.conftest import open_case
+from .conftest import word_tokenizer
+from .test_sweeps import products
 
 NEW = 6
 START = np.zeros((3, 1), np.int32)
@@ -103,9 +107,136 @@ def test_what_cannot_be_answered_is_said(answer, name):
         answer(**given)
 
 
-def test_texts_and_sweeps_have_no_context(umt5):
-    for run in (lambda: complete(umt5.model, None, ["a"]), lambda: steer_sweep(umt5.model, START, zero, np.ones(2))):
-        with pytest.raises(
-            UserError, match=r"answers what its encoder read: use .*generate\(model, start, context=ids\)"
-        ):
-            run()
+WORDS = np.random.default_rng(4).integers(2, 40, (3, 19))
+LENGTHS = [19, 2, 7]  # and </s>: in shape what `umt5.types` has
+TEXTS = [" ".join(f"w{i}" for i in row[:n]) for row, n in zip(WORDS, LENGTHS, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_hf(word_tokenizer(40))
+
+
+@pytest.fixture(scope="module")
+def answers(umt5, tokenizer):
+    endless = dataclasses.replace(tokenizer, eos_id=None)  # all of max_new, by the programs that `answer` compiled
+    return functools.partial(complete, umt5.model, endless, TEXTS, max_new=NEW, edits=[])
+
+
+def test_texts_are_answered_as_if_each_were_alone(umt5, answers):
+    found = answers()
+    assert [c.prompt for c in found] == TEXTS
+    short, tokens = jnp.array([[*WORDS[1, :2], 1]]), jnp.array([[0, *found[1].tokens[:-1]]])  # without padding
+    logits = jax.jit(umt5.model.apply)(umt5.model.weights, tokens, context=short)
+    scores = np.asarray(jax.nn.log_softmax(logits))[0]
+    assert found[1].tokens == scores.argmax(-1).tolist()
+    np.testing.assert_allclose(found[1].log_probs, scores.max(-1), atol=2e-5)
+    words = {0: "<pad>", 1: "</s>"}
+    assert found[1].text == " ".join(words.get(token, f"w{token}") for token in found[1].tokens)
+    ids, mask = np.zeros((3, 20), np.int32), np.arange(20) <= np.array(LENGTHS)[:, None]
+    for row, words, n in zip(ids, WORDS, LENGTHS, strict=True):
+        row[: n + 1] = [*words[:n], 1]
+    plain = generate(umt5.model, START, context=ids, context_mask=mask, max_new=NEW, edits=[])
+    assert [c.tokens for c in found] == plain.tokens.tolist()
+    assert len({tuple(c.tokens) for c in found}) == 3, "answers to the texts"
+
+
+def test_stop_strings_and_streaming_of_answers(answers):
+    free, pieces = answers(), ["", "", ""]
+
+    def show(i, piece):
+        pieces[i] += piece
+
+    stop = free[0].text[3:7]
+    found = answers(stop=[stop], on_text=show)
+    assert [c.text for c in found] == pieces == [c.text.partition(stop)[0] for c in free]
+    assert found[0].reason == "stop"
+
+
+def test_texts_to_answer_are_refused_like_others(umt5, tokenizer):
+    with pytest.raises(UserError, match="prompt 1 is empty"):
+        complete(umt5.model, tokenizer, ["w3", ""])
+    silent = Transformer(umt5.model.cfg, umt5.model.weights, '{"bos_token_id": 3}')
+    with pytest.raises(UserError, match="does not say what answers begin with: add decoder_start_token_id"):
+        complete(silent, tokenizer, ["w3"])
+    assert Transformer(umt5.model.cfg, umt5.model.weights, '{"pad_token_id": 3}').start_token == 3
+
+
+DOSES = np.float32([-2, 0, 3])
+VECTOR = jnp.asarray(np.random.default_rng(3).normal(0, 1, 10), jnp.float32)
+PREFIX = np.array([[0, 5, 9]] * 3, np.int32)
+SWEEPS = {  # {name: (edits of a dose, the layer of the encoder, the layer and the position that run again)}
+    "decoder": (
+        lambda d: [add("blocks.1.cross_attn_out", d * VECTOR, pos=2), scale("blocks.2.cross_attn.v", d, key=3)],
+        (None, 1, 0),
+    ),
+    "decoder, one position": (lambda d: [add("blocks.2.cross_attn_out", d * VECTOR, pos=[2, 4])], (None, 2, 2)),
+    "encoder": (lambda d: [add("encoder.blocks.1.mlp_out", d * VECTOR, pos=7)], (1, -1, 0)),
+    "both": (
+        lambda d: [scale("encoder.ln_final.normalized", d), add("blocks.1.resid_mid_cross", d * VECTOR, pos=2)],
+        (2, -1, 0),
+    ),
+    "its embedding": (lambda d: [scale("encoder.embed", d)], (-1, -1, 0)),
+}
+
+
+@pytest.fixture(scope="module")
+def sweep(umt5):
+    return functools.partial(steer_sweep, umt5.model, PREFIX, max_new=3, **umt5.types)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_where_a_sweep_of_two_stacks_begins(sweep, name, monkeypatch):
+    edits, begins = SWEEPS[name]
+    asked = {}
+    monkeypatch.setattr(sweeps, "_swept", lambda *args, **kwargs: asked.update(kwargs))
+    sweep(edits, DOSES)
+    assert (asked["encoder"], asked["layer"], asked["pos"]) == begins
+
+
+@pytest.mark.parametrize("name", ["decoder, one position", "both"])
+def test_a_sweep_of_two_stacks_is_a_loop_over_points(umt5, sweep, name):
+    edits = SWEEPS[name][0]
+    found = sweep(edits, DOSES).generated
+    run = jax.jit(
+        lambda tokens, dose: intervene(umt5.model.apply, edits(dose))(umt5.model.weights, tokens, **umt5.types)
+    )
+    for tokens, scores, dose in zip(found.tokens, found.log_probs, DOSES, strict=True):
+        text = np.concatenate([PREFIX, tokens[:, :-1]], axis=1)
+        expected = np.asarray(jax.nn.log_softmax(run(text, dose)))[:, 2:]
+        np.testing.assert_array_equal(tokens, expected.argmax(-1))
+        np.testing.assert_allclose(scores, expected.max(-1), atol=2e-5)
+    assert np.ptp(np.asarray(found.log_probs), axis=0).max() > 1e-3, "doses differ"
+
+
+def test_the_encoder_runs_once_and_below_its_first_edit(umt5):
+    """In multiplications that one more point costs: those of the decoder alone; its keys; and half of the encoder."""
+    cfg, weights = umt5.model.cfg, umt5.model.weights
+    rules = sweeps.Rules(sweeps.greedy, sweeps.row_keys(None, 3), jnp.zeros(0, jnp.int32), jnp.int32(0))
+    source = (umt5.types["context"], umt5.types["context_mask"])
+
+    def cost(name, encoder, points):
+        made = jax.vmap(SWEEPS[name][0])(jnp.ones(points))
+        fixed = {"cfg": cfg, "new": 1, "even": True, "shortest": 3, "measure": None, "chunk": 1}
+        run = functools.partial(sweeps._swept, **fixed, encoder=encoder, layer=-1, pos=0)
+        return products(jax.make_jaxpr(run)(weights, jnp.asarray(PREFIX), None, made, rules, source).jaxpr)
+
+    def per_point(name, encoder):
+        return (cost(name, encoder, 5) - cost(name, encoder, 2)) / 3
+
+    reads = products(jax.make_jaxpr(functools.partial(encode, cfg=cfg))(weights, source[0], mask=source[1]).jaxpr)
+    alone = per_point("decoder", None)
+    keys = per_point("both", 2) - alone  # what the decoder's layers make of the context
+    assert 0 < keys < reads
+    assert per_point("encoder", 1) - alone == pytest.approx(keys + reads / 2)
+
+
+def test_a_sweep_of_what_is_not_read(umt5, sweep):
+    edits = SWEEPS["encoder"][0]
+    with pytest.raises(UserError, match="give forward a context="):
+        sweep(edits, DOSES, context=None, context_mask=None)
+    hidden = jnp.zeros((3, 20, 10))
+    with pytest.raises(UserError, match="no site 'encoder"):
+        sweep(edits, DOSES, context=hidden)
+    with pytest.raises(UserError, match="the context has 20 positions"):
+        sweep(lambda d: [scale("encoder.embed", d, pos=20)], DOSES)
