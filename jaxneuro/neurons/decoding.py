@@ -152,7 +152,7 @@ def _population(d: Array) -> tuple[Array, Array]:
     return mean, jnp.matmul(centred.T, centred, precision=_FULL) / jnp.float32(d.shape[0])
 
 
-_SIDES: Final = ("output", "input", "gate")
+_LEAVES: Final = {"output": "down", "input": "up", "gate": "gate"}
 
 
 def neuron_directions(
@@ -163,15 +163,35 @@ def neuron_directions(
     output: a row of W_down. input: a column of W_up, gate: of W_gate. With `fold_norm` the norm between the direction
     and the matrix it is compared with is folded in: its gain multiplies the direction (output: the final norm; input
     and gate: the norm before the MLP, of pre-norm models), and for LayerNorm, which ignores the mean of its input, the
-    direction is centred over d_model.
+    direction is centred over d_model. In a mixture of experts neuron j of expert e is number e d_mlp + j.
 
     Raises:
-      UserError: unknown side; "gate" of an MLP without one.
+      UserError: unknown side; "gate" of an MLP without one; a model without MLPs, or with experts in some layers only.
     """
-    names = {"output": "down", "input": "up", "gate": "gate"}
-    if side not in names:
-        raise unknown("side", side, _SIDES, where="neuron_directions")
-    mlp = weights["blocks"]["mlp"]
+    if side not in _LEAVES:
+        raise unknown("side", side, tuple(_LEAVES), where="neuron_directions")
+    d = _directions(weights | {"blocks": _mlps(weights, cfg)}, cfg, side, fold_norm)
+    return d.reshape(cfg.n_layers, -1, cfg.d_model)
+
+
+def _mlps(weights: Any, cfg: Any) -> dict[str, Any]:
+    """MLPs and the norms before them, [layer, ...]; of a mixture [layer * expert, ...]."""
+    blocks = weights["blocks"]
+    norm = blocks.get("ln1" if cfg.one_norm else "ln2")
+    if cfg.experts is None and "mlp" in blocks:
+        return {"mlp": blocks["mlp"], "norm": norm}
+    if cfg.experts is None or cfg.experts.dense:
+        why = "has no MLPs" if cfg.experts is None else "has experts in some layers and one MLP in others"
+        raise UserError(
+            f"neuron_directions: this {cfg.family} model {why}. Give rows of its weights to decode_directions; "
+            f"weights['blocks'] has {', '.join(sorted(blocks))}."
+        )
+    mlp = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), {n: blocks["moe"][n] for n in _LEAVES.values()})
+    return {"mlp": mlp, "norm": jax.tree.map(lambda a: jnp.repeat(a, cfg.experts.n, axis=0), norm)}
+
+
+def _directions(weights: Any, cfg: Any, side: str, fold_norm: bool) -> Float[Array, "mlp neuron d_model"]:
+    mlp, names = weights["blocks"]["mlp"], _LEAVES
     if names[side] not in mlp:
         raise UserError(f"neuron_directions: the MLPs of this {cfg.family} model have no gate. Use side='input'.")
     w = mlp[names[side]].astype(jnp.float32)
@@ -186,7 +206,7 @@ def neuron_directions(
     if cfg.norm_placement != "pre":
         return d
     # w . (gain * (x - mean(x))) = (gain * w - mean(gain * w)) . x
-    return _centre(d * gain(weights["blocks"]["ln2"], cfg)[:, None], layer_norm)
+    return _centre(d * gain(weights["blocks"]["norm"], cfg)[:, None], layer_norm)
 
 
 def _centre(d: Array, yes: bool) -> Array:
@@ -210,7 +230,7 @@ def decode_neurons(
 
     Args:
       weights, cfg: a model's (`model.weights`, `model.cfg`).
-      layers, neurons: int [n], the neurons. Both None: all, layer by layer.
+      layers, neurons: int [n], the neurons (of a mixture: see `neuron_directions`). Both None: all, layer by layer.
       k, centred, variant, chunk: see `decode_directions`; "zscore" standardises over all neurons of the model.
       side, fold_norm: see `neuron_directions`. With tied embeddings input and output are compared with one matrix.
     Returns:
@@ -232,31 +252,32 @@ def decode_neurons(
         options: dict[str, Any] = {"centred": centred, "variant": variant, "population": everyone}
         return decode_directions(chosen, unembedding(weights, cfg), k, chunk=chunk, **options)
     read = {name: weights[name] for name in ("final_norm", "head", "embed") if name in weights}
-    read["blocks"] = {name: weights["blocks"][name] for name in ("mlp", "ln2") if name in weights["blocks"]}
-    return _decode_all(read, cfg, k, side=side, fold_norm=fold_norm, centred=centred, variant=variant, chunk=chunk)
+    read["blocks"] = _mlps(weights, cfg)
+    found = _decode_all(read, cfg, k, side=side, fold_norm=fold_norm, centred=centred, variant=variant, chunk=chunk)
+    return jax.tree.map(lambda a: a.reshape(cfg.n_layers, -1, *a.shape[2:]), found)
 
 
 @partial(jax.jit, static_argnames=("cfg", "k", "side", "fold_norm", "centred", "variant", "chunk"))
 def _decode_all(
     weights: Any, cfg: Any, k: int, *, side: Any, fold_norm: bool, centred: bool, variant: Any, chunk: int
 ) -> Decoded:
-    """Layer by layer: only one layer's directions exist as float32, and its scores of one chunk of tokens."""
+    """MLP by MLP: only one's directions exist as float32, and its scores of one chunk of tokens."""
     blocks, head, everyone = weights["blocks"], unembedding(weights, cfg), None
     if variant == "zscore":
-        everyone = neuron_directions(weights, cfg, side, fold_norm=fold_norm).reshape(-1, cfg.d_model)
+        everyone = _directions(weights, cfg, side, fold_norm).reshape(-1, cfg.d_model)
 
     read = jax.tree.leaves((blocks, weights.get("final_norm", {})))
     bits = 16 if cfg.norm == "rms" and all(a.dtype == jnp.bfloat16 for a in read) else 24
 
-    def of_layer(layer: Any) -> Decoded:
+    def of_mlp(layer: Any) -> Decoded:
         one = weights | {"blocks": jax.tree.map(lambda a: a[None], layer)}
-        d = neuron_directions(one, cfg, side, fold_norm=fold_norm)[0]
+        d = _directions(one, cfg, side, fold_norm)[0]
         if not fold_norm and getattr(layer["mlp"]["down"], "dtype", None) == jnp.bfloat16:  # which loses nothing
             d = d.astype(jnp.bfloat16)
         options: dict[str, Any] = {"centred": centred, "variant": variant, "population": everyone}
         return decode_directions(d, head, k, chunk=chunk, bits=bits, **options)
 
-    return jax.lax.map(of_layer, blocks)
+    return jax.lax.map(of_mlp, blocks)
 
 
 def stability(a: Decoded, b: Decoded) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxneuro.errors import UserError
-from jaxneuro.models import Config, init
+from jaxneuro.models import Config, Experts, init
 from jaxneuro.neurons import decode_directions, decode_neurons, decoding, neuron_directions, stability
 
 LLAMA = Config(n_layers=2, d_model=12, n_heads=2, n_kv_heads=1, d_head=6, d_mlp=10, d_vocab=53, n_ctx=16)
@@ -118,6 +118,9 @@ def test_errors(toy):
         neuron_directions(toy.random_weights(GPT), GPT, "gate")
     with pytest.raises(UserError, match="Did you mean 'output'"):
         neuron_directions({}, GPT, "outputs")  # type: ignore[arg-type]
+    mixed = dataclasses.replace(LLAMA, experts=Experts(n=3, per_token=2, dense=(0,), d_dense=5))
+    with pytest.raises(UserError, match="experts in some layers and one MLP in others"):
+        neuron_directions(toy.random_weights(mixed), mixed)
     with pytest.raises(UserError, match="both layers and neurons"):
         decode_neurons({}, LLAMA, layers=[0])  # type: ignore[arg-type]
 
@@ -130,6 +133,26 @@ def test_all_neurons_at_once_are_each_of_them(toy, fold):
     each = decode_neurons(weights, LLAMA, np.repeat([0, 1], 10), np.tile(np.arange(10), 2), k=3, fold_norm=fold)
     for a, b in zip(whole, each, strict=True):
         np.testing.assert_allclose(np.asarray(a).reshape(b.shape), b, atol=1e-5)
+
+
+def test_neurons_of_experts_count_expert_after_expert(toy):
+    cfg = dataclasses.replace(LLAMA, experts=Experts(n=3, per_token=2))
+    weights = toy.random_weights(cfg)
+    moe, scale = weights["blocks"]["moe"], np.asarray(weights["blocks"]["ln2"]["scale"])
+    wrote, read = (np.asarray(neuron_directions(weights, cfg, side, fold_norm=True)) for side in ("output", "gate"))
+    assert wrote.shape == read.shape == (2, 30, 12)
+    np.testing.assert_allclose(wrote[1, 24], moe["down"][1, 2, 4] * weights["final_norm"]["scale"], rtol=1e-6)
+    np.testing.assert_allclose(read[1, 24], moe["gate"][1, 2, :, 4] * scale[1], rtol=1e-6)
+    whole, one = decode_neurons(weights, cfg, k=3), decode_neurons(weights, cfg, np.array([1]), np.array([24]), k=3)
+    np.testing.assert_array_equal(whole.promoted[1, 24], one.promoted[0])
+
+
+def test_inputs_of_parallel_blocks_are_read_after_their_one_norm(toy):
+    cfg = dataclasses.replace(GPT, parallel=True, one_norm=True)
+    weights = toy.random_weights(cfg)
+    read, scale = np.asarray(neuron_directions(weights, cfg, "input")), np.asarray(weights["blocks"]["ln1"]["scale"])
+    w = np.asarray(weights["blocks"]["mlp"]["up"])[1, :, 3] * scale[1]
+    np.testing.assert_allclose(read[1, 3], w - w.mean(), atol=1e-6)
 
 
 def test_all_neurons_are_decoded_by_one_small_program():
