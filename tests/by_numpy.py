@@ -58,7 +58,8 @@ def equation(eqn, inputs):
         return evaluate(reading.programs(eqn)[0], inputs)
     if kind not in TABLE:
         return reading.bind(eqn, inputs)
-    out = TABLE[kind](*inputs, **eqn.params)
+    # bfloat16 is computed in float32 and rounded, as XLA does.
+    out = TABLE[kind](*(x.astype(np.float32) if x.dtype.kind == "V" else x for x in inputs), **eqn.params)
     return out if eqn.primitive.multiple_results else [out]
 
 
@@ -184,8 +185,8 @@ def top_k(x, *, k, axis, **_):
 
 
 def search_sorted(x, asked, *, _prim):
-    assert x.ndim == 1
-    return [np.searchsorted(x, asked, side=_prim.side)]
+    rows = [np.searchsorted(x[i], asked[i], side=_prim.side) for i in np.ndindex(x.shape[:-1])]
+    return [np.reshape(rows, asked.shape)]
 
 
 def divide(a, b):
