@@ -21,7 +21,7 @@ def by_numpy(fn):
 
     def run(*args, **kwargs):
         leaves, tree = jax.tree.flatten((args, kwargs))
-        inputs = [np.asarray(a) for a in leaves]
+        inputs = [host(a) for a in leaves]
         key = tree, *((a.shape, a.dtype) for a in inputs)
         if key not in traced:
             traced[key] = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
@@ -36,17 +36,24 @@ def by_numpy(fn):
 def evaluate(program, inputs):
     """The outputs of a program."""
     program, consts = reading.opened(program)
-    values = dict(zip([*program.constvars, *program.invars], [*map(np.asarray, consts), *inputs], strict=True))
+    values = dict(zip([*program.constvars, *program.invars], [*map(host, consts), *inputs], strict=True))
     for eqn in program.eqns:
         out = equation(eqn, [read(atom, values) for atom in eqn.invars])
         for var, value in zip(eqn.outvars, out, strict=True):
-            values[var] = np.asarray(value).astype(var.aval.dtype, copy=False)
+            values[var] = host(value, var.aval.dtype)
             assert values[var].shape == var.aval.shape, eqn
     return [read(atom, values) for atom in program.outvars]
 
 
+def host(x, dtype=None):
+    """As a numpy array; random keys have none."""
+    if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return x
+    return np.asarray(x) if dtype is None else np.asarray(x).astype(dtype, copy=False)
+
+
 def read(atom, values):
-    return np.asarray(reading.value_of(atom, values)).astype(atom.aval.dtype, copy=False)
+    return host(reading.value_of(atom, values), atom.aval.dtype)
 
 
 def equation(eqn, inputs):
@@ -56,7 +63,7 @@ def equation(eqn, inputs):
         return LOOPS[kind](eqn, inputs)
     if kind in INLINE:
         return evaluate(reading.programs(eqn)[0], inputs)
-    if kind not in TABLE:
+    if kind not in TABLE or any(isinstance(x, jax.Array) for x in inputs):
         return reading.bind(eqn, inputs)
     # bfloat16 is computed in float32 and rounded, as XLA does.
     out = TABLE[kind](*(x.astype(np.float32) if x.dtype.kind == "V" else x for x in inputs), **eqn.params)
@@ -185,8 +192,9 @@ def top_k(x, *, k, axis, **_):
 
 
 def search_sorted(x, asked, *, _prim):
-    rows = [np.searchsorted(x[i], asked[i], side=_prim.side) for i in np.ndindex(x.shape[:-1])]
-    return [np.reshape(rows, asked.shape)]
+    x, shared = np.moveaxis(x, _prim.dimension, -1), _prim.batch_dims
+    found = [np.searchsorted(x[i], asked[i[:shared]], side=_prim.side) for i in np.ndindex(x.shape[:-1])]
+    return [np.reshape(found, (*x.shape[:-1], *asked.shape[shared:]))]
 
 
 def divide(a, b):
