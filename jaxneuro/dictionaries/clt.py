@@ -87,11 +87,11 @@ def cross_layer_transcoder(
       2025 update on dictionaries (c, bandwidth, threshold, revival); top-k as in circuit-tracer's checkpoints.
     Example:
       >>> method = cross_layer_transcoder(n_latents=8, n_layers=2, k=2)
-      >>> x = jax.random.normal(jax.random.key(0), (64, 6))
+      >>> x = jax.random.normal(jax.random.key(0), (64, 4))
       >>> state = method.init(jax.random.key(1), {"x": x, "y": x})
       >>> state, info = jax.jit(method.step)(state, {"x": x, "y": x})
-      >>> state.silent.shape, method.finish(state)(x.reshape(64, 2, 3)).shape
-      ((8, 2), (64, 2, 3))
+      >>> state.silent.shape, method.finish(state)(x.reshape(64, 2, 2)).shape
+      ((8, 2), (64, 2, 2))
     """
     _check(n_latents, n_layers, sparsity, k, tanh_scale, bandwidth, threshold_start, revive, sparsity_warmup_steps)
     if training.widths:

@@ -53,10 +53,10 @@ def crosscoder(
     Source: transformer-circuits.pub/2024/crosscoders; arXiv:2504.02922 (BatchTopK).
     Example:
       >>> import jax
-      >>> method = crosscoder(n_latents=16, k=2, widths=(4, 3))
-      >>> x = jax.random.normal(jax.random.key(0), (64, 7))
+      >>> method = crosscoder(n_latents=16, k=2, widths=(2, 2))
+      >>> x = jax.random.normal(jax.random.key(0), (64, 4))
       >>> state = method.init(jax.random.key(1), {"x": x})
-      >>> site_norms(method.finish(state), (4, 3)).shape
+      >>> site_norms(method.finish(state), (2, 2)).shape
       (16, 2)
     """
     if rule not in RULES:

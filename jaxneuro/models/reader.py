@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -63,7 +62,7 @@ class _Reader:
             self.nonfinite = [*(self.nonfinite or []), *(source.names[i] for i in bad)]
             return out
         if sharding is None:
-            return jnp.asarray(self.slice(source, (slice(None),) * len(shape)))
+            return jax.device_put(self.slice(source, (slice(None),) * len(shape)))
         return jax.make_array_from_callback(shape, sharding, lambda index: self.slice(source, index or ()))
 
     def slice(self, source: Source, index: tuple[slice, ...]) -> np.ndarray:

@@ -28,8 +28,8 @@ def start(arguments, before=""):
 def study(tmp_path):
     """Arguments of a reduced study in a new folder, and the folder."""
     out = tmp_path / "study"
-    sizes = ["--text.window", "32", "--text.max-tokens-per-group", "128"]
-    return ["study", "--preset", "small", *sizes, "--out", out], out
+    sizes = ["--text.window", "32", "--text.max-tokens-per-group", "128", "--batch", "8"]  # a preset overrides them
+    return ["study", *sizes, "--out", out], out
 
 
 @pytest.mark.parametrize("when", FULL)

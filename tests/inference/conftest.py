@@ -2,13 +2,14 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxneuro.models import Config, Rope, Transformer, shapes
 from jaxneuro.models.layout import nest
 from jaxneuro.taps import intervene
+
+from ..by_numpy import by_numpy
 
 CFG = Config(
     n_layers=3,
@@ -29,7 +30,8 @@ def random_weights(cfg, seed=0):
     """Weights in which nothing is 0 or 1."""
     rng = np.random.default_rng(seed)
     around = {leaf: 1.0 if leaf.endswith("scale") else 0.0 for leaf in shapes(cfg)}
-    return nest({leaf: jnp.asarray(rng.normal(around[leaf], 0.3, s), jnp.float32) for leaf, s in shapes(cfg).items()})
+    leaves = {leaf: rng.normal(around[leaf], 0.3, shape).astype(np.float32) for leaf, shape in shapes(cfg).items()}
+    return nest(jax.device_put(leaves))
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +62,7 @@ def _whole(cfg):
     def run(weights, tokens, mask, edits):
         return intervene(Transformer(cfg, weights).apply, edits)(weights, tokens, mask)
 
-    return jax.jit(run)
+    return by_numpy(run)
 
 
 def naive(model, tokens, new, mask=None, edits=()):

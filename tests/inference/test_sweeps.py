@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from jaxneuro.errors import UserError
 from jaxneuro.inference import Sampler, generate, steer_sweep, sweeps
 from jaxneuro.taps import add, clamp, scale, set_to, zero
 
-from .conftest import CFG
+from ..by_numpy import by_numpy
+from .conftest import CFG, naive
 
 NEW = 5
-VECTOR = jnp.asarray(np.random.default_rng(3).normal(0, 1, 16), jnp.float32)
+VECTOR = np.random.default_rng(3).normal(0, 1, 16).astype(np.float32)
 DOSES = np.float32([-3, -1, 0, 0.5, 4])
 RIGHT = np.array([[True] * 5 + [False] * 2, [True] * 7])
 SWEEPS = {  # {name: (edits of a dose, the layer and the position that run again)}
@@ -25,7 +27,7 @@ SWEEPS = {  # {name: (edits of a dose, the layer and the position that run again
     "all layers": (lambda d: [scale("blocks.mlp.post", d, pos=5)], 0, 4),
     "generated only": (lambda d: [set_to("blocks.2.attn.z", d, head=1, pos=[8, 9])], 2, 4),
     "embedding": (lambda d: [scale("embed", d, pos=2)], -1, 2),
-    "head": (lambda d: [add("logits", d * jnp.arange(40.0), pos=-1)], 3, 4),
+    "head": (lambda d: [add("logits", d * np.arange(40, dtype=np.float32), pos=-1)], 3, 4),
     "two sites": (lambda d: [zero("blocks.2.mlp_out", pos=4), clamp("blocks.1.resid_mid", -d, d, pos=3)], 1, 3),
     "patterns": (lambda d: [scale("blocks.1.attn.scores", d, query=4, key=1)], 1, 4),
 }
@@ -44,27 +46,47 @@ def test_where_a_sweep_begins(model, prompts, name, monkeypatch):
     assert [asked["layer"], asked["pos"]] == begins
 
 
-@pytest.mark.parametrize("name", ["a late layer and position", "everywhere", "embedding", "head"])
-def test_a_sweep_is_a_loop_over_points(model, prompts, name):
+@pytest.fixture
+def evaluated(monkeypatch):
+    """A sweep's program by numpy instead of compiled."""
+    swept = sweeps._swept.__wrapped__  # without jit
+    run = lambda *args, **fixed: by_numpy(functools.partial(swept, **fixed))(*args)  # noqa: E731
+    monkeypatch.setattr(sweeps, "_swept", run)
+
+
+@pytest.mark.parametrize("name", ["a late layer and position", "everywhere", "embedding"])
+def test_a_sweep_is_a_loop_over_points(model, prompts, name, request):
+    """The loop is over the whole text without a cache, by numpy (conftest.py)."""
+    if name != "everywhere":  # which is compiled
+        request.getfixturevalue("evaluated")
     edits = SWEEPS[name][0]
     found = steer_sweep(model, prompts, edits, DOSES, mask=RIGHT, max_new=NEW, measure=measured, chunk=2)
     assert found.generated.tokens.shape == (5, 2, NEW)
     for i, dose in enumerate(DOSES):
-        alone = generate(model, prompts, mask=RIGHT, max_new=NEW, edits=edits(dose))
-        np.testing.assert_array_equal(found.generated.tokens[i], alone.tokens[:, :NEW])
-        np.testing.assert_allclose(found.generated.log_probs[i], alone.log_probs, atol=3e-5)
+        tokens, logits = naive(model, prompts, NEW, RIGHT, edits(dose))
+        np.testing.assert_array_equal(found.generated.tokens[i], tokens)
+        np.testing.assert_allclose(found.generated.log_probs[i], log_softmax(logits, -1).max(-1), atol=3e-5)
     np.testing.assert_allclose(found.measured, found.generated.log_probs[..., 0], atol=1e-5)
     assert np.ptp(np.asarray(found.generated.log_probs), axis=0).max() > 1e-3, "doses differ"
 
 
-def test_positions_that_are_points(model, prompts):
+def test_a_sweep_of_the_last_position_is_a_loop_over_generations(model, prompts, evaluated):
+    edits = SWEEPS["head"][0]
+    found = steer_sweep(model, prompts, edits, DOSES, mask=RIGHT, max_new=NEW)
+    for i, dose in enumerate(DOSES):
+        alone = generate(model, prompts, mask=RIGHT, max_new=NEW, edits=edits(dose))
+        np.testing.assert_array_equal(found.generated.tokens[i], alone.tokens)
+        np.testing.assert_allclose(found.generated.log_probs[i], alone.log_probs, atol=3e-5)
+
+
+def test_positions_that_are_points(model, prompts, evaluated):
     """Where is a part of the point: the sweep begins at the first of them."""
     points = {"dose": DOSES[:2], "pos": np.array([3, 6])}
     edits = lambda p: [add("blocks.1.resid_post", p["dose"] * VECTOR, pos=p["pos"])]  # noqa: E731
     found = steer_sweep(model, prompts, edits, points, max_new=NEW)
     for i in range(2):
-        alone = generate(model, prompts, max_new=NEW, edits=edits(jax.tree.map(lambda a, i=i: a[i], points)))
-        np.testing.assert_array_equal(found.generated.tokens[i], alone.tokens)
+        alone = naive(model, prompts, NEW, edits=edits(jax.tree.map(lambda a, i=i: a[i], points)))[0]
+        np.testing.assert_array_equal(found.generated.tokens[i], alone)
 
 
 def test_points_draw_with_the_same_keys(model, prompts):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 
@@ -47,7 +47,8 @@ def random_weights(cfg, seed=0):
     """Weights in which nothing is 0 or 1: norms and biases are far from where they start."""
     rng = np.random.default_rng(seed)
     around = {leaf: 1.0 if leaf.endswith("scale") else 0.0 for leaf in shapes(cfg)}
-    return nest({leaf: jnp.asarray(rng.normal(around[leaf], 0.3, s), jnp.float32) for leaf, s in shapes(cfg).items()})
+    leaves = {leaf: rng.normal(around[leaf], 0.3, shape).astype(np.float32) for leaf, shape in shapes(cfg).items()}
+    return nest(jax.device_put(leaves))
 
 
 @pytest.fixture(scope="session", params=CONFIGS)
@@ -70,4 +71,4 @@ def llama():
 
 @pytest.fixture(scope="session")
 def tokens():
-    return jnp.asarray(np.random.default_rng(5).integers(0, SMALL["d_vocab"], (2, 9)), jnp.int32)
+    return jax.device_put(np.random.default_rng(5).integers(0, SMALL["d_vocab"], (2, 9)).astype(np.int32))

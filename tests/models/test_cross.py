@@ -28,6 +28,7 @@ from jaxneuro.models import (
 from jaxneuro.models.layout import flatten, shapes
 from jaxneuro.taps import add, capture, intervene, sites, zero
 
+from ..by_numpy import by_numpy
 from ..parity.conftest import FIXTURES, open_case
 from .conftest import SMALL
 
@@ -46,7 +47,7 @@ def t5():
 def run(t5):
     """The whole function with a capture and edits, one program for each structure of edits."""
 
-    @jax.jit
+    @by_numpy
     def run(source=SOURCE, target=TARGET, real=REAL, edits=()):
         whole = capture(intervene(t5.apply, edits), [PATTERN, LAST])
         return whole(t5.weights, target, context=source, context_mask=real)
@@ -88,7 +89,7 @@ def test_later_tokens_are_not_seen_and_all_of_the_context_is(run):
 
 def test_an_edit_of_the_encoder_is_another_context(t5, run):
     out, acts = run()
-    edited, after = run(edits=[add(LAST, jnp.ones(10), pos=3)])
+    edited, after = run(edits=[add(LAST, np.ones(10, np.float32), pos=3)])
     moved = np.float32(np.arange(7) == 3)[:, None]
     np.testing.assert_allclose(after[LAST], np.asarray(acts[LAST]) + moved, atol=1e-6)
     assert np.abs(edited - out).max() > 1e-3
@@ -103,9 +104,9 @@ def test_an_encoded_context_is_the_same_in_parts_and_kept(t5, run):
     """Ids or hidden states, the stack in two parts, keys and values of a cache in two parts."""
     cfg, expected = t5.cfg, run()[0]
 
-    @jax.jit
+    @by_numpy
     def parts(weights):
-        given = {"context": encode(weights, SOURCE, cfg=cfg, mask=jnp.asarray(REAL)), "context_mask": jnp.asarray(REAL)}
+        given = {"context": encode(weights, SOURCE, cfg=cfg, mask=REAL), "context_mask": REAL}
         below = forward(weights, TARGET, cfg=cfg, stop_at=2, **given)
         above = forward(weights, TARGET, cfg=cfg, start_at=2, resid=below, **given)
         first, cache = forward(weights, TARGET[:, :3], cfg=cfg, stop_at=1, cache=init_cache(cfg, 2, 5), **given)
@@ -134,7 +135,7 @@ def test_gradients_reach_both_stacks(t5):
     def loss(weights):
         return jnp.square(forward(weights, TARGET, cfg=t5.cfg, context=SOURCE, remat="block")).sum()
 
-    for leaf, gradient in flatten(jax.jit(jax.grad(loss))(t5.weights)).items():
+    for leaf, gradient in flatten(by_numpy(jax.grad(loss))(t5.weights)).items():
         assert np.abs(gradient).max() > 0, leaf
 
 
@@ -163,8 +164,8 @@ def test_without_its_head_it_ends_in_the_last_hidden_state(t5, run, tmp_path):
     hf = json.loads((tmp_path / "bare/config.json").read_text())
     (tmp_path / "bare/config.json").write_text(json.dumps({**hf, "architectures": ["T5Model"]}))
     bare = load(tmp_path / "bare")
-    hidden = jax.jit(bare.apply)(bare.weights, TARGET, context=SOURCE, context_mask=REAL)
-    np.testing.assert_allclose(10**-0.5 * hidden @ t5.weights["embed"]["tok"].T, run()[0], atol=1e-6)
+    hidden = by_numpy(bare.apply)(bare.weights, TARGET, context=SOURCE, context_mask=REAL)
+    np.testing.assert_allclose(10**-0.5 * hidden @ np.asarray(t5.weights["embed"]["tok"]).T, run()[0], atol=1e-6)
     save_pretrained(bare, tmp_path / "again")
     assert load(tmp_path / "again").cfg == bare.cfg
     assert json.loads((tmp_path / "again/config.json").read_text())["architectures"] == ["T5Model"]
@@ -179,8 +180,8 @@ def test_an_encoder_saved_alone_is_the_encoder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**hf, "architectures": ["UMT5EncoderModel"]}))
     alone = load(tmp_path)
     assert alone.cfg == whole.cfg.encoder
-    expected = jax.jit(lambda weights: encode(weights, SOURCE, cfg=whole.cfg, mask=REAL))(whole.weights)
-    np.testing.assert_allclose(jax.jit(alone.apply)(alone.weights, SOURCE, REAL), expected, atol=1e-6)
+    expected = by_numpy(lambda weights: encode(weights, SOURCE, cfg=whole.cfg, mask=REAL))(whole.weights)
+    np.testing.assert_allclose(by_numpy(alone.apply)(alone.weights, SOURCE, REAL), expected, atol=1e-6)
 
 
 def test_what_early_files_repeat_or_never_use_is_no_weight(t5, tmp_path):

@@ -18,6 +18,7 @@ from jaxneuro.models.layout import flatten
 from jaxneuro.models.moe import experts, route
 from jaxneuro.taps import capture, intervene, set_to, sites, tap, zero
 
+from ..by_numpy import by_numpy
 from .conftest import SMALL, random_weights
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
@@ -35,8 +36,8 @@ def layer(cfg, tokens, width=8, neurons=6, seed=0):
     rng = np.random.default_rng(seed)
     shapes = {"router": (width, cfg.n), "gate": (cfg.n, width, neurons), "up": (cfg.n, width, neurons)}
     shapes |= {"down": (cfg.n, neurons, width)}
-    w = {name: jnp.asarray(rng.normal(size=s), jnp.float32) for name, s in shapes.items()}
-    return w, jnp.asarray(rng.normal(size=(1, tokens, width)), jnp.float32)
+    w = {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+    return w, rng.normal(size=(1, tokens, width)).astype(np.float32)
 
 
 def plain(w, x, cfg):
@@ -63,17 +64,17 @@ def no_site(value, name, axes):
 def test_no_token_is_dropped(tokens, n, per_token):
     cfg = Experts(n=n, per_token=per_token, renormalise=per_token != 3)
     w, x = layer(cfg, tokens)
-    out = jax.jit(lambda w, x: experts(w, x, cfg, jax.nn.silu, no_site))(w, x)
+    out = by_numpy(lambda w, x: experts(w, x, cfg, jax.nn.silu, no_site))(w, x)
     np.testing.assert_allclose(out[0], plain(w, x, cfg), atol=2e-4, rtol=1e-5)  # values up to 100, in float32
 
 
 def test_all_tokens_to_one_expert():
     cfg = Experts(n=4, per_token=1)
     w, x = layer(cfg, 300)
-    w["router"] = w["router"].at[:, 2].set(0).at[:, 2].add(100 * jnp.sign(x[0].sum(0)))
-    x = jnp.abs(x) * jnp.sign(x[0].sum(0))
-    assert (route(x @ w["router"], cfg)[1] == 2).all()
-    out = experts(w, x, cfg, jax.nn.silu, no_site)
+    w["router"][:, 2] = 100 * np.sign(x[0].sum(0))
+    x = np.abs(x) * np.sign(x[0].sum(0))
+    assert (by_numpy(lambda logits: route(logits, cfg))(x @ w["router"])[1] == 2).all()
+    out = by_numpy(lambda w, x: experts(w, x, cfg, jax.nn.silu, no_site))(w, x)
     np.testing.assert_allclose(out[0], plain(w, x, cfg), atol=2e-4, rtol=1e-5)
 
 
@@ -87,18 +88,20 @@ def one_layer(w, x):
 def test_three_forms_give_the_same_numbers_and_gradients():
     w, x = layer(LAYER, 9)
 
-    def loss(w, name):
-        out = capture(one_layer, [f"blocks.moe.{name}"])(w, x)[0]
-        return jnp.square(out).mean(), out
+    def grad(w, name):
+        def loss(w):
+            out = capture(one_layer, [f"blocks.moe.{name}"])(w, x)[0]
+            return jnp.square(out).mean(), out
 
-    grad = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+        return by_numpy(jax.value_and_grad(loss, has_aux=True))(w)
+
     (_, out), gradients = grad(w, "router")
     for name in ("weights", "post"):
         (_, other), there = grad(w, name)
         np.testing.assert_allclose(other, out, rtol=1e-4, atol=1e-4)
         for leaf, g in there.items():
             np.testing.assert_allclose(g, gradients[leaf], rtol=1e-3, atol=1e-3, err_msg=leaf)
-    assert all(float(jnp.abs(g).max()) > 0.1 for g in gradients.values())
+    assert all(np.abs(g).max() > 0.1 for g in gradients.values())
 
 
 def test_sites(model, tokens):
@@ -115,14 +118,14 @@ def test_sites(model, tokens):
 
 def test_sites_mean_what_they_say(model, tokens):
     names = ["moe.router", *(f"moe.{n}" for n in INSIDE), "mlp_out"]
-    _, acts = jax.jit(capture(model.apply, [f"blocks.1.{n}" for n in names]))(model.weights, tokens)
+    _, acts = by_numpy(capture(model.apply, [f"blocks.1.{n}" for n in names]))(model.weights, tokens)
     a = {n: np.asarray(acts[f"blocks.1.{n}"], np.float64) for n in names}
-    shares, chosen = route(jnp.asarray(acts["blocks.1.moe.router"]), CFG.experts)
+    shares, chosen = by_numpy(lambda a: route(a, CFG.experts))(acts["blocks.1.moe.router"])
     np.testing.assert_allclose(np.take_along_axis(a["moe.weights"], np.asarray(chosen), -1), shares, atol=1e-6)
     assert ((a["moe.weights"] > 0).sum(-1) == 2).all()
     gate = a["moe.pre"] / (1 + np.exp(-a["moe.pre"]))
     np.testing.assert_allclose(gate * a["moe.pre_linear"], a["moe.post"], atol=1e-5)
-    down = np.asarray(model.weights["blocks"]["moe"]["down"][1], np.float64)
+    down = np.asarray(model.weights["blocks"]["moe"]["down"], np.float64)[1]
     written = np.einsum("btef,efd,bte->btd", a["moe.post"], down, a["moe.weights"])
     np.testing.assert_allclose(written, a["mlp_out"], atol=1e-5)
 
@@ -131,7 +134,7 @@ def test_edits():
     w, x = layer(LAYER, 9)
 
     def run(*edits):
-        return intervene(one_layer, list(edits))(w, x)
+        return by_numpy(intervene(one_layer, list(edits)))(w, x)
 
     # An expert whose neurons are silent is one that gets no share.
     silent = run(zero("blocks.moe.post", expert=3))
@@ -139,9 +142,9 @@ def test_edits():
     assert not np.allclose(silent, run(), atol=1e-2)
     assert (run(zero("blocks.moe.weights")) == 0).all()
     # A router that is told where to send everything, and shares that say the same; more experts than per_token too.
-    even = run(set_to("blocks.moe.router", jnp.array([0.0, 50.0, -50.0, 50.0, 0.0])))
-    np.testing.assert_allclose(even, run(set_to("blocks.moe.weights", jnp.array([0, 0.5, 0, 0.5, 0]))), atol=1e-4)
-    assert not np.allclose(even, run(set_to("blocks.moe.weights", jnp.full(5, 0.2))), atol=1e-2)
+    even = run(set_to("blocks.moe.router", np.float32([0, 50, -50, 50, 0])))
+    np.testing.assert_allclose(even, run(set_to("blocks.moe.weights", np.float32([0, 0.5, 0, 0.5, 0]))), atol=1e-4)
+    assert not np.allclose(even, run(set_to("blocks.moe.weights", np.full(5, 0.2, np.float32))), atol=1e-2)
 
 
 def test_vmap_over_edits_and_tokens():
@@ -151,10 +154,10 @@ def test_vmap_over_edits_and_tokens():
     def steered(strength, x):
         return intervene(one_layer, [set_to("blocks.moe.router", strength, expert=0)])(w, x)
 
-    strengths = jnp.array([-30.0, 30.0])
-    together = jax.vmap(steered)(strengths, x)
+    strengths = np.float32([-30, 30])
+    together, alone = by_numpy(jax.vmap(steered))(strengths, x), by_numpy(steered)
     for i in range(2):
-        np.testing.assert_allclose(together[i], steered(strengths[i], x[i]), atol=1e-4)
+        np.testing.assert_allclose(together[i], alone(strengths[i], x[i]), atol=1e-4)
 
 
 def mesh(**axes):
@@ -169,22 +172,22 @@ def test_sharded_over_a_mesh(axes, tmp_path):
     parts = [axes.get(name, 1) for name in ("expert", "fsdp", "model")]
     expected = tuple(int(n) // p for n, p in zip((4, 16, 12), parts, strict=True))
     assert {s.data.shape[1:] for s in gate.addressable_shards} == {expected}
-    run = jax.jit(single.apply)
-    ids = jnp.asarray(golden["tokens"])
+    ids = golden["tokens"]
     if "data" in axes:
         ids = jax.device_put(ids[:2], NamedSharding(mesh(**axes), PartitionSpec("data")))
-    np.testing.assert_allclose(run(placed.weights, ids), run(single.weights, jnp.asarray(ids)), atol=1e-5)
+    expected = by_numpy(single.apply)(single.weights, np.asarray(ids))
+    np.testing.assert_allclose(jax.jit(single.apply)(placed.weights, ids), expected, atol=1e-5)
     save_pretrained(placed, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def test_batches_split_by_shard_map(model):
-    ids = jnp.asarray(np.random.default_rng(1).integers(0, 40, (4, 9)), jnp.int32)
+    ids = np.random.default_rng(1).integers(0, 40, (4, 9)).astype(np.int32)
     spec = PartitionSpec("data")
     split = jax.shard_map(
         model.apply, mesh=mesh(data=4), in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False
     )
-    np.testing.assert_allclose(jax.jit(split)(model.weights, ids), jax.jit(model.apply)(model.weights, ids), atol=2e-5)
+    np.testing.assert_allclose(jax.jit(split)(model.weights, ids), by_numpy(model.apply)(model.weights, ids), atol=2e-5)
 
 
 def test_experts_that_do_not_divide_are_refused():
@@ -265,7 +268,7 @@ def test_layers_have_the_sites_of_what_they_are():
     folder = FIXTURES / "qwen3_moe-mixed"
     model, ids = load(folder), np.load(folder / "expected.npz")["tokens"]
     asked = ["blocks.*.mlp.post", "blocks.2.mlp.post", "blocks.1.moe.weights", "blocks.*.resid_post"]
-    _, acts = jax.jit(capture(model.apply, asked))(model.weights, ids)
+    _, acts = by_numpy(capture(model.apply, asked))(model.weights, ids)
     assert [acts[name].shape for name in asked] == [(3, 3, 20, 24), (3, 20, 24), (3, 20, 4), (4, 3, 20, 16)]
     np.testing.assert_array_equal(acts[asked[0]][1], acts[asked[1]])
     for site, has in (("blocks.1.mlp.post", "0, 2, 3"), ("blocks.0.moe.post", "1")):
@@ -306,5 +309,6 @@ def test_sixteen_bit():
     cfg = Experts(n=4, per_token=2)
     w, x = layer(cfg, 40)
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), w)
-    out = experts(half, x.astype(jnp.bfloat16), cfg, jax.nn.silu, lambda v, n, axes: tap(v, n, axes=axes))
+    run = by_numpy(lambda w, x: experts(w, x, cfg, jax.nn.silu, lambda v, n, axes: tap(v, n, axes=axes)))
+    out = run(half, x.astype(jnp.bfloat16))
     assert out.dtype == jnp.bfloat16

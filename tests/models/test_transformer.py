@@ -10,6 +10,7 @@ from jaxneuro.errors import UserError
 from jaxneuro.models import Config, Transformer, forward, pool, unembedding
 from jaxneuro.taps import capture, intervene, sites, wants, zero
 
+from ..by_numpy import by_numpy
 from .conftest import CONFIGS, SMALL, random_weights
 
 RESIDUAL = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
@@ -37,13 +38,13 @@ def test_every_site_is_there(model, tokens):
 def test_parts_agree_with_the_whole(decoder_or_encoder, tokens):
     model, names = decoder_or_encoder, ["blocks.0.resid_pre", "blocks.1.resid_post", "blocks.2.resid_post"]
 
-    @jax.jit
+    @by_numpy
     def parts(weights):
         start, two = (model.apply(weights, tokens, stop_at=i) for i in (0, 2))
         three = model.apply(weights, tokens, stop_at=3, start_at=2, resid=two)
         return (start, two, three), model.apply(weights, tokens, start_at=3, resid=three)
 
-    out, acts = jax.jit(capture(model.apply, names))(model.weights, tokens)
+    out, acts = by_numpy(capture(model.apply, names))(model.weights, tokens)
     stops, end = parts(model.weights)
     for stop, name in zip(stops, names, strict=True):
         np.testing.assert_allclose(stop, acts[name], atol=1e-5, rtol=1e-5)  # other fusions, other roundings
@@ -51,20 +52,22 @@ def test_parts_agree_with_the_whole(decoder_or_encoder, tokens):
 
 
 def test_stopping_early_computes_nothing_above(llama, tokens):
-    broken = jax.tree.map(lambda a: a, llama.weights)
-    broken["blocks"] = jax.tree.map(lambda a: a.at[2].set(jnp.nan), broken["blocks"])
-    broken["final_norm"]["scale"] = jnp.full(16, jnp.nan)
-    assert jnp.isfinite(llama.apply(broken, tokens, stop_at=2)).all()
-    assert jnp.isnan(llama.apply(broken, tokens)).any()
+    broken = jax.tree.map(np.array, llama.weights)
+    for leaf in jax.tree.leaves(broken["blocks"]):
+        leaf[2] = np.nan
+    broken["final_norm"]["scale"][:] = np.nan
+    below = by_numpy(lambda weights: llama.apply(weights, tokens, stop_at=2))
+    assert np.isfinite(below(broken)).all()
+    assert np.isnan(by_numpy(llama.apply)(broken, tokens)).any()
 
 
 def test_padding_changes_nothing_at_real_tokens(decoder_or_encoder, tokens):
-    weights, run = decoder_or_encoder.weights, jax.jit(decoder_or_encoder.apply)
-    mask = jnp.array([[True] * 6 + [False] * 3, [False] * 2 + [True] * 7])
-    a, b = (run(weights, ids, mask) for ids in (tokens, jnp.where(mask, tokens, 7)))
+    weights, run = decoder_or_encoder.weights, by_numpy(decoder_or_encoder.apply)
+    mask = np.array([[True] * 6 + [False] * 3, [False] * 2 + [True] * 7])
+    a, b = (run(weights, ids, mask) for ids in (tokens, np.where(mask, tokens, np.int32(7))))
     np.testing.assert_array_equal(a[mask], b[mask])
-    assert jnp.isfinite(a).all()
-    all_real = run(weights, tokens, jnp.ones_like(mask))
+    assert np.isfinite(a).all()
+    all_real = run(weights, tokens, np.ones_like(mask))
     np.testing.assert_allclose(all_real, run(weights, tokens), atol=1e-5)
     assert not np.allclose(all_real[1], a[1], atol=1e-3)
 
@@ -75,9 +78,9 @@ def test_sites_mean_what_they_say(name, tokens):
     cfg, names = model.cfg, ["attn.z", "attn.result", "attn.pattern", "attn.v", "attn_out"]
     names += ["mlp.pre", "mlp.post", *(["mlp.gate", "mlp.pre_linear"] if cfg.gated else [])]
     names += ["ln2.scale", "ln2.normalized", "resid_pre", "resid_mid", "mlp_out", "resid_post"]
-    _, acts = jax.jit(capture(model.apply, [f"blocks.1.{n}" for n in names]))(model.weights, tokens)
+    _, acts = by_numpy(capture(model.apply, [f"blocks.1.{n}" for n in names]))(model.weights, tokens)
     a = {n: np.asarray(acts[f"blocks.1.{n}"], np.float64) for n in names}
-    block = jax.tree.map(lambda leaf: np.asarray(leaf[1], np.float64), model.weights["blocks"])
+    block = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64)[1], model.weights["blocks"])
     bias = block["attn"].get("bo", 0)
     np.testing.assert_allclose(a["attn.result"].sum(2) + bias, a["attn_out"], atol=2e-5)
     values = np.repeat(a["attn.v"], cfg.n_heads // cfg.n_kv_heads, axis=2)
@@ -106,17 +109,19 @@ def test_inner_attention_exists_only_when_wanted(llama, tokens):
         assert f"name=blocks.{site}" not in program(llama.apply)
         assert f"name=blocks.{site}" in program(capture(llama.apply, [f"blocks.*.{site}"]))
     assert not wants("blocks.attn.result")
-    edited = intervene(llama.apply, [zero("blocks.0.attn.pattern", head=1)])(llama.weights, tokens)
-    z_edited = intervene(llama.apply, [zero("blocks.0.attn.z", head=1)])(llama.weights, tokens)
+    edited, z_edited = (
+        by_numpy(intervene(llama.apply, [zero(f"blocks.0.attn.{site}", head=1)]))(llama.weights, tokens)
+        for site in ("pattern", "z")
+    )
     np.testing.assert_allclose(edited, z_edited, atol=1e-5)
 
 
 def test_sixteen_bit_weights_compute_in_sixteen_bit(decoder_or_encoder, tokens):
     model = decoder_or_encoder
-    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), model.weights)
-    out, acts = jax.jit(capture(model.apply, ["blocks.0.mlp.post", "blocks.0.resid_post"]))(half, tokens)
+    half = jax.tree.map(lambda a: np.asarray(a).astype(jnp.bfloat16), model.weights)
+    out, acts = by_numpy(capture(model.apply, ["blocks.0.mlp.post", "blocks.0.resid_post"]))(half, tokens)
     assert {out.dtype, *(a.dtype for a in acts.values())} == {jnp.dtype(jnp.bfloat16)}
-    exact = jax.jit(model.apply)(model.weights, tokens)
+    exact = by_numpy(model.apply)(model.weights, tokens)
     error = np.asarray(out, np.float32) - exact
     assert 1e-4 * exact.std() < error.std() < 0.1 * exact.std()
 
@@ -126,7 +131,7 @@ def test_layers_with_different_windows(tokens):
     weights = random_weights(cfg)
 
     def pattern(cfg):
-        return jax.jit(capture(Transformer(cfg, weights).apply, ["blocks.*.attn.pattern"]))(weights, tokens)[1]
+        return by_numpy(capture(Transformer(cfg, weights).apply, ["blocks.*.attn.pattern"]))(weights, tokens)[1]
 
     mixed = np.asarray(pattern(cfg)["blocks.*.attn.pattern"]) > 0
     distance = np.arange(9)[:, None] - np.arange(9)
@@ -138,33 +143,33 @@ def test_layers_with_different_windows(tokens):
 def test_token_types_default_to_the_first(tokens):
     cfg = CONFIGS["bert"]
     model = Transformer(cfg, random_weights(cfg))
-    run = jax.jit(model.apply)
+    run = by_numpy(model.apply)
     plain = run(model.weights, tokens)
-    np.testing.assert_array_equal(plain, run(model.weights, tokens, token_types=jnp.zeros_like(tokens)))
-    assert not np.allclose(plain, run(model.weights, tokens, token_types=jnp.ones_like(tokens)))
+    np.testing.assert_array_equal(plain, run(model.weights, tokens, token_types=np.zeros_like(tokens)))
+    assert not np.allclose(plain, run(model.weights, tokens, token_types=np.ones_like(tokens)))
     assert pool(model.weights, plain, model.cfg).shape == (2, 16)
 
 
 def test_unembedding_is_the_last_step(tokens, llama):
-    out, acts = jax.jit(capture(llama.apply, ["ln_final.normalized"]))(llama.weights, tokens)
-    normed = acts["ln_final.normalized"] * llama.weights["final_norm"]["scale"]
-    np.testing.assert_allclose(normed @ unembedding(llama.weights, llama.cfg), out, atol=1e-4)
+    out, acts = by_numpy(capture(llama.apply, ["ln_final.normalized"]))(llama.weights, tokens)
+    normed = acts["ln_final.normalized"] * np.asarray(llama.weights["final_norm"]["scale"])
+    np.testing.assert_allclose(normed @ np.asarray(unembedding(llama.weights, llama.cfg)), out, atol=1e-4)
 
 
 def test_ids_outside_the_vocabulary_are_not_silent(llama):
-    out = llama.apply(llama.weights, jnp.array([[1, 40], [1, 39]]))
-    assert jnp.isnan(out[0]).all()
-    assert jnp.isfinite(out[1]).all()
+    out = by_numpy(llama.apply)(llama.weights, np.int32([[1, 40], [1, 39]]))
+    assert np.isnan(out[0]).all()
+    assert np.isfinite(out[1]).all()
 
 
 def test_gradients_reach_every_leaf_and_scan_does_not_grow(llama, tokens):
     def total(weights):
         return jnp.square(llama.apply(weights, tokens)).mean()
 
-    gradients = jax.jit(jax.grad(total))(llama.weights)
-    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradients))
+    gradients = by_numpy(jax.grad(total))(llama.weights)
+    assert all(float(np.abs(g).max()) > 0 for g in jax.tree.leaves(gradients))
     deep = dataclasses.replace(llama.cfg, n_layers=12)
-    wide = jax.tree.map(lambda a: jnp.concatenate([a] * 4), llama.weights["blocks"])
+    wide = jax.tree.map(lambda a: np.concatenate([a] * 4), llama.weights["blocks"])
     lines = [
         str(jax.make_jaxpr(lambda w, c=c: forward(w, tokens, cfg=c))(w)).count("\n")
         for c, w in ((llama.cfg, llama.weights), (deep, {**llama.weights, "blocks": wide}))
@@ -189,7 +194,7 @@ def test_parts_that_do_not_exist(llama, tokens, part, message):
 def test_learned_positions_end():
     cfg = dataclasses.replace(CONFIGS["gpt2"], n_ctx=8)
     with pytest.raises(UserError, match="9 positions, but this model has learned only 8"):
-        forward(random_weights(cfg), jnp.zeros((1, 9), jnp.int32), cfg=cfg)
+        forward(random_weights(cfg), np.zeros((1, 9), np.int32), cfg=cfg)
 
 
 def test_what_a_model_lacks_is_said(tokens):
@@ -197,4 +202,4 @@ def test_what_a_model_lacks_is_said(tokens):
     with pytest.raises(UserError, match="has no head"):
         unembedding(random_weights(cfg), cfg)
     with pytest.raises(UserError, match="has no pooler"):
-        pool(random_weights(cfg), jnp.zeros((1, 2, 16)), cfg)
+        pool(random_weights(cfg), np.zeros((1, 2, 16), np.float32), cfg)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -25,9 +24,9 @@ class Case:
         self.golden = dict(np.load(self.folder / "expected.npz"))
         self.mask = self.golden["mask"]
         types = self.golden.get("token_types")
-        self.inputs = (jnp.asarray(self.golden["tokens"]), jnp.asarray(self.mask))
-        self.types: dict[str, Any] = {} if types is None else {"token_types": jnp.asarray(types)}
-        self.types |= {name: jnp.asarray(self.golden[name]) for name in {"context", "context_mask"} & {*self.golden}}
+        self.inputs = (jax.device_put(self.golden["tokens"]), jax.device_put(self.mask))
+        self.types: dict[str, Any] = {} if types is None else {"token_types": jax.device_put(types)}
+        self.types |= {name: jax.device_put(self.golden[name]) for name in {"context", "context_mask"} & {*self.golden}}
 
     def run(self, weights, cfg=None):
         """Logits (or last hidden) under highest matmul precision."""

@@ -13,6 +13,7 @@ from jaxneuro.models import forward, init_cache
 from jaxneuro.models.attention import Visible
 from jaxneuro.models.rope import Dynamic, LongRope
 
+from ..by_numpy import by_numpy
 from .conftest import CASES, open_case
 
 CFGS = {c: open_case(c).model.cfg for c in CASES}
@@ -34,24 +35,24 @@ TOLERANCE = 2e-5  # the same sums in another order: float32 rounding of these mo
 def test_a_cache_changes_nothing(name):
     """Row 0 is padded on the left, row 1 on the right of the prompt, row 2 not at all. A context is read once."""
     case, rng = open_case(name), np.random.default_rng(0)
-    tokens = jnp.asarray(rng.integers(0, case.model.cfg.d_vocab, (3, SHORT)), jnp.int32)
+    tokens = rng.integers(0, case.model.cfg.d_vocab, (3, SHORT)).astype(np.int32)
     mask = np.ones((3, SHORT), bool)
     mask[0, :3] = False
     prompt_mask = mask[:, :PROMPT].copy()
     prompt_mask[1, 13:] = False
-    run = functools.partial(forward, case.model.weights, cfg=case.model.cfg)
-    # Operation by operation: families share what is compiled. Frequencies that depend on the length of the text are
-    # those of the whole text here.
-    with jax.disable_jit(), jax.default_matmul_precision("highest"):
-        whole = run(tokens, mask=jnp.asarray(mask), **case.types)
-        cache = init_cache(case.model.cfg, 3, SHORT, shortest=SHORT)
-        first, cache = run(tokens[:, :PROMPT], mask=jnp.asarray(prompt_mask), cache=cache, **case.types)
-        np.testing.assert_allclose(first[prompt_mask], whole[:, :PROMPT][prompt_mask], atol=TOLERANCE)
-        np.testing.assert_array_equal(cache.at, [PROMPT, 13, PROMPT])
-        for _ in range(SHORT - PROMPT):
-            at = np.asarray(cache.at)
-            logits, cache = run(tokens[np.arange(3), at][:, None], cache=cache)
-            np.testing.assert_allclose(logits[:, 0], whole[np.arange(3), at], atol=TOLERANCE)
+    run = functools.partial(forward, cfg=case.model.cfg)
+    # Frequencies that depend on the length of the text are those of the whole text here.
+    empty, weights = init_cache(case.model.cfg, 3, SHORT, shortest=SHORT), case.model.weights
+    whole = by_numpy(run)(weights, tokens, mask=mask, **case.types)
+    prompt = by_numpy(functools.partial(run, cache=empty))  # it is known to be empty when the program is made
+    first, cache = prompt(weights, tokens[:, :PROMPT], mask=prompt_mask, **case.types)
+    next_token = by_numpy(run)
+    np.testing.assert_allclose(first[prompt_mask], whole[:, :PROMPT][prompt_mask], atol=TOLERANCE)
+    np.testing.assert_array_equal(cache.at, [PROMPT, 13, PROMPT])
+    for _ in range(SHORT - PROMPT):
+        at = cache.at
+        logits, cache = next_token(weights, tokens[np.arange(3), at][:, None], cache=cache)
+        np.testing.assert_allclose(logits[:, 0], whole[np.arange(3), at], atol=TOLERANCE)
     np.testing.assert_array_equal(cache.real[0], mask[0])
     np.testing.assert_array_equal(cache.real[1], np.arange(SHORT) < SHORT - 3)
 
@@ -62,7 +63,7 @@ def test_rows_in_step_and_several_tokens_at_a_time(name):
     case = open_case(name)
     cfg, (tokens, _) = case.model.cfg, case.inputs
 
-    @jax.jit
+    @by_numpy
     def run(weights):
         cache = init_cache(cfg, len(tokens), LENGTH)
         a, cache = forward(weights, tokens[:, :7], cfg=cfg, cache=cache)
@@ -70,8 +71,7 @@ def test_rows_in_step_and_several_tokens_at_a_time(name):
         c, last = forward(weights, tokens[:, PROMPT:], cfg=cfg, cache=cache._replace(at=jnp.int32(cache.at)))
         return forward(weights, tokens, cfg=cfg), jnp.concatenate([a, b, c], axis=1), cache.at, last
 
-    with jax.default_matmul_precision("highest"):
-        whole, parts, at, last = run(case.model.weights)
+    whole, parts, at, last = run(case.model.weights)
     np.testing.assert_allclose(parts, whole, atol=TOLERANCE)
     assert (int(at), int(last.at)) == (PROMPT, LENGTH)
     assert bool(last.real.all())
@@ -95,7 +95,7 @@ def test_parts_of_the_stack_share_a_cache(name):
     case = open_case(name)
     cfg, tokens = case.model.cfg, case.inputs[0]
 
-    @jax.jit
+    @by_numpy
     def run(weights):
         empty = init_cache(cfg, len(tokens), LENGTH)
         below, cache = forward(weights, tokens, cfg=cfg, cache=empty, stop_at=2)
@@ -130,7 +130,8 @@ def test_learned_positions_end():
 
 def test_visibility_is_by_position():
     """Queries of two rows that start at 2 and at 4: 3 keys back, real ones only."""
-    real = jnp.array([[True] * 6, [True, True, True, False, True, True]])
-    seen = Visible(True, jnp.int32(3), real, jnp.array([2, 4])).pairs(jnp.arange(2), jnp.arange(6))
+    real = np.array([[True] * 6, [True, True, True, False, True, True]])
+    pairs = by_numpy(lambda *where: Visible(True, *where).pairs(jnp.arange(2), jnp.arange(6)))
+    seen = pairs(np.int32(3), real, np.int32([2, 4]))
     assert seen[0].astype(int).tolist() == [[1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]
     assert seen[1].astype(int).tolist() == [[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 1]]

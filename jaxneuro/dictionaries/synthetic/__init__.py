@@ -6,11 +6,11 @@
     >>> from jaxneuro.dictionaries.synthetic import REDUCED, on_synthetic, synthetic
     >>> from jaxneuro.dictionaries.synthetic import recovery, synthetic_batches, synthetic_steps
     >>> features = synthetic(REDUCED, key=jax.random.key(42))
-    >>> method = on_synthetic(topk(n_latents=128, k=6), batch_size=256)
+    >>> method = on_synthetic(topk(n_latents=128, k=6), batch_size=32)
     >>> batch = next(synthetic_steps()) | {"features": features}
     >>> state = method.init(jax.random.key(0), batch)
     >>> state, info = jax.jit(method.step)(state, batch)
-    >>> truth = synthetic_batches(features, batch_size=256, seed=1, steps=2, truth=True)
+    >>> truth = synthetic_batches(features, batch_size=32, seed=1, steps=2, truth=True)
     >>> 0 < recovery(method.finish(state), features.vectors, truth).mcc < 1
     True
 

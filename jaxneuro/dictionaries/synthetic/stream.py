@@ -60,8 +60,8 @@ def synthetic_batches(
     Example:
       >>> from jaxneuro.dictionaries.synthetic import REDUCED, synthetic
       >>> features = synthetic(REDUCED, key=jax.random.key(42))
-      >>> [batch["x"].shape for batch in synthetic_batches(features, batch_size=8, steps=2)]
-      [(8, 64), (8, 64)]
+      >>> [batch["x"].shape for batch in synthetic_batches(features, batch_size=32, steps=2)]
+      [(32, 64), (32, 64)]
     """
     check(features, batch_size)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from jaxneuro.models.convnet import convnet_shapes
@@ -16,4 +16,4 @@ def random_weights(cfg, seed=0):
         fan_in = np.prod(shape[-4:-1]) if ".conv" in name else 10
         return rng.normal(0.1, (2 / fan_in) ** 0.5, shape)
 
-    return nest({n: jnp.asarray(leaf(n, s), jnp.float32) for n, s in convnet_shapes(cfg).items()})
+    return nest(jax.device_put({n: leaf(n, s).astype(np.float32) for n, s in convnet_shapes(cfg).items()}))
