@@ -16,7 +16,7 @@ from .parts.decoder import unit_rows
 from .parts.reseed import drawn_tokens, step_key
 from .parts.silence import LONGEST, silent_tokens
 from .parts.start import deviation, masked_mean
-from .parts.untargeted import read_x, starting_tokens
+from .parts.untargeted import check_first, read_x
 
 _EXACT = lax.Precision.HIGHEST
 
@@ -111,7 +111,8 @@ class _KMeans:
     dead_after_tokens: int
 
     def init(self, key: Key[Array, ""], batch: Any) -> KMeansState:
-        inputs = starting_tokens(batch, "kmeans", self.n_latents)
+        check_first(batch, "kmeans", self.n_latents)
+        inputs = read_x(batch, "kmeans")
         mean = masked_mean(inputs.x, inputs.valid)
         centre = jnp.zeros_like(mean) if self.spherical else mean
         start_key, seed_key = jax.random.split(key)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ..errors import UserError
 from ..protocols import Method
 from .parts.moments import Scatter, Summary, nothing_yet, row_count, summary, with_rows
-from .parts.untargeted import read_x
+from .parts.untargeted import check_first, read_x
 
 LARGEST = 8192
 """Widest input whose scatter matrix is held: 2 x 256 MiB, and an eigendecomposition of minutes."""
@@ -128,7 +128,8 @@ def pca(n_latents: int, *, whiten: bool = False, sketch: int | None = None) -> M
         raise UserError(f"pca: sketch = {sketch} is below n_latents = {n_latents}; {2 * n_latents} is a good choice.")
 
     def init(key: Key[Array, ""], batch: Any) -> PCAState:
-        d = read_x(batch, "pca", first=True).x.shape[1]
+        check_first(batch, "pca")
+        d = batch["x"].shape[1]
         _check(d)
         return PCAState(nothing_yet(d, None if sketch is None else _orthonormal(key, d, sketch)), jnp.int32(0))
 

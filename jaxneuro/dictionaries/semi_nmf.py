@@ -18,7 +18,7 @@ from .parts.multiplicative import GUARDS, checked, coefficients, descended, dot,
 from .parts.reseed import drawn_tokens, step_key
 from .parts.silence import silent_tokens
 from .parts.start import deviation
-from .parts.untargeted import read_x, starting_tokens
+from .parts.untargeted import check_first, read_x
 
 
 @jax.tree_util.register_dataclass
@@ -102,7 +102,8 @@ class _SemiNMF:
     dead_after_tokens: int
 
     def init(self, key: Key[Array, ""], batch: Any) -> SemiNMFState:
-        inputs = starting_tokens(batch, "semi_nmf", self.n_latents)
+        check_first(batch, "semi_nmf", self.n_latents)
+        inputs = read_x(batch, "semi_nmf")
         norm = jnp.where(inputs.valid, jnp.linalg.norm(inputs.x, axis=1), jnp.nan)
         typical = jnp.nanmedian(norm)
         start_key, seed_key = jax.random.split(key)

@@ -4,7 +4,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 D_IN, TRUE, ACTIVE = 16, 24, 2
@@ -28,13 +27,28 @@ def planted(seed: int, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 def train(method: Any, batches: dict[str, np.ndarray], *, seed: int = 0) -> tuple[Any, dict[str, np.ndarray]]:
     """Run all batches (leading axis: steps), the step a program of its own. (state, infos by step)."""
-    steps = [dict(zip(batches, map(jnp.asarray, rows), strict=True)) for rows in zip(*batches.values(), strict=True)]
+    steps = [dict(zip(batches, rows, strict=True)) for rows in zip(*batches.values(), strict=True)]
     state, infos = method.init(jax.random.key(seed), steps[0]), []
     step = jax.jit(method.step)
     for batch in steps:
         state, info = step(state, batch)
         infos.append(info)
     return state, {name: np.stack([info[name] for info in infos]) for name in infos[0]}
+
+
+@jax.jit
+def through(dictionary, x):
+    """(encode, decode of that, reconstruction) of x; one program for all dictionaries of one kind."""
+    z = dictionary.encode(x)
+    return z, dictionary.decode(z), dictionary(x)
+
+
+@jax.jit
+def shaped(dictionary, x):
+    """[n, d_in] in other shapes: (codes and their reconstructions as they come, in a row, of one token, of none)."""
+    deep = x.reshape(2, 1, -1, D_IN)
+    zs = [dictionary.encode(a) for a in (deep, x, x[0], x[:0])]
+    return zs, [dictionary.decode(z) for z in zs]
 
 
 def matched(found: Any, truth: Any) -> np.ndarray:

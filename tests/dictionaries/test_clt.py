@@ -32,14 +32,28 @@ def pairs(n=BATCH, seed=0, scales=(1.0, 1.0, 1.0)):
     size = np.asarray(scales, np.float32)[:, None]
     x = rng.normal(0.3, 1, (n, L, D_IN)) * size
     y = rng.normal(-0.2, 1, (n, L, D_OUT)) * size[::-1]
-    return {name: jnp.asarray(a.reshape(n, -1), jnp.float32) for name, a in (("x", x), ("y", y))}
+    return {name: a.reshape(n, -1).astype(np.float32) for name, a in (("x", x), ("y", y))}
+
+
+def descending(kind, mesh=None):
+    training = Training(optimiser=sgd, learning_rate=1.0, mesh=mesh)
+    return cross_layer_transcoder(M, L, **KINDS[kind], training=training)
+
+
+@functools.cache
+def descent(kind):
+    """(init, step, finish): one compiled step for all tests of numbers."""
+    m = descending(kind)
+    return m._replace(step=jax.jit(m.step))
 
 
 def started(m, batch):
     """Away from symmetric values."""
-    state = m.init(jax.random.key(0), batch)
+    state = jax.tree.map(np.asarray, m.init(jax.random.key(0), batch))
     rng = np.random.default_rng(5)
-    p = {name: a + 0.1 * rng.normal(size=a.shape).astype(np.float32) for name, a in state.parameters.items()}
+    p = {
+        name: a + np.float32(0.1) * rng.normal(size=a.shape).astype(np.float32) for name, a in state.parameters.items()
+    }
     p |= {name: a / np.linalg.norm(a, axis=1, keepdims=True) for name, a in p.items() if name.startswith("w_dec")}
     return state._replace(parameters=p)
 
@@ -66,15 +80,14 @@ def dense_loss(p, x, y, variance, dead, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_equal_dense_autodiff(kind):
-    m = cross_layer_transcoder(M, L, **KINDS[kind], training=Training(optimiser=sgd, learning_rate=1.0))
-    batch = pairs(scales=(1, 10, 100))
+    m, batch = descent(kind), pairs(scales=(1, 10, 100))
     state = started(m, batch)
-    dead = jnp.asarray(np.arange(M * L).reshape(M, L) % 4 == 0)
-    state = state._replace(silent=jnp.where(dead, 10_000_000, 0).astype(jnp.int32))
+    dead = np.arange(M * L).reshape(M, L) % 4 == 0
+    state = state._replace(silent=np.where(dead, 10_000_000, 0).astype(np.int32))
     p = state.parameters
     args = batch["x"] * state.scale_x, batch["y"] * state.scale_y, state.variance, dead
     loss, want = jax.jit(jax.value_and_grad(dense_loss), static_argnums=5)(p, *args, kind)
-    new, info = jax.jit(m.step)(state, batch)
+    new, info = m.step(state, batch)
     assert float(info["loss"]) == pytest.approx(float(loss), rel=1e-5)
     for name, g in want.items():
         if name.startswith("log_threshold"):
@@ -92,8 +105,7 @@ def test_gradients_equal_dense_autodiff(kind):
 def test_thresholds_learn_by_the_published_pseudo_derivative():
     """dz/dtheta = -(theta / h) [|pre - theta| < h / 2], of error and penalty alike."""
     width = KINDS["jumprelu"]["bandwidth"]
-    m = cross_layer_transcoder(M, L, **KINDS["jumprelu"], training=Training(optimiser=sgd, learning_rate=1.0))
-    batch = pairs()
+    m, batch = descent("jumprelu"), pairs()
     state = started(m, batch)
     p, at = state.parameters, L - 1
     x, y = (np.asarray(batch[n] * s, np.float64) for n, s in (("x", state.scale_x), ("y", state.scale_y)))
@@ -112,7 +124,7 @@ def test_thresholds_learn_by_the_published_pseudo_derivative():
     dz = -2 * error @ w.T + KINDS["jumprelu"]["sparsity"] * 4 * norm / np.cosh(4 * norm * z) ** 2
     dtheta = (dz * -(theta / width) * (np.abs(pre - theta) < width / 2)).sum(0)
     want = dtheta * theta / (BATCH * float(state.variance))
-    new, _ = jax.jit(m.step)(state, batch)
+    new, _ = m.step(state, batch)
     got = np.asarray(p[f"log_threshold.{at}"]) - np.asarray(new.parameters[f"log_threshold.{at}"])
     assert np.abs(want).max() > 3e-4
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
@@ -161,18 +173,17 @@ def test_finds_a_planted_cross_layer_transcoder(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_finish_returns_takes_raw_activations(kind):
-    m = cross_layer_transcoder(M, L, **KINDS[kind])
-    batch = pairs(scales=(0.01, 1, 100))
+    m, batch = descent(kind), pairs(scales=(0.01, 1, 100))
     state = started(m, batch)
     x, y = (np.asarray(batch[name]).reshape(BATCH, L, -1) for name in ("x", "y"))
     for scale, a, d in ((state.scale_x, x, D_IN), (state.scale_y, y, D_OUT)):
         want = np.sqrt(d) / np.linalg.norm(a, axis=2).mean(0)
         np.testing.assert_allclose(scale.reshape(L, d), np.tile(want[:, None], (1, d)), rtol=1e-5)
     learned = m.finish(state)
-    z = learned.encode(jnp.asarray(x))
-    error = (y - np.asarray(learned.decode(z))) * np.asarray(state.scale_y).reshape(L, D_OUT)
+    z, decoded = jax.jit(lambda d, x: (d.encode(x), d.decode(d.encode(x))))(learned, x)
+    error = (y - np.asarray(decoded)) * np.asarray(state.scale_y).reshape(L, D_OUT)
     scaled = y * np.asarray(state.scale_y).reshape(L, D_OUT)
-    _, info = jax.jit(m.step)(state, batch)
+    _, info = m.step(state, batch)
     assert float(info["fvu"]) == pytest.approx(
         np.square(error).sum() / np.square(scaled - scaled.mean(0)).sum(), rel=1e-4
     )
@@ -190,11 +201,11 @@ def test_silence_is_counted_for_the_latents_of_every_layer(kind):
     for s in range(L):
         b = np.full(M, 1e3 if kind == "jumprelu" else 0, np.float32)
         b[[i for layer, i in silenced if layer == s]] = -1e3
-        p[f"b_enc.{s}"] = jnp.asarray(b)
+        p[f"b_enc.{s}"] = b
     state, step = state._replace(parameters=p), jax.jit(m.step)
     for _ in range(2):
-        state, _ = step(state, batch | {"mask": jnp.arange(BATCH) < 60})
-    _, info = step(state, batch)
+        state, _ = step(state, batch | {"mask": np.arange(BATCH) < 60})
+    _, info = step(state, batch | {"mask": np.ones(BATCH, bool)})
     silent = np.asarray(state.silent)
     assert silent.shape == (M, L)
     assert sorted((s, i) for i, s in np.argwhere(silent == 120)) == silenced
@@ -207,9 +218,9 @@ def test_silence_is_counted_for_the_latents_of_every_layer(kind):
 def test_on_a_mesh_as_on_one_device(kind):
     mesh = jax.make_mesh((2, 2), ("data", "latent"), axis_types=(AxisType.Auto,) * 2)
     batch, ends = pairs(), []
-    for where in (None, mesh):
-        m = cross_layer_transcoder(M, L, **KINDS[kind], training=Training(learning_rate=1e-3, mesh=where))
-        state, info = jax.jit(m.step)(m.init(jax.random.key(0), batch), batch)
+    spread = descending(kind, mesh)
+    for m in (descent(kind), spread._replace(step=jax.jit(spread.step))):
+        state, info = m.step(m.init(jax.random.key(0), batch), batch)
         ends.append((state.parameters, state.silent, info))
     for one, two in zip(*map(jax.tree.leaves, ends), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)

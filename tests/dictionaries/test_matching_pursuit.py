@@ -2,6 +2,7 @@
 """Matching pursuit: its gradient, its properties, hierarchies, and how it stops."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def sgd(rate):
 
 
 def tokens(n=BATCH, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(0.7, 1.3, (n, D_IN)), jnp.float32)
+    return np.random.default_rng(seed).normal(0.7, 1.3, (n, D_IN)).astype(np.float32)
 
 
 def dictionary(n=N, d=D_IN, **kw):
@@ -39,6 +40,22 @@ def dictionary(n=N, d=D_IN, **kw):
     return MatchingPursuit(**({"W_dec": jnp.asarray(rows(rng, n, d)), "b_dec": b_dec, "max_steps": K} | kw))
 
 
+pursued = jax.jit(pursue, static_argnums=(2, 3))
+
+
+@jax.jit
+def through(d, x):
+    """(latents, reconstruction), as arrays of numpy can be compared."""
+    return d.encode(x), d(x)
+
+
+def left(x, w, found):
+    """[rounds + 1, n, d]: what is left of x before the first round and after each, in float64."""
+    taken = np.asarray(found.vals, np.float64)[..., None] * np.asarray(w, np.float64)[np.asarray(found.idx)]
+    return np.asarray(x, np.float64) - np.concatenate([np.zeros((1, *x.shape)), np.cumsum(taken, 1).swapaxes(0, 1)])
+
+
+@functools.partial(jax.jit, static_argnums=2)
 def dense_rounds(x, w, k):
     """(latents, residual after every round), from all products."""
     r, z, residuals = x, jnp.zeros((x.shape[0], w.shape[0])), []
@@ -54,9 +71,10 @@ def dense_rounds(x, w, k):
 
 def test_codes_equal_the_dense_rounds():
     d, x = dictionary(), tokens()
-    z, residuals = dense_rounds(x - d.b_dec, d.W_dec, K)
-    np.testing.assert_allclose(d.encode(x), z, atol=1e-5)
-    np.testing.assert_allclose(x - d(x), residuals[-1], atol=1e-5)
+    z, residuals = dense_rounds(x - np.asarray(d.b_dec), d.W_dec, K)
+    codes, x_hat = through(d, x)
+    np.testing.assert_allclose(codes, z, atol=1e-5)
+    np.testing.assert_allclose(x - np.asarray(x_hat), residuals[-1], atol=1e-5)
 
 
 def test_the_gradient_through_all_rounds_equals_dense_autodiff():
@@ -83,7 +101,7 @@ def test_a_training_step_follows_the_gradient_of_the_loss():
     m = matching_pursuit(N, K, training=Training(optimiser=sgd, learning_rate=1.0))
     batch = {"x": 30 * tokens()}
     state = m.init(jax.random.key(0), batch)
-    p, x = state.parameters, batch["x"] * state.scale_x
+    p, x = state.parameters, batch["x"] * np.asarray(state.scale_x)
 
     def dense(p):
         r = dense_rounds(x - p["b_dec"], p["w_dec"], K)[1][-1]
@@ -93,7 +111,7 @@ def test_a_training_step_follows_the_gradient_of_the_loss():
     new, info = jax.jit(m.step)(state, batch)
     assert float(info["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert np.abs(g["b_dec"]).max() > 1e-3
-    np.testing.assert_allclose(p["b_dec"] - new.parameters["b_dec"], g["b_dec"], atol=1e-6)
+    np.testing.assert_allclose(np.asarray(p["b_dec"]) - new.parameters["b_dec"], g["b_dec"], atol=1e-6)
     w, g = np.asarray(p["w_dec"], np.float64), np.asarray(g["w_dec"], np.float64)
     moved = w - (g - (g * w).sum(1, keepdims=True) * w)
     np.testing.assert_allclose(new.parameters["w_dec"], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-5)
@@ -111,24 +129,23 @@ def test_memory_of_a_step_does_not_grow_with_the_rounds_residuals():
 
 
 def test_each_round_leaves_what_is_orthogonal_to_its_direction_and_not_longer():
-    d, x = dictionary(), tokens()
-    length = np.linalg.norm(x - d.b_dec, axis=1)
-    for k in range(1, 12):
-        found = pursue(x - d.b_dec, d.W_dec, Select(k=k))
-        last = np.asarray(d.W_dec)[np.asarray(found.idx)[:, -1]]
-        inner = (np.asarray(found.residual) * last).sum(1)
-        took = np.asarray(found.vals)[:, -1] > 0
-        np.testing.assert_allclose(inner[took], 0, atol=1e-5)
-        shorter = np.linalg.norm(found.residual, axis=1)
+    d, r = dictionary(), tokens() - np.asarray(dictionary().b_dec)
+    found = pursued(r, d.W_dec, Select(k=11))
+    residuals = left(r, d.W_dec, found)
+    np.testing.assert_allclose(found.residual, residuals[-1], atol=1e-5)
+    for k in range(11):
+        direction = np.asarray(d.W_dec)[np.asarray(found.idx)[:, k]]
+        took = np.asarray(found.vals)[:, k] > 0
+        np.testing.assert_allclose((residuals[k + 1] * direction).sum(1)[took], 0, atol=1e-5)
+        length, shorter = (np.linalg.norm(residuals[i], axis=1) for i in (k, k + 1))
         assert (shorter <= length + 1e-5).all()
         assert (shorter < length - 1e-4)[took].mean() > 0.95
-        length = shorter
 
 
 def test_any_number_of_rounds_is_the_beginning_of_the_same_code():
     d, x = dictionary(max_steps=9), tokens()
-    r = x - d.b_dec
-    long, short = (pursue(r, d.W_dec, Select(k=k)) for k in (9, 4))
+    r = x - np.asarray(d.b_dec)
+    long, short = (jax.tree.map(np.asarray, pursued(r, d.W_dec, Select(k=k))) for k in (9, 4))
     np.testing.assert_array_equal(short.idx, long.idx[:, :4])
     np.testing.assert_allclose(short.vals, long.vals[:, :4], atol=1e-6)
     errors = [reconstruction(dataclasses.replace(d, max_steps=k), [{"x": x}]).fvu for k in (1, 3, 9)]
@@ -139,14 +156,14 @@ def test_any_number_of_rounds_is_the_beginning_of_the_same_code():
 def test_a_direction_that_is_found_twice_is_one_latent():
     """Two rows at an obtuse angle: subtracting the second brings some of the first back."""
     d = MatchingPursuit(W_dec=jnp.array([[1.0, 0.0], [-0.6, 0.8]]), b_dec=jnp.zeros(2), max_steps=3)
-    x = jnp.array([[2.0, 0.5], [1.5, 2.0], [1.9, -2.2]])
-    found = pursue(x, d.W_dec, Select(k=3))
-    z = np.asarray(d.encode(x))
-    vals, idx = d.encode_sparse(x)
+    x = np.array([[2.0, 0.5], [1.5, 2.0], [1.9, -2.2]], np.float32)
+    found = jax.tree.map(np.asarray, pursued(x, d.W_dec, Select(k=3)))
+    z, x_hat = map(np.asarray, through(d, x))
+    vals, idx = jax.jit(MatchingPursuit.encode_sparse)(d, x)
     assert found.idx[0].tolist() == [0, 1, 0]
     assert (found.vals[0] > 0).all()
     np.testing.assert_allclose(z @ np.asarray(d.W_dec) + np.asarray(found.residual), x, atol=1e-6)
-    np.testing.assert_allclose(d.decode_sparse(vals, idx), d(x), atol=1e-6)
+    np.testing.assert_allclose(jax.jit(MatchingPursuit.decode_sparse)(d, vals, idx), x_hat, atol=1e-6)
     assert reconstruction(d, [{"x": x}]).l0 == pytest.approx((z > 0).sum() / 3)
     assert (np.asarray(vals) > 0).sum() == (z > 0).sum() == 5
     batch = {"x": tokens()}
@@ -163,24 +180,22 @@ def test_merged_by_hand():
 
 def test_where_nothing_points_along_the_residual_nothing_is_done():
     d = MatchingPursuit(W_dec=jnp.eye(3), b_dec=jnp.zeros(3), max_steps=2)
-    x = jnp.array([[-1.0, -2.0, -3.0], [1.0, -2.0, -3.0]])
-    assert d.encode(x).tolist() == [[0, 0, 0], [1, 0, 0]]
-    assert d(x).tolist() == [[0, 0, 0], [1, 0, 0]]
+    x = np.array([[-1.0, -2.0, -3.0], [1.0, -2.0, -3.0]], np.float32)
+    assert [a.tolist() for a in through(d, x)] == [[[0, 0, 0], [1, 0, 0]]] * 2
 
 
 def test_with_a_tolerance_each_token_takes_what_it_needs():
     half = rows(np.random.default_rng(1), N, D_IN)
     d, x = dictionary(max_steps=40, W_dec=jnp.asarray(np.concatenate([half, -half]))), tokens(200)
-    near = dataclasses.replace(d, tolerance=1.0)
-    vals, _ = near.encode_sparse(x)
-    used = (np.asarray(pursue(x - d.b_dec, d.W_dec, Select(k=40), Until(1.0)).vals) > 0).sum(1)
-    assert (np.linalg.norm(x - near(x), axis=1) <= 1.0 + 1e-5).all()
+    near, r = dataclasses.replace(d, tolerance=1.0), x - np.asarray(d.b_dec)
+    used = (np.asarray(pursued(r, d.W_dec, Select(k=40), Until(1.0)).vals) > 0).sum(1)
+    error, each = x - np.asarray(through(near, x)[1]), np.arange(200)
+    assert (np.linalg.norm(error, axis=1) <= 1.0 + 1e-5).all()
     assert 1 <= used.min() < used.max() < 40
-    for i in np.flatnonzero(used > 1)[:5]:  # one round less is not enough
-        less = dataclasses.replace(d, max_steps=int(used[i]) - 1)
-        assert np.linalg.norm(x[i] - less(x[i])) > 1.0
-        np.testing.assert_allclose(near(x[i]), dataclasses.replace(d, max_steps=int(used[i]))(x[i]), atol=1e-5)
-    assert vals.shape == (200, 40)
+    residuals = left(r, d.W_dec, pursued(r, d.W_dec, Select(k=40)))  # of all rounds, without a tolerance
+    assert (np.linalg.norm(residuals[used - 1, each], axis=1) > 1.0 - 1e-5).all()  # one round less is not enough
+    np.testing.assert_allclose(error, residuals[used, each], atol=1e-5)
+    assert jax.eval_shape(near.encode_sparse, x)[0].shape == (200, 40)
 
 
 def by_hand(x, w, k, until):
@@ -227,10 +242,11 @@ def test_stopping_equals_a_loop_over_each_token(name):
     )
     z, taken = (np.stack(a) for a in zip(*(by_hand(row, w, k, until) for row in np.asarray(x)), strict=True))
     # 1e-5 of coefficients below 10, in float32 over 15 rounds
-    np.testing.assert_allclose(d.encode(x), z, atol=3e-5)
-    np.testing.assert_allclose(d(x), z @ w, atol=3e-5)
-    found = pursue(x, d.W_dec, Select(k=k), until)
-    np.testing.assert_allclose(jnp.einsum("nk,nkd->nd", found.vals, d.W_dec[found.idx]) + found.residual, x, atol=1e-5)
+    codes, x_hat = through(d, x)
+    np.testing.assert_allclose(codes, z, atol=3e-5)
+    np.testing.assert_allclose(x_hat, z @ w, atol=3e-5)
+    found = pursued(x, w, Select(k=k), until)
+    np.testing.assert_allclose(left(x, w, found)[-1], found.residual, atol=1e-5)
     if name in ("tolerance", "repeats", "both"):  # the case says something: tokens stop at different rounds, all early
         assert 1 <= taken.min() < taken.max() <= k
         assert (taken < k).mean() > 0.3
@@ -240,17 +256,16 @@ def test_stopping_equals_a_loop_over_each_token(name):
 
 def test_the_first_round_is_taken_whatever_the_tolerance():
     d = MatchingPursuit(W_dec=jnp.eye(3), b_dec=jnp.zeros(3), max_steps=3, tolerance=5.0)
-    assert d.encode(jnp.array([[0.1, 0.2, 0.0], [9.0, 8.0, 1.0]])).tolist() == [[0, pytest.approx(0.2), 0], [9, 8, 0]]
+    x = np.array([[0.1, 0.2, 0.0], [9.0, 8.0, 1.0]], np.float32)
+    assert through(d, x)[0].tolist() == [[0, pytest.approx(0.2), 0], [9, 8, 0]]
 
 
 def test_a_repeat_counts_and_ends():
     """As in the test of a direction found twice, but the fourth round is not taken."""
     w, x = jnp.array([[1.0, 0.0], [-0.6, 0.8]]), jnp.array([2.0, 0.5])
-    ends = pursue(x, w, Select(k=6), Until(repeats=True))
-    assert ends.idx[:3].tolist() == [0, 1, 0]
-    np.testing.assert_allclose(
-        ends.vals, pursue(x, w, Select(k=6)).vals * jnp.where(jnp.arange(6) < 3, 1.0, 0.0), atol=1e-6
-    )
+    ends, runs = (pursued(x, w, Select(k=6), until) for until in (Until(repeats=True), Until()))
+    assert np.asarray(ends.idx)[:3].tolist() == [0, 1, 0]
+    np.testing.assert_allclose(ends.vals, np.asarray(runs.vals) * (np.arange(6) < 3), atol=1e-6)
 
 
 def test_the_gradient_is_that_of_the_rounds_taken():
@@ -259,14 +274,16 @@ def test_the_gradient_is_that_of_the_rounds_taken():
     taken = np.array([by_hand(row, np.asarray(w), k, until)[1] for row in np.asarray(x)])
     weights = jnp.asarray(np.random.default_rng(4).normal(size=(len(x), FEW)), jnp.float32)
 
-    def loss(w, k, until, on):
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    @jax.grad
+    def gradient(w, k, until, on):
         found = pursue(x, w, Select(k=k), until)
         at = jnp.arange(len(x), dtype=jnp.int32)[:, None]
         each = jnp.sum(jnp.sin(found.residual), 1) + jnp.sum(found.vals * weights[at, found.idx], 1)
         return jnp.sum(jnp.where(on, each, 0))
 
-    got = jax.grad(loss)(w, k, until, taken > 0)
-    want = sum(jax.grad(loss)(w, int(t), Until(), taken == t) for t in np.unique(taken))
+    got = gradient(w, k, until, taken > 0)
+    want = sum(np.asarray(gradient(w, int(t), Until(), taken == t)) for t in np.unique(taken))
     np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max())
 
 
@@ -274,9 +291,9 @@ def test_the_gradient_is_that_of_the_rounds_taken():
 def test_stopping_is_the_same_on_a_mesh(name):
     """Tokens in two, latents in two: devices whose tokens are done earlier take fewer rounds."""
     mesh = jax.make_mesh((2, 2), ("data", "latents"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
-    w, x = jnp.asarray(uneven()), jnp.concatenate([tokens(16), 0.01 * tokens(16, seed=1)])
+    w, x = uneven(), np.concatenate([tokens(16), np.float32(0.01) * tokens(16, seed=1)])
     one, split = (Select(k=8, axes=axes) for axes in (Axes(), Axes(latent="latents")))
-    want = pursue(x, w, one, STOPS[name])
+    want = pursued(x, w, one, STOPS[name])
     many = jax.shard_map(
         lambda x, w: pursue(x, w, split, STOPS[name]),
         mesh=mesh,
@@ -285,7 +302,8 @@ def test_stopping_is_the_same_on_a_mesh(name):
     )
     got = jax.jit(many)(x, w)
     np.testing.assert_allclose(got.vals, want.vals, atol=1e-5)
-    np.testing.assert_array_equal(jnp.where(got.vals > 0, got.idx, -1), jnp.where(want.vals > 0, want.idx, -1))
+    which = (np.where(np.asarray(f.vals) > 0, f.idx, -1) for f in (got, want))
+    np.testing.assert_array_equal(*which)
 
 
 def test_without_a_rule_rounds_have_no_condition():
@@ -300,21 +318,20 @@ def test_without_a_rule_rounds_have_no_condition():
 
 def test_normalised_tokens():
     d, x = dictionary(input_norm="layer_norm"), tokens()
-    seen = (x - x.mean(1, keepdims=True)) / (jnp.std(x, axis=1, ddof=1, keepdims=True) + jnp.float32(1e-5))
-    plain = dataclasses.replace(d, input_norm="none")
-    np.testing.assert_allclose(d.encode(x), plain.encode(seen), atol=1e-5)
-    back = plain(seen) * jnp.std(x, axis=1, ddof=1, keepdims=True) + x.mean(1, keepdims=True)
-    np.testing.assert_allclose(d(x), back, atol=1e-5)
+    mean, std = x.mean(1, keepdims=True), np.std(x, axis=1, ddof=1, keepdims=True)
+    seen = (x - mean) / (std + np.float32(1e-5))
+    (codes, x_hat), (z, plain) = through(d, x), through(dataclasses.replace(d, input_norm="none"), seen)
+    np.testing.assert_allclose(codes, z, atol=1e-5)
+    np.testing.assert_allclose(x_hat, np.asarray(plain) * std + mean, atol=1e-5)
 
 
 def test_bfloat16_chooses_and_float32_subtracts():
     """Products in bfloat16, yet code and residual make up x to float32's precision."""
     w, x = dictionary().W_dec, tokens()
-    found = pursue(x, w, Select(k=K, dtype="bfloat16"))
-    whole = found.residual + jnp.einsum("nk,nkd->nd", found.vals, w[found.idx])
-    np.testing.assert_allclose(whole, x, atol=1e-5)
-    exact = pursue(x, w, Select(k=K))
-    a, b = (float(jnp.sum(jnp.square(f.residual))) for f in (found, exact))
+    found = pursued(x, w, Select(k=K, dtype="bfloat16"))
+    np.testing.assert_allclose(left(x, w, found)[-1], found.residual, atol=1e-5)
+    exact = pursued(x, w, Select(k=K))
+    a, b = (float(np.square(np.asarray(f.residual)).sum()) for f in (found, exact))
     assert a == pytest.approx(b, rel=0.02)
 
 

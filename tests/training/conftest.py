@@ -2,6 +2,7 @@
 """Planted activations in files, and the smallest run there is."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -30,18 +31,23 @@ def xy_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def config(x_file, tmp_path):
-    """Six steps of a ReLU dictionary, the quickest to compile; `with_` replaces fields."""
-    return TrainConfig(
+@pytest.fixture(scope="session")
+def six_steps(x_file):
+    """Folder -> six steps of a ReLU dictionary, the quickest to compile; `with_` replaces fields."""
+    return functools.partial(
+        TrainConfig,
         source=Array(path=x_file),
         method=OPTIONS["relu"](n_latents=16, l1=0.1),
-        out=tmp_path / "out",
         steps=6,
         batch=64,
         evaluate_tokens=128,
         log_every=2,
     )
+
+
+@pytest.fixture
+def config(six_steps, tmp_path):
+    return six_steps(out=tmp_path / "out")
 
 
 def with_(value, **changes):

@@ -20,7 +20,7 @@ from jaxneuro.training.sources import open_source
 from jaxneuro.training.sweep import methods
 
 REFUSED = object()
-SELECTS = {"n_latents": 24, "k": 3, "k_start": 5, "k_steps": 7, "auxk": None}
+SELECTS = {"n_latents": 24, "k": 3, "k_start": 5, "k_steps": 7, "auxk": AuxK()}
 THRESHOLDS = {
     "n_latents": 24,
     "sparsity": 0.2,
@@ -31,19 +31,19 @@ THRESHOLDS = {
 }
 """Other values for the fields of some methods."""
 BASE = {
-    "topk": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5},
-    "batch_topk": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5},
-    "matryoshka": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5, "prefixes": (4, 16)},
-    "multi_topk": {"n_latents": 16, "k": 2},
-    "group_max": {"n_latents": 16, "k": 2},
+    "topk": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5, "auxk": None},
+    "batch_topk": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5, "auxk": None},
+    "matryoshka": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5, "prefixes": (4, 16), "auxk": None},
+    "multi_topk": {"n_latents": 16, "k": 2, "auxk": None},
+    "group_max": {"n_latents": 16, "k": 2, "auxk": None},
     "matching_pursuit": {"n_latents": 16, "k": 2},
     "relu": {"n_latents": 16, "l1": 0.1},
     "jumprelu": {"n_latents": 16, "sparsity": 0.1, "target_l0": 2.0},
     "gated": {"n_latents": 16, "l1": 0.1},
     "atoms": {"n_latents": 16, "sparsity": 0.1, "target_l0": 2.0},
-    "transcoder": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5},
+    "transcoder": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5, "auxk": None},
     "cross_layer_transcoder": {"n_latents": 16, "n_layers": 2, "sparsity": 0.1},
-    "crosscoder": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5, "widths": (4, 4)},
+    "crosscoder": {"n_latents": 16, "k": 2, "k_start": 4, "k_steps": 5, "widths": (4, 4), "auxk": None},
     "pca": {"n_latents": 4, "sketch": 6},
     "kmeans": {"n_latents": 4},
     "semi_nmf": {"n_latents": 4},
@@ -52,8 +52,8 @@ CHANGES = {
     "topk": SELECTS,
     "batch_topk": SELECTS,
     "matryoshka": {**SELECTS, "n_latents": REFUSED, "prefixes": (8, 16), "level_weights": (1.0, 0.5)},
-    "multi_topk": {"n_latents": 24, "k": 3, "factor": 3, "weight": 0.5, "auxk": None},
-    "group_max": {"n_latents": 24, "k": 4, "auxk": None},
+    "multi_topk": {"n_latents": 24, "k": 3, "factor": 3, "weight": 0.5, "auxk": AuxK()},
+    "group_max": {"n_latents": 24, "k": 4, "auxk": AuxK()},
     "matching_pursuit": {"n_latents": 24, "k": 3},
     "relu": {"n_latents": 24, "l1": 0.2, "l1_warmup_steps": 5},
     "jumprelu": THRESHOLDS,
@@ -107,7 +107,13 @@ def program(config, batch):
     """init and step as traced, every constant in them; what `finish` does is in the one case below."""
     (method,) = methods(config, None).values()
     init, state = jax.make_jaxpr(method.init, return_shape=True)(jax.random.key(0), batch)
-    return str(init), str(jax.make_jaxpr(method.step)(state, batch))
+    yield str(init)
+    yield str(jax.make_jaxpr(method.step)(state, batch))
+
+
+def differs(parts, others):
+    """Whether one of the parts is another; those after the first such are not made."""
+    return any(a != b for a, b in zip(parts, others, strict=True))
 
 
 def rows(name):
@@ -121,7 +127,7 @@ def base(name, **more):
 
 @pytest.fixture(scope="module")
 def programs():
-    return {name: program(base(name), rows(name)) for name in METHODS}
+    return {name: tuple(program(base(name), rows(name))) for name in METHODS}
 
 
 def test_the_tables_name_every_field():
@@ -143,9 +149,9 @@ def test_every_option_of_every_method(programs, name, field):
     value = CHANGES[name][field]
     if value is REFUSED:
         with pytest.raises(UserError):
-            program(base(name, **{field: 24}), rows(name))
+            tuple(program(base(name, **{field: 24}), rows(name)))
     else:
-        assert program(base(name, **{field: value}), rows(name)) != programs[name]
+        assert differs(program(base(name, **{field: value}), rows(name)), programs[name])
 
 
 @pytest.mark.parametrize(("name", "field"), AT_THE_END)
@@ -164,35 +170,32 @@ def test_every_option_of_training(programs, field):
     training = TrainingOptions(**{field: TRAINING[field]})
     if field == "implementation":
         with pytest.raises((ValueError, NotImplementedError), match="no_such_kernel"):
-            program(base("topk", training=training), rows("topk"))
+            tuple(program(base("topk", training=training), rows("topk")))
     else:
-        assert program(base("topk", training=training), rows("topk")) != programs["topk"]
+        assert differs(program(base("topk", training=training), rows("topk")), programs["topk"])
 
 
 @pytest.mark.parametrize("name", [n for n, o in OPTIONS.items() if "training" in o.__dataclass_fields__])
 def test_training_reaches_every_method(programs, name):
     training = TrainingOptions(dead_after_tokens=77, learning_rate=0.5)
-    assert program(base(name, training=training), rows(name)) != programs[name]
+    assert differs(program(base(name, training=training), rows(name)), programs[name])
 
 
-@pytest.mark.parametrize("field", AUXK)
-def test_every_option_of_auxk(programs, field):
-    assert program(base("topk", auxk=AuxK(**{field: AUXK[field]})), rows("topk")) != programs["topk"]
+def test_every_option_of_auxk():
+    found = [tuple(program(base("topk", auxk=AuxK(**{f: AUXK[f]} if f else {})), rows("topk"))) for f in (None, *AUXK)]
+    assert len(set(found)) == len(found)
 
 
 def observed(config):
-    """What a run does that can be known before it: its programs, its batches, how long, on what, judged on what."""
+    """What a run does that can be known before it: how long, on what, its batches, judged on what, its programs."""
     check(config)
     mesh, data = _mesh(config), open_source(config)
     first = next(data.stream())
     shapes = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in first.items()}
-    held = [np.asarray(b["x"]).tobytes() for b in data.judged("")] if data.judged else []
-    return (
-        program(config, shapes),
-        [(n, a.tobytes()) for n, a in first.items()],
-        (config.updates, data.epoch_tokens, data.extra_steps, data.held_out, str(mesh)),
-        held,
-    )
+    yield config.updates, data.epoch_tokens, data.extra_steps, data.held_out, str(mesh)
+    yield [(n, a.tobytes()) for n, a in first.items()]
+    yield [np.asarray(b["x"]).tobytes() for b in data.judged("")] if data.judged else []
+    yield from program(config, shapes)
 
 
 OBSERVED = {
@@ -211,15 +214,24 @@ RUN_FIELDS = {"out", "export", "checkpoint_every", "keep", "log_every", "metrics
 """Those that are about files and about what happens then: the tests below."""
 
 
+@pytest.fixture(scope="module")
+def as_it_is(six_steps, tmp_path_factory):
+    return tuple(observed(six_steps(out=tmp_path_factory.mktemp("run"))))
+
+
 @pytest.mark.parametrize("field", OBSERVED)
-def test_every_field_of_the_run(config, changed, xy_file, field):
+def test_every_field_of_the_run(config, changed, xy_file, as_it_is, field):
     value = Array(path=xy_file) if field == "source" else OBSERVED[field]
     if value is REFUSED:
         with pytest.raises(UserError, match="give one of them"):
             check(changed(config, tokens=100))
         assert changed(config, steps=None, tokens=100).updates == 2
         return
-    assert observed(changed(config, **{field: value})) != observed(config)
+    assert differs(observed(changed(config, **{field: value})), as_it_is)
+
+
+def test_the_folder_of_the_run_changes_nothing_else(config, as_it_is):
+    assert not differs(observed(config), as_it_is)
 
 
 def test_files_and_metrics_of_the_run(config, changed):
@@ -274,12 +286,13 @@ def traced(config):
     batch = {**next(data.stream()), **data.constants}
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
     state = jax.eval_shape(method.init, jax.random.key(0), shapes)
-    return data.fingerprint, data.extra_steps, str(jax.make_jaxpr(method.step)(state, shapes))
+    yield data.fingerprint, data.extra_steps
+    yield str(jax.make_jaxpr(method.step)(state, shapes))
 
 
 @pytest.fixture(scope="module")
 def live_traced(live):
-    return traced(live)
+    return tuple(traced(live))
 
 
 @pytest.mark.parametrize("field", SOURCES[Live])
@@ -287,10 +300,10 @@ def test_every_field_of_a_live_source(live, live_traced, changed, field):
     other = changed(live, **{f"source__{field}": SOURCES[Live][field]})
     if SOURCES[Live][field] == "no/such/folder":
         with pytest.raises(UserError, match="no/such"):
-            traced(other)
+            next(traced(other))
     else:
-        assert traced(other) != live_traced
+        assert differs(traced(other), live_traced)
 
 
 def test_the_seed_reaches_the_buffer_of_a_live_source(live, live_traced, changed):
-    assert traced(changed(live, seed=1))[2] != live_traced[2]
+    assert tuple(traced(changed(live, seed=1)))[-1] != live_traced[-1]

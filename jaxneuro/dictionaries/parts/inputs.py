@@ -2,14 +2,18 @@
 """Batches as methods see them: scaled float32, with zeros where a token does not count."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ...errors import UserError
 from .start import deviation
+
+NAMES: Final = ("x", "y", "mask")
+"""What is read of a batch."""
 
 
 class Inputs(NamedTuple):
@@ -32,15 +36,14 @@ class Inputs(NamedTuple):
         return jnp.maximum(self.tokens, 1).astype(jnp.float32)
 
 
-def read(batch: Any, scale_x: Array, scale_y: Array, *, first: bool = False) -> Inputs:
+def read(batch: Any, scale_x: Array, scale_y: Array) -> Inputs:
     """Read {"x": [n, d_in], "y": [n, d_out] or absent, "mask": bool [n] or absent}.
 
     Args:
       batch: the batch.
       scale_x, scale_y: what x and y are multiplied by.
-      first: also refuse values from which nothing can start (skipped under jit).
     Raises:
-      UserError: arrays missing, of wrong rank, type or length; with `first`, no finite token or all tokens equal.
+      UserError: arrays missing, of wrong rank, type or length.
     """
     check(batch)
     x, y, mask = batch["x"], batch.get("y"), batch.get("mask")
@@ -55,10 +58,17 @@ def read(batch: Any, scale_x: Array, scale_y: Array, *, first: bool = False) -> 
 
     x_clean = clean(x, scale_x)
     y_clean = x_clean if y is x else clean(y, scale_y)
-    inputs = Inputs(x_clean, y_clean, valid, jnp.sum(wanted & ~finite, dtype=jnp.int32))
-    if first and not isinstance(valid, Tracer):
-        _check_start(inputs)
-    return inputs
+    return Inputs(x_clean, y_clean, valid, jnp.sum(wanted & ~finite, dtype=jnp.int32))
+
+
+def given(batch: Any) -> dict[str, Array]:
+    """The arrays of a batch that count, without what else is in it.
+
+    Raises:
+      UserError: as `read`.
+    """
+    check(batch)
+    return {name: batch[name] for name in NAMES if batch.get(name) is not None}
 
 
 def check(batch: Any) -> None:
@@ -66,7 +76,7 @@ def check(batch: Any) -> None:
     if not isinstance(batch, Mapping) or "x" not in batch:
         found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(f"a dictionary learns from batches {{'x': [n, d_in], ...}}; this one is {found}.")
-    shapes = {name: batch[name] for name in ("x", "y", "mask") if batch.get(name) is not None}
+    shapes = {name: batch[name] for name in NAMES if batch.get(name) is not None}
     fits = all(a.shape[:1] == batch["x"].shape[:1] for a in shapes.values())
     for name, a in shapes.items():
         if name == "mask":
@@ -78,11 +88,28 @@ def check(batch: Any) -> None:
         raise UserError(f"a batch has x [n, d_in] and y [n, d_out], floating, and mask bool [n]; this one: {shown}.")
 
 
-def _check_start(inputs: Inputs) -> None:
-    if not bool(inputs.valid.any()):
+def check_start(batch: Any) -> int | None:
+    """Refuse a first batch from which nothing can start.
+
+    Returns:
+      Its valid tokens; None under jit, where values are not looked at.
+    Raises:
+      UserError: as `read`; no finite token, or all tokens equal.
+    """
+    tokens, broken, spread = _looked_at(given(batch))
+    if isinstance(tokens, Tracer):
+        return None
+    if not int(tokens):
         raise UserError(
-            f"the first batch has no finite, unmasked token ({int(inputs.broken)} hold NaN or infinity). "
+            f"the first batch has no finite, unmasked token ({int(broken)} hold NaN or infinity). "
             "Look at the site's values, or begin at another batch."
         )
-    if not float(deviation(inputs.y, inputs.valid)) > 0:
+    if not float(spread) > 0:
         raise UserError("all tokens of the first batch are equal: there is no variance to explain at this site.")
+    return int(tokens)
+
+
+@jax.jit
+def _looked_at(arrays: dict[str, Array]) -> tuple[Array, Array, Array]:
+    inputs = read(arrays, jnp.float32(1), jnp.float32(1))
+    return inputs.tokens, inputs.broken, deviation(inputs.y, inputs.valid)

@@ -2,6 +2,7 @@
 """From a method's own mathematics (where it starts, its loss, what it becomes) to a `Method`: everything shared."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ...protocols import Method
 from . import start
 from .axes import Axes
 from .decoder import along_the_sphere, unit_rows
-from .inputs import Inputs, check, read
+from .inputs import Inputs, check_start, given, read
 from .optimise import clipped, evaluated, settled
 from .silence import silent_tokens
 from .training import DATA, LATENT, Training
@@ -150,6 +151,7 @@ class _Learner:
     training: Training
 
     def init(self, key: Key[Array, ""], batch: Any) -> TrainingState:
+        batch = given(batch)
         self._check(batch)
         if self.training.mesh is None:
             return self._begin(key, batch)
@@ -165,10 +167,9 @@ class _Learner:
 
     def _begin(self, key: Key[Array, ""], batch: Any) -> TrainingState:
         t = self.training
-        raw = read(batch, jnp.float32(1), jnp.float32(1))
         tied = "y" not in batch
-        scale_x, scale_y = (start.norm_scale(a, raw.valid, t.normalise, self._widths(a)) for a in raw[:2])
-        inputs = raw._replace(x=raw.x * scale_x, y=raw.y * scale_y)
+        widths = self._widths(batch["x"]), self._widths(batch["x" if tied else "y"])
+        inputs, scale_x, scale_y, variance = _measured(batch, t.normalise, widths)
         parameters = self.recipe.begin(key, inputs, tied)
         each = (self.n_latents,) if self.recipe.layers is None else (self.n_latents, self.recipe.layers)
         return TrainingState(
@@ -180,23 +181,24 @@ class _Learner:
             skipped=jnp.int32(0),
             scale_x=scale_x,
             scale_y=scale_y,
-            variance=start.deviation(inputs.y, raw.valid),
+            variance=variance,
             tied=jnp.array(tied),
         )
 
     def _check(self, batch: Any) -> None:
         t, axes = self.training, self.training.axes
-        raw = read(batch, jnp.float32(1), jnp.float32(1), first=True)
+        check_start(batch)
+        x, y = batch["x"], batch.get("y", batch["x"])
         if self.recipe.needs_y and "y" not in batch:
             raise UserError("a transcoder learns y from x: batches need {'x': [n, d_in], 'y': [n, d_out]}.")
-        n, sizes = raw.x.shape[0], dict(t.mesh.shape) if t.mesh is not None else {}
+        n, sizes = x.shape[0], dict(t.mesh.shape) if t.mesh is not None else {}
         for what, size, by in (
             ("a batch's tokens", n, sizes.get(DATA, 1) * t.accumulate),
             ("n_latents", self.n_latents, sizes.get(LATENT, 1) if axes.latent else 1),
         ):
             if size % by:
                 raise UserError(f"{what} ({size}) cannot be cut into {by} equal parts (mesh {sizes}, accumulate).")
-        for name, a in (("x", raw.x), ("y", raw.y)):
+        for name, a in (("x", x), ("y", y)):
             widths = self._widths(a)
             if widths and sum(widths) != a.shape[1]:
                 raise UserError(f"widths {widths} make {sum(widths)}, but {name} is {list(a.shape)}.")
@@ -207,8 +209,7 @@ class _Learner:
         return self.training.widths if layers is None else (a.shape[1] // layers,) * layers
 
     def step(self, state: TrainingState, batch: Any) -> tuple[TrainingState, dict[str, Array]]:
-        check(batch)  # here, not inside shard_map
-        grads, sums, seen, memory, fired = self._gradients(state, batch)
+        grads, sums, seen, memory, fired = self._gradients(state, given(batch))
         new = self._updated(state, grads, jnp.isfinite(sums.loss) & (seen["tokens"] > 0))
         new = new._replace(
             memory=jax.tree.map(lambda a, b: jnp.where(new.step > state.step, a, b), memory, state.memory),
@@ -238,8 +239,6 @@ class _Learner:
     def _gradients(self, state: TrainingState, batch: Any) -> tuple[Parameters, _Sums, dict, dict, Array]:
         """Of the whole batch, whatever it is split over."""
         mesh, axes = self.training.mesh, self.training.axes
-        names = ("x", "y", "mask")
-        batch = {name: batch[name] for name in names if batch.get(name) is not None}
         dead = state.silent >= self.training.dead_after_tokens
         whole = (state.parameters, dead, state.memory, state.step, state.scale_x, state.scale_y, state.variance, batch)
         if mesh is None:
@@ -311,6 +310,15 @@ class _Learner:
             step=state.step + ok.astype(jnp.int32),
             skipped=state.skipped + (~ok).astype(jnp.int32),
         )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))  # one program for all methods
+def _measured(batch: Any, norm: str, widths: tuple[tuple[int, ...], ...]) -> tuple[Inputs, Array, Array, Array]:
+    """(the scaled first batch, scale of x, scale of y, variance of y)."""
+    raw = read(batch, jnp.float32(1), jnp.float32(1))
+    scale_x, scale_y = (start.norm_scale(a, raw.valid, norm, w) for a, w in zip(raw[:2], widths, strict=True))
+    inputs = raw._replace(x=raw.x * scale_x, y=raw.y * scale_y)
+    return inputs, scale_x, scale_y, start.deviation(inputs.y, raw.valid)
 
 
 def _deviation(inputs: Inputs, divisor: Array, axes: Axes) -> Array:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting points and scales, from the first batch."""
 
+import functools
 import itertools
 from typing import Final
 
@@ -95,6 +96,7 @@ def deviation(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, "
     return _mean_square(x - masked_mean(x, valid), valid)
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def random_rows(key: Key[Array, ""], n_latents: int, d: int) -> Float[Array, "n_latents d"]:
     """Directions uniform on the sphere."""
     return unit_rows(jax.random.normal(key, (n_latents, d), jnp.float32))
