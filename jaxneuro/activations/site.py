@@ -110,7 +110,7 @@ def check_answers(model: Any, sites: Sequence[str], there: bool) -> None:
     if getattr(getattr(model, "cfg", None), "encoder", None) and not (there or all(map(of_encoder, sites))):
         raise UserError(
             f"{', '.join(sites)}: the decoder reads answers to what the encoder reads. Give both texts "
-            f"(jaxneuro.data.Paired; --answers), or ask for the encoder's sites, 'encoder.{sites[0]}'."
+            f"(jaxneuro.data.Paired; jaxneuro capture --answers), or ask for the encoder's sites, 'encoder.{sites[0]}'."
         )
 
 

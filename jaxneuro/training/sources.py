@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..activations import array_batches, at_site, open_activations
 from ..activations.buffer import shuffled
-from ..activations.site import at_sites
+from ..activations.site import at_sites, by_text, check_answers, reached
 from ..activations.text import model_and_tokenizer, read_windows
 from ..data import Subset, Windows, batches
 from ..dictionaries import Recovered, kl_divergence, next_token_loss, recovered
@@ -78,13 +78,14 @@ def _live(source: Live, config: TrainConfig) -> Data:
     held = np.linspace(0, len(rows) - 1, kept).round().astype(int)
     studied = Subset(rows, np.setdiff1d(np.arange(len(rows)), held)) if kept else rows
     at = places(config)
+    apply = _function(model, [site for place in at.values() for site in (*place.site, *place.target)])
     size = config.batch // source.context
 
     @functools.cache
     def reading(place: str) -> Callable[..., Mapping[str, Any]]:
         """(key, batch) -> the rows of the place, as a method's init would see them."""
         rows_of = Method(init=lambda key, rows: rows, step=lambda state, rows: (state, {}), finish=lambda state: state)
-        return at_site(model.apply, _sites(at[place]), rows_of).init
+        return at_site(apply, _sites(at[place]), rows_of).init
 
     def judged(place: str) -> Batches:
         for batch in _held(size):
@@ -97,9 +98,9 @@ def _live(source: Live, config: TrainConfig) -> Data:
     def recover(place: str, dictionary: Any, mean: np.ndarray) -> dict[str, Recovered]:
         site = at[place].site[0]
         one = len(at[place].site) == 1 and not at[place].target and len(parse(site).layers or ()) == 1
-        if not (one and model.cfg.causal and model.cfg.has_head):
+        if not (one and model.cfg.causal and model.cfg.has_head and model.cfg.encoder is None):
             return {}
-        return recovered(model.apply, model.weights, site, dictionary, mean, _held(min(size, 16)), judge=_JUDGES)
+        return recovered(apply, model.weights, site, dictionary, mean, _held(min(size, 16)), judge=_JUDGES)
 
     return Data(
         stream=lambda: batches(studied, batch_size=size, seed=config.seed, epochs=None),
@@ -107,7 +108,7 @@ def _live(source: Live, config: TrainConfig) -> Data:
         fingerprint=rows.fingerprint,
         judged=judged if kept else None,
         constants={"weights": model.weights},
-        attach=functools.partial(_attached, model, at, source, config.seed),
+        attach=functools.partial(_attached, apply, at, source, config.seed),
         extra_steps=math.ceil(source.buffer_tokens / config.batch),
         recover=recover,
     )
@@ -120,15 +121,26 @@ def _sites(place: Place) -> dict[str, tuple[str, ...]]:
     return {"x": place.site} | ({"y": place.target} if place.target else {})
 
 
+def _function(model: Transformer, sites: Sequence[str]) -> Callable[..., Any]:
+    """Of a text, with these sites in it."""
+    if pooled := sorted(filter(by_text, sites)):
+        raise UserError(
+            f"{', '.join(pooled)} has one row per text, not per token. Store it first (jaxneuro capture), then train "
+            "from the store."
+        )
+    check_answers(model, sites, there=False)
+    return reached(model, sites)
+
+
 def _attached(
-    model: Transformer, at: Mapping[str, Place], source: Live, seed: int, methods: Mapping[str, Method]
+    apply: Callable[..., Any], at: Mapping[str, Place], source: Live, seed: int, methods: Mapping[str, Method]
 ) -> Method:
     """One pass of the model for all places, up to the highest site; a buffer for each."""
     ready = {
         name: (_sites(at[name]), shuffled(method, source.buffer_tokens, seed=seed) if source.buffer_tokens else method)
         for name, method in methods.items()
     }
-    return at_sites(model.apply, ready) if len(ready) > 1 else at_site(model.apply, *ready.popitem()[1])
+    return at_sites(apply, ready) if len(ready) > 1 else at_site(apply, *ready.popitem()[1])
 
 
 def _model_and_windows(source: Live) -> tuple[Transformer, Windows]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model with an encoder on the command line: answers, and values of both stacks."""
 
+import json
 import shutil
 
 import jax
@@ -70,10 +71,36 @@ def test_values_of_both_stacks_and_moments_of_one(folder, tmp_path):
 
 def test_a_decoder_needs_answers(folder, tmp_path, capsys):
     assert main(command(folder, tmp_path / "acts")) == 2
-    assert "Give both texts (jaxneuro.data.Paired; --answers)" in capsys.readouterr().err
+    assert "Give both texts (jaxneuro.data.Paired; jaxneuro capture --answers)" in capsys.readouterr().err
     assert main(["capture", "bundled", "--site", "embed", "--answers", "bundled", "--out", str(tmp_path / "acts")]) == 2
     assert "no encoder and decoder that read different texts" in capsys.readouterr().err
     assert not (tmp_path / "acts").exists()
+
+
+def test_a_dictionary_of_the_encoder(folder, tmp_path, capsys):
+    def command(out, site):
+        live = ("live", "--model", folder / "model", "--groups", folder / "texts", "--site", site, "--context", 5)
+        asked = (
+            "train-dictionary",
+            "--out",
+            tmp_path / out,
+            "--steps",
+            2,
+            "--batch",
+            10,
+            "--evaluate-tokens",
+            5,
+            *live,
+        )
+        return main(list(map(str, (*asked, "--buffer-tokens", 0, "relu", "--n-latents", 4, "--l1", 0.1))))
+
+    assert command("run", SITES[0]) == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["dictionaries"]["dictionary"]
+    assert np.isfinite(found["fvu"])
+    assert not {"ce_nats", "kl_nats"} & found.keys()
+    capsys.readouterr()
+    assert command("decoder", SITES[2]) == 2
+    assert "or ask for the encoder's sites" in capsys.readouterr().err
 
 
 def test_layers_of_both_stacks():
