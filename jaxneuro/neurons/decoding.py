@@ -171,7 +171,13 @@ def neuron_directions(
     if side not in _LEAVES:
         raise unknown("side", side, tuple(_LEAVES), where="neuron_directions")
     d = _directions(weights | {"blocks": _mlps(weights, cfg)}, cfg, side, fold_norm)
-    return d.reshape(cfg.n_layers, -1, cfg.d_model)
+    return _by_layer(d, cfg)
+
+
+def _by_layer(a: Array, cfg: Any) -> Array:
+    """[layer * expert, neuron, ...] -> [layer, expert * neuron, ...]."""
+    each = 1 if cfg.experts is None else cfg.experts.n
+    return a.reshape(a.shape[0] // each, each * a.shape[1], *a.shape[2:])
 
 
 def _mlps(weights: Any, cfg: Any) -> dict[str, Any]:
@@ -254,7 +260,7 @@ def decode_neurons(
     read = {name: weights[name] for name in ("final_norm", "head", "embed") if name in weights}
     read["blocks"] = _mlps(weights, cfg)
     found = _decode_all(read, cfg, k, side=side, fold_norm=fold_norm, centred=centred, variant=variant, chunk=chunk)
-    return jax.tree.map(lambda a: a.reshape(cfg.n_layers, -1, *a.shape[2:]), found)
+    return jax.tree.map(partial(_by_layer, cfg=cfg), found)
 
 
 @partial(jax.jit, static_argnames=("cfg", "k", "side", "fold_norm", "centred", "variant", "chunk"))

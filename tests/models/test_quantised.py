@@ -128,7 +128,7 @@ def test_golden_numbers_in_eight_bits(folder):
 
 
 def test_experts_in_eight_bits_are_those_they_stand_for_in_all_three_forms():
-    w, x = layer(LAYER, 9)
+    w, x = jax.device_put(layer(LAYER, 9))
     packed = {name: a if name == "router" else quantise_matrix(a, 1, "int8", stacked=1) for name, a in w.items()}
 
     @jax.jit
