@@ -2,7 +2,9 @@
 """Training dictionaries: every method's step, TopK beside other libraries' own, from a store, and many in one pass.
 
 Peers run in an environment of their own, at the same time of the same run, one step of each in turn: give its Python as
-JAXNEURO_PEERS (`pip install sae-lens eai-sparsify` there). Without it their rows are left out.
+JAXNEURO_PEERS (`pip install sae-lens eai-sparsify` there). Without it their rows are left out. On a CPU much of a step
+is memory taken fresh from the system: `dictionaries:peers` under MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8000000000
+MALLOC_ARENA_MAX=1, which a table records, is the same comparison where glibc keeps it.
 """
 
 import contextlib
@@ -64,12 +66,10 @@ def noise(tokens: int, width: int) -> list[dict[str, jax.Array]]:
     return [{"x": jnp.asarray(a + rng.standard_normal(a.shape).astype(np.float32))} for a in x]
 
 
-def rows(repeats: int) -> list[dict]:
-    """All tables, one after the other."""
-    found = list(against_peers(repeats))
-    found += methods(repeats)
-    found += from_store(repeats)
-    return found + many(repeats)
+def rows(repeats: int, part: str = "") -> list[dict]:
+    """All tables, one after the other; "peers": the first."""
+    tables = (against_peers,) if part == "peers" else (against_peers, methods, from_store, many)
+    return [row for table in tables for row in table(repeats)]
 
 
 def against_peers(repeats: int) -> Iterator[dict]:

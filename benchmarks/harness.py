@@ -247,6 +247,7 @@ def machine() -> dict:
         "cores": cores() if device.platform == "cpu" else None,
         "python": platform.python_version(),
         "versions": versions,
+        "allocator": {name: value for name, value in sorted(os.environ.items()) if name.startswith("MALLOC_")},
         "commit": (said.stdout.strip() if said else "") or None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
