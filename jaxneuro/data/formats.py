@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
 from .documents import Entry, Fields, Format, Part
 
 BOM: Final = b"\xef\xbb\xbf"
+LONGEST_GROUP: Final = 200  # characters: a report writes each name on hundreds of places
 SCAN_ROWS: Final = 1024  # parquet rows decoded at once while scanning
 
 # --- files of lines: .txt and .jsonl -------------------------------------------------------------
@@ -134,10 +135,15 @@ def check_text(value: Any, where: str) -> str:
 
 
 def group_name(value: Any, where: str) -> str:
-    """A record's group: a string that is not empty, or a whole number."""
+    """A record's group: a whole number, or a string that is not empty and short enough to stand on every card."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise UserError(f"{where}: the group is {_kind(value)}; a name or a whole number is needed.")
-    return str(value)
+    if len(name := str(value)) > LONGEST_GROUP:
+        raise UserError(
+            f"{where}: the group's name {shown(name, 40)!r} has {len(name):,} characters; at most {LONGEST_GROUP} are "
+            "allowed. Give a short name."
+        )
+    return name
 
 
 def _kind(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from ..errors import UserError, unknown
 from ..io.sources import BUNDLED_TEXT
 from .documents import Collector, Documents, Fields
-from .formats import FORMATS, WHOLE
+from .formats import FORMATS, WHOLE, group_name
 from .hub import PREFIX, collect_hub
 
 NOTES: Final = ("readme", "license", "licence", "notice", "copying", "sources", "changelog")
@@ -114,7 +114,7 @@ def _collect_folder(folder: Path, collector: Collector, text_field: str) -> None
     files: dict[str, list[Path]] = {}
     seen: dict[str, Path] = {}
     for entry in sorted(filter(_wanted, folder.iterdir())):
-        name = entry.name if entry.is_dir() else entry.stem
+        name = group_name(entry.name if entry.is_dir() else entry.stem, str(folder))
         if name in seen:
             raise UserError(f"{folder}: group {name!r} is there twice, as {seen[name].name} and {entry.name}.")
         seen[name] = entry

@@ -47,7 +47,7 @@ def collect_hub(source: str, collector: Collector, *, text_field: str, group_fie
         for value, label in zip(batch[text], batch[group], strict=True):
             where = f"{source}, row {row}"
             group_name(label, where)
-            found = rows.setdefault(key := named(label), array("q"))
+            found = rows.setdefault(key := group_name(named(label), where), array("q"))
             if check_text(value, where).strip():
                 found.append(row)
                 collector.feed(key, value)

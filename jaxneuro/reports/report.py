@@ -86,7 +86,6 @@ def _template():
     env.filters["svg"] = lambda s: Markup(_inline(s))
     env.filters["script_json"] = lambda v: Markup(script_json(v))
     env.filters["own"] = Markup  # our own script and style sheet, never data
-    env.finalize = lambda v: visible(v) if type(v) is str else v
     return env.get_template("report.html")
 
 
@@ -110,9 +109,14 @@ def script_json(value: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Arrays to lists, NaN and infinities to None, mapping keys to text; the rest as it is."""
+    """Arrays to lists, NaN and infinities to None, mapping keys to text, text to what is seen (`pictures`).
+
+    Here once, for markup, tooltips and the JSON that the page's script compares with them.
+    """
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {visible(k): plain(v) for k, v in value.items()}
+    if isinstance(value, str):
+        return visible(value)
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, list | tuple):

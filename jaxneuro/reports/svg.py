@@ -10,29 +10,13 @@ from numbers import Real
 from typing import NamedTuple, TypeGuard
 
 from ..errors import UserError
+from ..errors import pictures as visible
 
 type Number = float | int | None
 
 LABEL = 16
 """Most characters of a row, column or curve name; the whole name is in the tooltip and in the table."""
 MINUS = "\u2212"
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_PICTURES = {"\n": "↵", "\t": "⇥", "\u2028": "↵", "\u2029": "↵", "\x7f": "␡"}
-
-
-def visible(text: object) -> str:
-    """Text with control characters shown as pictures: safe in any markup, and a person sees that they are there.
-
-    Example:
-      >>> visible("a\\nb\\x00")
-      'a↵b␀'
-    """
-    return _UNSEEN.sub(_picture, str(text))
-
-
-def _picture(match: re.Match) -> str:
-    c = match[0]
-    return _PICTURES.get(c) or (chr(0x2400 + ord(c)) if ord(c) < 0x20 else "\ufffd")
 
 
 def tag(name: str, *children: str, **attributes: object) -> str:

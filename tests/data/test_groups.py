@@ -192,6 +192,15 @@ BAD = {
     "group a list": (one_file("a.jsonl", '{"text": "a", "group": []}'), r"line 1: the group is \[\] \(list\)"),
     "group empty": (one_file("a.jsonl", '{"text": "a", "group": " "}'), r"line 1: the group is ' ' \(str\)"),
     "group a bool": (one_file("a.jsonl", '{"text": "a", "group": true}'), r"line 1: the group is True"),
+    "group long": (
+        one_file("a.jsonl", '{"text": "a", "group": "ok"}\n' + json.dumps({"text": "a", "group": "x\x1b" * 500_000})),
+        r"a\.jsonl, line 2: the group's name 'x␛x␛x␛[^']{30,40}' has 1,000,000 characters; at most 200 are allowed",
+    ),
+    "group long in parquet": (
+        lambda f: parquet(f / "a.parquet", {"text": ["a"], "group": ["y" * 201]}),
+        r"a\.parquet, row 0: the group's name .* has 201 characters",
+    ),
+    "group long in a folder": (write("z" * 201 + ".txt", "x"), r"the group's name .* has 201 characters"),
     "no parquet": (write("a.parquet", "PAR1 no"), r"a\.parquet is not a readable parquet file"),
     "parquet field": (table("a.parquet", {"txt": ["a"]}), r"a\.parquet: no field 'text'. Did you mean 'txt'"),
     "parquet null": (table("a.parquet", {"text": ["a", None]}), r"a\.parquet, row 1: the text is empty"),
@@ -222,6 +231,11 @@ BAD = {
     "hub form": (lambda f: "hub:a:b:c:d:e", r"expected hub:OWNER/NAME"),
     "hub empty": (lambda f: "hub:", r"expected hub:OWNER/NAME"),
 }
+
+
+def test_a_name_of_two_hundred_characters_is_a_name(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "a", "group": "x" * 200}, {"text": "b", "group": "y"}])
+    assert list(read_groups(path)) == ["x" * 200, "y"]
 
 
 @pytest.mark.parametrize("case", BAD)

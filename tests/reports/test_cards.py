@@ -16,7 +16,7 @@ def test_a_neuron_becomes_a_card(study):
     assert first["json"]["groups"] == neuron["groups"]
     assert first["json"]["keys"]["lape"] == neuron["lape"]
     assert first["json"]["keys"]["rate"] == max(neuron["rate"])
-    assert first["json"]["examples"][0][1] == neuron["examples"][0]["tokens"]
+    assert first["json"]["examples"][0][1] == [t.replace("\n", "↵") for t in neuron["examples"][0]["tokens"]]
     assert first["dose"].svg.count('class="line') == 9
     assert first["activation"].svg.count('class="area') == 9
 

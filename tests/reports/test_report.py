@@ -149,6 +149,17 @@ def test_no_text_of_the_data_becomes_markup(hostile, study):
     assert "{{7*7}}" in page, "data is data, not a template"
 
 
+UNSEEN = "\x1b[2J\u202e\u2066\u200f\ufeff\u200b\u2060\u00ad\U000e0041"
+
+
+def test_what_cannot_be_seen_is_a_picture_everywhere_on_the_page():
+    page = render(everywhere(plain(make_study(4, 3)), UNSEEN))
+    assert not re.search(
+        "[\x00-\x08\x0e-\x1f\u200b\u200f\u2028-\u202e\u2060-\u206f\ufeff\u00ad\U000e0000-\U000e007f]", page
+    )
+    assert page.count("␛[2J[U+202E]") > 500, "it is seen wherever the text stands"
+
+
 def test_json_in_a_script_element_cannot_end_it():
     value = {"a": "</ScRiPt><!--<script>&\u2028\u2029\ud800"}
     text = script_json(value)

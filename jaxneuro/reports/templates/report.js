@@ -14,15 +14,10 @@
     return e;
   };
 
-  // Control characters as pictures, as in svg.py: a person sees that they are there.
-  const visible = (s) => s.replace(/[\u0000-\u001f\u007f-\u009f\u2028\u2029]/g, (c) =>
-    ({ "\n": "↵", "\t": "⇥", "\u2028": "↵", "\u2029": "↵", "\u007f": "␡" })[c]
-    ?? (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : "\ufffd"));
-
   const shown = (v) => (v === null ? "–" : String(Number(v.toPrecision(3))).replace("-", "−"));
 
   function token(text, value, most, peak) {
-    const span = element("span", { textContent: visible(text), title: `${visible(text)}: ${shown(value)}` });
+    const span = element("span", { textContent: text, title: `${text}: ${shown(value)}` });
     const share = most && value !== null ? value / most : 0;
     span.className = "tok" + (Math.abs(share) > 0.03 ? (share < 0 ? " neg" : " pos") : "") + (peak ? " peak" : "");
     span.style.setProperty("--a", Math.min(Math.abs(share), 1).toFixed(2));
@@ -34,7 +29,7 @@
     const at = Number.isInteger(peak) && peak >= 0 && peak < tokens.length ? peak : -1;
     const line = element("p", { className: "tokens", dir: "auto" });
     line.append(...tokens.map((t, i) => token(t, values[i] ?? null, most, i === at)));
-    const head = element("p", { className: "peak-value" }, element("b", { textContent: visible(group) }));
+    const head = element("p", { className: "peak-value" }, element("b", { textContent: group }));
     if (at >= 0) head.append(" ", element("span", { textContent: shown(values[at] ?? null), title: "peak activation" }));
     return element("div", { className: "example" }, head, line);
   }
