@@ -4,13 +4,14 @@
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, quoted, shown
 
 
 @contextlib.contextmanager
@@ -72,26 +73,80 @@ def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The `object_pairs_hook` of `json.loads` for objects in which a key that occurs twice is an error."""
     out = dict(pairs)
     if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the key {quoted(twice)} occurs twice")
     return out
 
 
-def read_json(path: str | os.PathLike, *, unique: bool = False) -> Any:
-    """Read JSON.
+_KINDS: Final = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
-    Args:
-      unique: refuse an object with a key that occurs twice, instead of taking the last.
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A file opened for reading, if it is one: a pipe, a device or a folder is refused instead of waited for.
+
     Raises:
-      UserError: the file is missing, not UTF-8 or not JSON.
+      UserError: it is none, or cannot be read.
+    Example:
+      >>> open_regular("/dev/null")
+      Traceback (most recent call last):
+      jaxneuro.errors.UserError: cannot read /dev/null: it is a device, not a file.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=no_duplicates if unique else None)
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror or e}.") from e
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISREG(mode):
+            return os.fdopen(fd, "rb")
+        os.close(fd)
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise UserError(f"cannot read {shown(path, 400)}: {getattr(e, 'strerror', None) or e}.") from e
+    kind = next((name for test, name in _KINDS if test(mode)), "something else")
+    raise UserError(f"cannot read {shown(path, 400)}: it is {kind}, not a file.")
+
+
+LARGEST_JSON: Final = 200_000_000
+"""Bytes. The largest that is met is an index of shards, a few megabytes."""
+DEEPEST_JSON: Final = 64
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Read JSON. Its numbers may be NaN or infinite where Python wrote it: `fields` refuses those that matter.
+
+    Raises:
+      UserError: the file is missing, no regular file, larger than 200 MB, not UTF-8, not JSON, nested deeper than 64
+        levels, or has an object with a key that occurs twice.
+    """
+    name = shown(path, 400)
+    with open_regular(path) as f:
+        if (size := os.fstat(f.fileno()).st_size) > LARGEST_JSON:
+            raise UserError(f"{name} has {size:,} bytes, more than the {LARGEST_JSON:,} that a JSON file may have.")
+        content = f.read()
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=no_duplicates)
+        if _deeper(value, DEEPEST_JSON):
+            raise RecursionError
+    except RecursionError:
+        raise UserError(f"{name} is nested more than {DEEPEST_JSON} levels deep.") from None
     except ValueError as e:
-        raise UserError(f"{path} is not valid JSON: {e}.") from e
+        raise UserError(f"{name} is not valid JSON: {e}.") from e
+    return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value has more levels than these."""
+    level = [value]
+    for _ in range(levels):
+        if not level:
+            return False
+        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+    return bool(level)
 
 
 def save_npz(path: str | os.PathLike, **arrays: np.ndarray) -> None:

@@ -184,7 +184,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Tensors:
         return read_safetensors(single)
     if not index.exists():
         raise UserError(_no_weights(folder))
-    content = read_json(index, unique=True)
+    content = read_json(index)
     where = content.get("weight_map", 0) if isinstance(content, dict) else 0
     if not _is_text_map(where) or any(Path(f).name != f for f in where.values()):
         raise UserError(f"{index} has no 'weight_map' from tensor names to names of files beside it.")
