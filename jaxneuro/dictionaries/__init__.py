@@ -79,6 +79,7 @@ from .formats import load_gemma_scope as load_gemma_scope
 from .formats import load_llama_scope as load_llama_scope
 from .formats import load_metadata as load_metadata
 from .formats import load_openai as load_openai
+from .formats import load_placement as load_placement
 from .formats import load_saelens as load_saelens
 from .formats import load_saex as load_saex
 from .formats import load_sparsify as load_sparsify
@@ -105,6 +106,7 @@ from .parts.selected import AuxK as AuxK
 from .parts.training import Training as Training
 from .pca import PCADictionary as PCADictionary
 from .pca import pca as pca
+from .places import Placement as Placement
 from .relu import relu as relu
 from .semi_nmf import SemiNMFDictionary as SemiNMFDictionary
 from .semi_nmf import semi_nmf as semi_nmf

@@ -4,7 +4,8 @@
     dictionary.json          {"format": 1, "dictionary": {"class": "SparseCoder", "fields": {"W_enc": {"array": ...
     dictionary.safetensors   every array under its path, "activation.threshold"
 
-Other libraries' formats hold some dictionaries (`formats/`); this one holds all of them.
+A third key, "place", says where it belongs (places.py), if that is known. Other libraries' formats hold some
+dictionaries (`formats/`); this one holds all of them.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from .dictionary import SparseCoder
 from .kmeans import KMeansDictionary
 from .matching_pursuit import MatchingPursuit
 from .pca import PCADictionary
+from .places import Placement, own_place, own_words
 from .semi_nmf import SemiNMFDictionary
 
 FORMAT: Final = 1
@@ -40,8 +42,8 @@ CLASSES: Final[Mapping[str, type]] = {
 """What can be stored: dataclasses of arrays, plain values, and each other."""
 
 
-def save_native(dictionary: Any, folder: str | os.PathLike) -> Path:
-    """Write a dictionary; the JSON file is written last, a folder with it is whole.
+def save_native(dictionary: Any, folder: str | os.PathLike, *, place: Placement | None = None) -> Path:
+    """Write a dictionary, and where it belongs; the JSON file is written last, a folder with it is whole.
 
     Raises:
       UserError: a class that is not in `CLASSES`, something in a field that has no place in the file.
@@ -53,6 +55,8 @@ def save_native(dictionary: Any, folder: str | os.PathLike) -> Path:
     """
     folder, arrays = Path(folder), {}
     record = {"format": FORMAT, "dictionary": _node(dictionary, "", arrays)}
+    if place is not None:
+        record["place"] = own_words(place)
     (folder / RECORD).unlink(missing_ok=True)
     write_safetensors(folder / ARRAYS, arrays)
     write_json(folder / RECORD, record)
@@ -76,6 +80,12 @@ def load_native(folder: str | os.PathLike) -> Any:
     if arrays:
         raise UserError(f"{folder / ARRAYS} holds arrays that {RECORD} does not name: {', '.join(sorted(arrays))}.")
     return dictionary
+
+
+def native_place(folder: Path) -> Placement | None:
+    """Where `save_native` was told that the dictionary belongs."""
+    record = read_json(folder / RECORD)
+    return own_place(record.get("place")) if isinstance(record, Mapping) else None
 
 
 def _node(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:

@@ -2,6 +2,7 @@
 """What a model's name stands for: a folder in Hugging Face layout on this machine."""
 
 import importlib.util
+import itertools
 import os
 from pathlib import Path
 from typing import Final
@@ -73,6 +74,28 @@ def _minilm() -> Path:
 
 
 _NAMED: Final = {"bundled": _bundled, "all-MiniLM-L6-v2": _minilm}
+_ON_THE_HUB: Final = {"all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
+
+
+def hub_name(name: str | os.PathLike) -> str | None:
+    """What the Hugging Face Hub calls a model that `resolve` finds; None for the bundled one and for folders.
+
+    A folder of the Hub's own cache says which repository it is of. A folder's config.json may name the model that it
+    was made from, which is another one, so it is not asked.
+
+    Example:
+      >>> hub_name("Qwen/Qwen3-0.6B"), hub_name("bundled"), hub_name("./Qwen/Qwen3-0.6B")
+      ('Qwen/Qwen3-0.6B', None, None)
+    """
+    text = os.fspath(name)
+    if text in _NAMED:
+        return _ON_THE_HUB.get(text)
+    if not _is_path(text) and not Path(text).exists():
+        return text
+    parts = Path(text).expanduser().absolute().parts
+    cached = [part for part, below in itertools.pairwise(parts) if below == "snapshots"]
+    owner, _, rest = cached[-1].removeprefix("models--").partition("--") if cached else ("", "", "")
+    return "/".join(filter(None, (owner, rest))) if cached and cached[-1].startswith("models--") else None
 
 
 def _is_path(text: str) -> bool:

@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from ..activations import harvest, rich_progress, run
 from ..data import batches, shuffled_labels
-from ..dictionaries import Reconstruction, Recovered, Training, reconstruction, recovered, save_saelens, topk
+from ..dictionaries import Placement, Reconstruction, Recovered, Training, reconstruction, recovered, save_saelens, topk
 from ..io import save_npz, write_json
 from ..neurons import (
     MEASURES,
@@ -287,7 +287,14 @@ def dictionary(inputs: Inputs, folder: RunFolder) -> None:
         inputs.measured_batches(),
         judge=MEASURES[inputs.measure].fn,
     )
-    save_saelens(learned, folder / "dictionary", {"model_name": inputs.config.model, "hook_name": site})
+    place = Placement(
+        site=(site,),
+        model=inputs.config.model,
+        family=model.cfg.family,
+        context=inputs.windows.length,
+        prepend_bos=bool(inputs.tokenizer.prefix),
+    )
+    save_saelens(learned, folder / "dictionary", place=place)
     write_json(
         folder / "dictionary.json",
         {

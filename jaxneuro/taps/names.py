@@ -10,6 +10,14 @@ _LAYERS = re.compile(r"\*|\d+(,\d+)*")
 _TAGS = ("", "grad", "tangent")
 # TransformerLens names that are not ours with `hook_` in front.
 _OTHER_SPELLINGS = {"attn.attn_scores": "attn.scores"}
+# Sites that TransformerLens has too, without their layer. It has no hook at the others (mlp.gate, logits).
+_OF_A_BLOCK = (
+    *("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.in", "mlp.in"),
+    *(f"attn.{name}" for name in ("q", "k", "v", "scores", "pattern", "z", "result")),
+    *(f"mlp.{name}" for name in ("pre", "pre_linear", "post")),
+    *(f"{norm}.{part}" for norm in ("ln1", "ln1_post", "ln2", "ln2_post") for part in ("scale", "normalized")),
+)
+_WITHOUT_LAYER = ("embed", "pos_embed", "ln_final.scale", "ln_final.normalized", "unembed.in")
 
 
 class SiteName(NamedTuple):
@@ -54,3 +62,27 @@ def parse(site: str) -> SiteName:
             name = name.removesuffix(theirs) + ours
     layers = None if written == "*" else tuple(int(n) for n in written.split(","))
     return SiteName(name + (f"@{tag}" if tag else ""), layers, layers is not None and len(layers) == 1)
+
+
+def hook_name(site: str) -> str | None:
+    """TransformerLens' name of a site of one layer, in either spelling; None where it has no hook.
+
+    Raises:
+      UserError: as `parse`.
+    Example:
+      >>> hook_name("blocks.5.resid_post"), hook_name("blocks.0.attn.scores"), hook_name("blocks.0.mlp.gate")
+      ('blocks.5.hook_resid_post', 'blocks.0.attn.hook_attn_scores', None)
+    """
+    name, layers, single = parse(site)
+    if name in _WITHOUT_LAYER and layers is None:
+        return _hooked(name)
+    inner = name.removeprefix("blocks.")
+    if not (single and layers and inner != name and inner in _OF_A_BLOCK):
+        return None
+    theirs = {ours: theirs for theirs, ours in _OTHER_SPELLINGS.items()}
+    return f"blocks.{layers[0]}.{_hooked(theirs.get(inner, inner))}"
+
+
+def _hooked(name: str) -> str:
+    owner, dot, last = name.rpartition(".")
+    return f"{owner}{dot}hook_{last}"

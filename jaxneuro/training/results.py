@@ -16,16 +16,19 @@ from ..dictionaries import CrossLayerTranscoder, reconstruction, save_saelens, s
 from ..dictionaries.native import save_native
 from ..errors import UserError
 from ..io import write_json
-from .config import Live, TrainConfig
+from .config import TrainConfig
 from .folder import DICTIONARY, RESULTS
 from .sources import Data
-from .sweep import members, places
+from .sweep import members
 
 WRITERS: Final[dict[str, tuple[Callable[..., Any], frozenset[str]]]] = {
     "saelens": (
         save_saelens,
         frozenset(
-            ("topk", "batch_topk", "matryoshka", "multi_topk", "relu", "jumprelu", "gated", "atoms", "matching_pursuit")
+            (
+                *("topk", "batch_topk", "matryoshka", "multi_topk", "relu", "jumprelu", "gated", "atoms"),
+                *("matching_pursuit", "crosscoder"),
+            )
         ),
     ),
     "sparsify": (save_sparsify, frozenset({"topk", "multi_topk", "group_max", "transcoder"})),
@@ -53,12 +56,13 @@ def check_exports(config: TrainConfig) -> None:
 
 def write(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Save every dictionary, judge it, write results.json last: a folder with it is complete."""
-    at, rows = places(config), {}
+    rows = {}
     for member in members(config):
         dictionary, folder = found[member.name], out / DICTIONARY / member.name
-        save_native(dictionary, folder)
+        place = data.belongs(member.place)
+        save_native(dictionary, folder, place=place)
         for name in config.export:
-            WRITERS[name][0](dictionary, folder / name, _metadata(config, at[member.place]))
+            WRITERS[name][0](dictionary, folder / name, place=place)
         rows[member.name or DICTIONARY] = judged(data, member.place, dictionary)
     results = {
         "dictionaries": rows,
@@ -69,13 +73,6 @@ def write(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) 
     }
     write_json(out / RESULTS, results)
     return results
-
-
-def _metadata(config: TrainConfig, place: Any) -> dict[str, Any]:
-    if not isinstance(config.source, Live):
-        return {}
-    out = {"hook_name_out": "+".join(place.target)} if place.target else {}
-    return {"model_name": config.source.model, "hook_name": "+".join(place.site), **out}
 
 
 def judged(data: Data, place: str, dictionary: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..activations.buffer import shuffled
 from ..activations.site import at_sites, by_text, check_answers, reached
 from ..activations.text import model_and_tokenizer, read_windows
 from ..data import Subset, Windows, batches
-from ..dictionaries import Recovered, kl_divergence, next_token_loss, recovered
+from ..dictionaries import Placement, Recovered, kl_divergence, next_token_loss, recovered
 from ..errors import UserError
 from ..io import read_safetensors
 from ..models import Transformer
@@ -56,6 +56,8 @@ class Data:
     """Before a method's first step: a buffer fills."""
     recover: Callable[[str, Any, np.ndarray], dict[str, Recovered]] = lambda place, dictionary, mean: {}
     """(place, dictionary, mean of the site) -> what the model loses, where that has a meaning."""
+    belongs: Callable[[str], Placement | None] = lambda place: None
+    """Place -> what a dictionary's files say of it; None: a file of rows does not say."""
 
 
 def open_source(config: TrainConfig) -> Data:
@@ -102,6 +104,18 @@ def _live(source: Live, config: TrainConfig) -> Data:
             return {}
         return recovered(apply, model.weights, site, dictionary, mean, _held(min(size, 16)), judge=_JUDGES)
 
+    def belongs(place: str) -> Placement:
+        options = config.method
+        return Placement(
+            site=at[place].site,
+            target=at[place].target,
+            widths=getattr(options, "widths", ()) or getattr(getattr(options, "training", None), "widths", ()),
+            model=source.model,
+            family=model.cfg.family,
+            context=source.context,
+            prepend_bos=bool(rows.tokenizer.prefix),
+        )
+
     return Data(
         stream=lambda: batches(studied, batch_size=size, seed=config.seed, epochs=None),
         epoch_tokens=int(studied.tokens_per_group.sum()),
@@ -111,6 +125,7 @@ def _live(source: Live, config: TrainConfig) -> Data:
         attach=functools.partial(_attached, apply, at, source, config.seed),
         extra_steps=math.ceil(source.buffer_tokens / config.batch),
         recover=recover,
+        belongs=belongs,
     )
 
 

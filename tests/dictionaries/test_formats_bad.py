@@ -325,7 +325,7 @@ def coder(**changes):
     return dataclasses.replace(d, **changes)
 
 
-HOOKS = {"model_name": "tiny", "feature_input_hook": "a", "feature_output_hook": "b"}
+HOOKS = {"model_name": "tiny", "feature_input_hook": "mlp.hook_in", "feature_output_hook": "mlp.hook_out"}
 
 
 @pytest.mark.parametrize(

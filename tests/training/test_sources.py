@@ -10,7 +10,7 @@ import pytest
 
 from jaxneuro.activations.store import Layout
 from jaxneuro.activations.writer import Writer
-from jaxneuro.dictionaries import load_dictionary
+from jaxneuro.dictionaries import Placement, load_dictionary, load_placement
 from jaxneuro.dictionaries.native import load_native
 from jaxneuro.errors import UserError
 from jaxneuro.models import load
@@ -40,7 +40,12 @@ def test_sites_of_one_pass_each_with_its_own_dictionary(tmp_path):
     folder = config.out / "dictionary" / sites[1]
     ours, theirs = load_native(folder), load_dictionary(folder / "saelens")
     assert all((np.asarray(a) == b).all() for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True))
-    assert json.loads((folder / "saelens/cfg.json").read_text())["metadata"]["hook_name"] == sites[1]
+    metadata = json.loads((folder / "saelens/cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == "blocks.1.hook_mlp_out"  # as TransformerLens spells it
+    assert "model_name" not in metadata  # "bundled" is no model of the Hub
+    assert (metadata["context_size"], metadata["prepend_bos"]) == (32, False)
+    place = Placement(site=(sites[1],), model="bundled", family="llama", context=32, prepend_bos=False)
+    assert load_placement(folder / "saelens") == load_placement(folder) == place
 
 
 MLP = {"site": "ln2.normalized", "target": "mlp_out"}

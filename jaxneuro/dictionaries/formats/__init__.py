@@ -29,6 +29,7 @@ from .others import load_saex as load_saex
 from .others import load_transcoder_circuits as load_transcoder_circuits
 from .recognise import load_dictionary as load_dictionary
 from .recognise import load_metadata as load_metadata
+from .recognise import load_placement as load_placement
 from .saelens import load_saelens as load_saelens
 from .sparsify import load_sparsify as load_sparsify
 from .sparsify import save_sparsify as save_sparsify

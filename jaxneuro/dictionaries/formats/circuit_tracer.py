@@ -28,11 +28,15 @@ from ...io import read_safetensors
 from ..activations import JumpReLU, Relu
 from ..cross_layer import CrossLayerTranscoder
 from ..dictionary import SparseCoder
+from ..places import Placement, our_site
 from . import strict
 from .gemma_scope import load_gemma_scope
 
 CONFIG: Final = "config.yaml"
 FILES: Final = (CONFIG, "layer_*.safetensors", "W_enc_*.safetensors", "W_dec_*.safetensors")
+SAME: Final = {"mlp.hook_out": "hook_mlp_out"}
+"""What circuit-tracer calls the MLP's output where no norm comes after it, and then it is `mlp_out`."""
+_STEMS: Final = ("layer", "W_enc")
 _THRESHOLD: Final = "activation_function.threshold"
 _LAYER: Final = {
     "W_enc": ("n_latents", "d_in"),
@@ -82,6 +86,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if "transcoders" in config:  # the first release had no model_kind
         config.setdefault("model_kind", "transcoder_set")
     return config
+
+
+def place_of(config: Mapping[str, Any], folder: Path) -> Placement | None:
+    """Where config.yaml says that the transcoders belong: a site and a target of every layer."""
+    listed = config.get("transcoders")
+    layers = range(len(listed) if isinstance(listed, list) else max(len(_numbered(folder, s)) for s in _STEMS))
+    hooks = [config.get(key) for key in ("feature_input_hook", "feature_output_hook")]
+    if not layers or not all(isinstance(hook, str) for hook in hooks):
+        return None
+    site, target = (tuple(our_site(f"blocks.{layer}.{SAME.get(hook, hook)}") for layer in layers) for hook in hooks)
+    model = config.get("model_name")
+    return Placement(site=site, target=target, model=model if isinstance(model, str) else None)
 
 
 def _set(folder: Path, config: Mapping[str, Any]) -> dict[int, SparseCoder]:

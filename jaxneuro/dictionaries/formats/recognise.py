@@ -12,6 +12,7 @@ from .. import native
 from ..cross_layer import CrossLayerTranscoder
 from ..dictionary import SparseCoder
 from ..matching_pursuit import MatchingPursuit
+from ..places import OURS, Placement, of_saelens, own_place
 from . import circuit_tracer, dictionary_learning, gemma_scope, llama_scope, saelens, sparsify, strict
 from .openai import load_openai
 from .others import load_transcoder_circuits
@@ -25,6 +26,12 @@ class _Format(NamedTuple):
     fits: Callable[[Path], bool]
     load: Callable[[Path], Loaded]
     metadata: Callable[[Path], Mapping[str, Any]]
+    place: Callable[[Mapping[str, Any], Path], Placement | None] = lambda metadata, path: _ours(metadata)
+    """From these metadata and the files: where it belongs, in our words."""
+
+
+def _ours(metadata: Mapping[str, Any]) -> Placement | None:
+    return own_place(metadata.get(OURS))
 
 
 def _has(*names: str, without: str | None = None) -> Callable[[Path], bool]:
@@ -63,9 +70,14 @@ def _json(*names: str) -> Callable[[Path], dict[str, Any]]:
 
 
 _FORMATS: Final = {
-    "jaxneuro": _Format(_has(native.RECORD, native.ARRAYS), native.load_native, _nothing),
+    "jaxneuro": _Format(
+        _has(native.RECORD, native.ARRAYS), native.load_native, _nothing, lambda _, path: native.native_place(path)
+    ),
     "saelens": _Format(
-        _has(saelens.CONFIG, saelens.WEIGHTS), saelens.load_saelens, lambda p: saelens.v6_config(p).get("metadata", {})
+        _has(saelens.CONFIG, saelens.WEIGHTS),
+        saelens.load_saelens,
+        lambda p: saelens.v6_config(p).get("metadata", {}),
+        lambda metadata, _: of_saelens(metadata),
     ),
     "sparsify": _Format(_has(sparsify.CONFIG, sparsify.WEIGHTS), sparsify.load_sparsify, _json(sparsify.CONFIG)),
     "dictionary_learning": _Format(
@@ -81,7 +93,10 @@ _FORMATS: Final = {
         _json("hyperparams.json", "config.json"),
     ),
     "circuit_tracer": _Format(
-        _has(circuit_tracer.CONFIG), circuit_tracer.load_circuit_tracer, circuit_tracer.read_config
+        _has(circuit_tracer.CONFIG),
+        circuit_tracer.load_circuit_tracer,
+        circuit_tracer.read_config,
+        lambda config, path: _ours(config) or circuit_tracer.place_of(config, path),
     ),
     "transcoder_circuits": _Format(_pt_with("b_dec_out"), load_transcoder_circuits, _nothing),
 }
@@ -136,7 +151,7 @@ def load_dictionary(
       >>> load_dictionary(folder).n_latents, load_metadata(folder)["hook_name"]
       (2, 'blocks.3.hook_resid_post')
     """
-    path = _place(name, subfolder, revision)
+    path = _folder(name, subfolder, revision)
     return _recognised(path, format).load(path)
 
 
@@ -147,11 +162,31 @@ def load_metadata(
 
     SAELens' metadata, which `save_saelens` takes; else the whole config of the format; {} where it has none.
     """
-    path = _place(name, subfolder, revision)
+    path = _folder(name, subfolder, revision)
     return dict(_recognised(path, format).metadata(path))
 
 
-def _place(name: str | os.PathLike, subfolder: str | None, revision: str | None) -> Path:
+def load_placement(
+    name: str | os.PathLike, format: str | None = None, *, subfolder: str | None = None, revision: str | None = None
+) -> Placement | None:
+    """Where a dictionary belongs, in our words, whichever library wrote it; None where its files do not say.
+
+    Read from SAELens' and circuit-tracer's hooks and from what our writers were told: `place=`.
+
+    Example:
+      >>> import tempfile
+      >>> from jaxneuro.dictionaries import Relu, save_saelens
+      >>> d = SparseCoder(W_enc=jnp.eye(2), W_dec=jnp.eye(2), b_enc=jnp.zeros(2), b_dec=jnp.zeros(2), activation=Relu())
+      >>> folder = save_saelens(d, tempfile.mkdtemp(), {"hook_name": "blocks.3.hook_resid_post", "context_size": 64})
+      >>> load_placement(folder).site, load_placement(folder).context
+      (('blocks.3.resid_post',), 64)
+    """
+    path = _folder(name, subfolder, revision)
+    found = _recognised(path, format)
+    return found.place(found.metadata(path), path)
+
+
+def _folder(name: str | os.PathLike, subfolder: str | None, revision: str | None) -> Path:
     path = Path(name).expanduser()
     return path if path.is_file() else strict.folder_of(name, subfolder, revision, _FETCHED)
 

@@ -20,6 +20,7 @@ from ...errors import UserError
 from ...io import read_safetensors, write_json, write_safetensors
 from ..activations import GroupMax, TopK
 from ..dictionary import SparseCoder
+from ..places import OURS, Placement, own_words
 from . import strict
 
 CONFIG: Final = "cfg.json"
@@ -87,7 +88,11 @@ def _n_latents(config: Mapping[str, Any], d_in: int) -> tuple[int, list[str]]:
 
 
 def save_sparsify(
-    dictionary: SparseCoder, folder: str | os.PathLike, metadata: Mapping[str, Any] | None = None
+    dictionary: SparseCoder,
+    folder: str | os.PathLike,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    place: Placement | None = None,
 ) -> Path:
     """Write a dictionary as sparsify reads it.
 
@@ -95,9 +100,13 @@ def save_sparsify(
       dictionary: with TopK or GroupMax; d_in = d_out, as sparsify's config holds one width.
       folder: of one hook point; made if need be. The config is written last.
       metadata: expansion_factor, normalize_decoder, multi_topk and whatever else the config should keep.
+      place: where the dictionary belongs, kept under a key of ours: sparsify says it by the folder's name alone, a
+        module of the Hugging Face model ("layers.10.mlp").
     Raises:
       UserError: a dictionary that sparsify cannot hold, NaN or infinity in the arrays, a folder that cannot be written.
     """
+    if not isinstance(dictionary, SparseCoder):
+        raise strict.no_layout("sparsify", dictionary, SparseCoder)
     names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     d = dictionary
     problems = []
@@ -115,6 +124,7 @@ def save_sparsify(
     write_safetensors(folder / WEIGHTS, arrays)
     config = {
         **_OF_TRAINING,
+        **({OURS: own_words(place)} if place else {}),
         **(metadata or {}),
         "activation": names[type(d.activation)],
         "num_latents": d.n_latents,

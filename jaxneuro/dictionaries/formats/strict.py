@@ -80,6 +80,15 @@ def _wrong(name: str, a: np.ndarray, axes: tuple[str, ...], sizes: dict[str, int
         yield f"{name} holds NaN or infinity"
 
 
+def no_layout(library: str, dictionary: Any, *held: type) -> UserError:
+    """The error of a writer that is given something else than its format holds."""
+    return UserError(
+        f"{library} has no layout for a {type(dictionary).__name__}; it holds "
+        f"{' or '.join(t.__name__ for t in held)}. Our own format holds every dictionary: "
+        "jaxneuro.dictionaries.native.save_native."
+    )
+
+
 def arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The parameters of a dictionary about to be written; refused if one is not finite."""
     out = {name: np.asarray(a) for name, a in tensors.items()}

@@ -11,33 +11,51 @@ import numpy as np
 
 from ...errors import UserError
 from ...io import write_safetensors, write_text
+from ...io.sources import hub_name
+from ...taps.names import hook_name
 from ..activations import Activation, JumpReLU, Relu
 from ..cross_layer import CrossLayerTranscoder
 from ..dictionary import SparseCoder
+from ..places import OURS, Placement, own_words
 from . import strict
-from .circuit_tracer import CONFIG
+from .circuit_tracer import CONFIG, SAME
 
-_NEEDED: Final = ("model_name", "feature_input_hook", "feature_output_hook")
+_HOOKS: Final = {"feature_input_hook": "site", "feature_output_hook": "target"}
+_OF_FAMILIES: Final = {("qwen3", "hook_mlp_out"): "mlp.hook_out"}
+"""Where circuit-tracer knows one of two names that mean the same."""
 
 
 def save_circuit_tracer(
     transcoders: Mapping[int, SparseCoder] | CrossLayerTranscoder,
     folder: str | os.PathLike,
-    metadata: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    place: Placement | None = None,
 ) -> Path:
     """Write a folder that circuit-tracer loads, with decoder rows contiguous in the file, as it reads single rows.
+
+    It has no TopK transcoders: train `jumprelu`, `relu`, `batch_topk` or `matryoshka` on batches with y, or
+    `cross_layer_transcoder` with one of the rules that leave a threshold.
 
     Args:
       transcoders: {layer: transcoder} for layers 0 to n - 1, or a cross-layer transcoder; with ReLU or JumpReLU.
       folder: made if need be. config.yaml is written last: a folder with it is whole.
-      metadata: model_name, feature_input_hook ("mlp.hook_in") and feature_output_hook ("mlp.hook_out"), which
-        circuit-tracer needs, and what else config.yaml should say.
+      metadata: model_name, feature_input_hook ("mlp.hook_in" for the site mlp.in) and feature_output_hook
+        ("hook_mlp_out"), which circuit-tracer needs, and what else config.yaml should say.
+      place: where they belong, one site and one target of every layer, instead of these three. The hooks of metadata
+        must then name the same sites; "mlp.hook_out" may be said for mlp_out.
     Raises:
-      UserError: what circuit-tracer cannot hold, each reason; NaN or infinity; a folder that cannot be written.
+      UserError: what circuit-tracer cannot hold, each reason; hooks that stand for no site; NaN or infinity; a folder
+        that cannot be written.
     """
     import yaml
 
-    problems = [f"metadata lacks {key}" for key in _NEEDED if key not in metadata]
+    words, problems = _words(place) if place else ({}, [])
+    metadata = {**words, **(metadata or {})}
+    problems += [
+        f"metadata lacks {key}" for key in (*([] if place else ["model_name"]), *_HOOKS) if key not in metadata
+    ]
+    problems += _wrong_hooks(metadata, words)
     one = isinstance(transcoders, CrossLayerTranscoder)
     kind, files, wrong = _cross_layer(transcoders) if one else _set(transcoders)
     if problems + wrong:
@@ -51,10 +69,46 @@ def save_circuit_tracer(
     return folder
 
 
+def _words(place: Placement) -> tuple[dict[str, Any], list[str]]:
+    """(config.yaml's words for a place, what is wrong with it): one hook of every layer, in order."""
+    words: dict[str, Any] = {OURS: own_words(place)}
+    problems = []
+    for key, field in _HOOKS.items():
+        sites = getattr(place, field)
+        hooks = [hook_name(site) or "" for site in sites]
+        inner = {hook.removeprefix(f"blocks.{layer}.") for layer, hook in enumerate(hooks)}
+        if len(inner) == 1 and (hook := inner.pop()) and not hook.startswith("blocks."):
+            words[key] = _OF_FAMILIES.get((place.family or "", hook), hook)
+        else:
+            problems.append(f"{field} is {', '.join(sites) or 'nothing'}: a hook of every layer, from 0, is needed")
+    if model := place.model and hub_name(place.model):
+        words["model_name"] = model
+    return words, problems
+
+
+def _wrong_hooks(metadata: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
+    """Hooks that stand for no site of ours, or for another than the place's."""
+    problems = []
+    for key in metadata.keys() & _HOOKS.keys():
+        hook = metadata[key]
+        theirs = SAME.get(hook, hook) if isinstance(hook, str) else None
+        if not (theirs and hook_name(f"blocks.0.{theirs}") == f"blocks.0.{theirs}"):
+            problems.append(f"{key} = {hook!r} stands for no site: 'mlp.hook_in' is mlp.in, say")
+        elif theirs != SAME.get(words.get(key, theirs), words.get(key, theirs)):
+            problems.append(f"{key} is {hook!r}, but the {_HOOKS[key]} of the place is {words[key]!r}")
+    return sorted(problems)
+
+
 type _Files = dict[str, dict[str, Any]]
 
 
 def _set(coders: Mapping[int, SparseCoder]) -> tuple[str, _Files, list[str]]:
+    if not isinstance(coders, Mapping):
+        return "", {}, [f"a {type(coders).__name__} is neither {{layer: SparseCoder}} nor a CrossLayerTranscoder"]
+    if others := {type(d).__name__ for d in coders.values() if not isinstance(d, SparseCoder)}:
+        return "", {}, [f"its layers are {', '.join(sorted(others))}, not SparseCoder"]
+    if not all(type(i) is int for i in coders):
+        return "", {}, [f"its layers are called {', '.join(map(repr, coders))}, not 0, 1, ..."]
     problems = [] if set(coders) == set(range(len(coders))) and coders else [f"its layers are {sorted(coders)}"]
     if len(widths := {d.n_latents for d in coders.values()}) > 1:
         problems.append(f"its layers have different numbers of latents: {sorted(widths)}")

@@ -14,6 +14,7 @@ from ...io import write_json, write_safetensors
 from ..activations import AbsTopK, Gated, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
 from ..matching_pursuit import MatchingPursuit
+from ..places import Placement, saelens_words, spelled
 from . import strict
 from .architectures import ARCHITECTURES, NORMS, SCALED
 from .saelens import CONFIG, WEIGHTS
@@ -52,7 +53,11 @@ _MORE: Final = {"topk": _k, "abstopk": _k, "matching_pursuit": _stops}
 
 
 def save_saelens(
-    dictionary: SparseCoder | MatchingPursuit, folder: str | os.PathLike, metadata: Mapping[str, Any] | None = None
+    dictionary: SparseCoder | MatchingPursuit,
+    folder: str | os.PathLike,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    place: Placement | None = None,
 ) -> Path:
     """Write a dictionary as SAELens (v6) reads it, with the architecture that its activation stands for.
 
@@ -61,13 +66,18 @@ def save_saelens(
         metadata) a transcoder. Scales of the input are in its weights, so no "expected_average_only_in" is written.
         A `MatchingPursuit` is an autoencoder.
       folder: made if need be. The config is written last: a folder with it is whole.
-      metadata: model_name, hook_name and what else SAELens keeps there. A hook name that ends in "hook_z" is written
-        with reshape_activations "hook_z".
+      metadata: model_name, hook_name and what else SAELens keeps there. Hook names are written as TransformerLens
+        spells them, whichever spelling is given; z of the heads ("blocks.1.attn.z") with reshape_activations "hook_z".
+      place: where the dictionary belongs, from which SAELens' names are made (`saelens_words`); metadata has the last
+        word.
     Raises:
       UserError: what SAELens has no architecture for (GroupMax, a TopK or Gated transcoder, a skip beside a subtracted
         b_dec), NaN or infinity in the arrays, a folder that cannot be written.
     """
-    metadata = {"sae_lens_version": WRITTEN_AS, **dict(metadata or {})}
+    if not isinstance(dictionary, SparseCoder | MatchingPursuit):
+        raise strict.no_layout("SAELens", dictionary, SparseCoder, MatchingPursuit)
+    words = saelens_words(place) if place else {}
+    metadata = {"sae_lens_version": WRITTEN_AS, **words, **spelled(metadata or {})}
     architecture, extra = _named(dictionary, metadata)
     values = _stored(dictionary)
     tensors = strict.arrays({n: values[n] for n in ARCHITECTURES[architecture].tensors})
@@ -108,7 +118,7 @@ def _named(d: SparseCoder | MatchingPursuit, metadata: Mapping[str, Any]) -> tup
     skips = getattr(d, "W_skip", None) is not None
     if architecture is None:
         raise UserError(f"SAELens has no architecture for {name}; it has {', '.join(t.__name__ for t in _NAMES)}.")
-    if d.d_in == d.d_out and not skips and "hook_name_out" not in metadata:
+    if d.d_in == d.d_out and not skips and not metadata.keys() & {"hook_name_out", "hook_names_out"}:
         return architecture, _MORE.get(architecture, lambda d: {})(d)
     if _subtracts(d) or d.input_norm != "none" or architecture not in _AS_TRANSCODER:
         raise UserError(
