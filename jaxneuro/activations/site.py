@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 from ..errors import UserError
 from ..protocols import Batch, Method
 from ..taps import capture
+from ..taps.definitions import LAST_SITES
 from ..taps.names import parse
 from .together import apart
 
-_LAST = ("ln_final.", "logits")
 _NO_POSITION = ("attn.scores", "attn.pattern")
 _POOLED = ("pooled", "pooler.", "projected")
 _ENCODER = "encoder."
@@ -55,7 +55,7 @@ def _needs(site: str) -> int | None:
     name = name.removeprefix(_ENCODER)
     if name.startswith("blocks."):
         return None if layers is None else max(layers) + 1
-    return None if name.startswith((*_LAST, *_POOLED)) else 0
+    return None if name in LAST_SITES or name.startswith(_POOLED) else 0
 
 
 def of_encoder(site: str) -> bool:

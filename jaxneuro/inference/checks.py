@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..models import Config, Weights
 from ..models.cross import check_context
 from ..taps import Edit
+from ..taps.definitions import LAST_SITES
 from ..taps.names import parse
 
 ENCODER = "encoder."
@@ -152,7 +153,7 @@ def _layer(edit: Edit, n_layers: int) -> int:
     site = parse(edit.site)
     name = site.name.removeprefix(ENCODER)
     if not name.startswith("blocks."):
-        return n_layers if name.startswith(("ln_final", "logits")) else -1
+        return n_layers if name in LAST_SITES else -1
     if site.layers is not None:
         return min(site.layers)
     if edit.layer is None or isinstance(edit.layer, Tracer):

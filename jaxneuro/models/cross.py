@@ -99,6 +99,7 @@ def cross_attention(
         # What a cache keeps is what the weights made; an edit acts whenever it is read.
         return tap(of_layer, f"{_SITE}.{name}", layer=layer, axes=("batch", "key", "head", "d_head"))
 
+    x = tap(x, f"{_SITE}.in", layer=layer, pos=at, axes=("batch", "pos", "d_model"))
     q = tap(heads(x, "q"), f"{_SITE}.q", layer=layer, pos=at, axes=("batch", "pos", "head", "d_head"))
     visible = Visible(causal=False, window=None, mask=seen.real, start=at)
     z = attend(q, kept("k"), kept("v"), visible, scale, layer, site=_SITE)

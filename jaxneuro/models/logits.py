@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..taps import wants
+from ..taps.definitions import LAST_SITES
 from .config import Config
 from .layout import Weights, flatten, nest
 from .loss import cross_entropy, predictions
@@ -50,7 +51,7 @@ def map_logits(
 ) -> Any:
     """fn(logits, *constants), position by position, without [batch, pos, d_vocab] in it or in its gradient.
 
-    Where somebody wants the sites `logits` or `ln_final.*` there is one chunk, the whole: what is read or edited there
+    Where somebody wants one of the sites `LAST_SITES` there is one chunk, the whole: what is read or edited there
     is what the result is made of.
 
     Args:
@@ -86,7 +87,7 @@ def map_logits(
         del read["embed.tok"]
     fixed = {leaf: jax.tree.map(constant, read.pop(leaf)) for leaf, a in [*read.items()] if isinstance(a, Quantised)}
     constants = jax.lax.stop_gradient(constants)
-    if chunk >= length or wants("logits", "ln_final.normalized", "ln_final.scale"):
+    if chunk >= length or wants(*LAST_SITES):
         return piece(read, fixed, resid, constants)
     cut, join = functools.partial(_cut, chunk=chunk), functools.partial(_join, length=length)
     return jax.tree.map(join, _in_turn(piece)(read, fixed, cut(resid), jax.tree.map(cut, constants)))

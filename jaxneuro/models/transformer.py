@@ -320,10 +320,11 @@ def _block(
 
     def attention(value: Array) -> Array:
         nonlocal cache
-        out, cache = _attention(w["attn"], value, cfg, visible, angles, layer, cache)
+        out, cache = _attention(w["attn"], site(value, "attn.in"), cfg, visible, angles, layer, cache)
         return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
 
     def mlp(value: Array) -> Array:
+        value = site(value, "mlp.in")
         if cfg.experts is not None and "moe" in w:
             out = experts(w["moe"], value, cfg.experts, ACTS[cfg.act], site)
         else:
@@ -431,13 +432,11 @@ def head(weights: Weights, x: Array, cfg: Config, at: Any = None) -> Float[Array
     if "dense" in head:
         x = ACTS[cfg.head_act or cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
         x = _norm(x, head.get("norm", {}), cfg)
-    if cfg.classify is not None:
-        logits = classified(head, x, cfg)
-    else:
-        if cfg.mixer is not None:  # whose residual stream may be wider than the weights
-            x = x.astype(weights["embed"]["tok"].dtype)
-        x = x * jnp.asarray(cfg.d_model**-0.5, x.dtype) if cfg.head_scale else x
-        logits = matmul(x, unembedding(weights, cfg))
+    if cfg.mixer is not None:  # whose residual stream may be wider than the weights
+        x = x.astype(weights["embed"]["tok"].dtype)
+    x = x * jnp.asarray(cfg.d_model**-0.5, x.dtype) if cfg.head_scale else x
+    x = tap(x, "unembed.in", pos=at, axes=_RESIDUAL)
+    logits = matmul(x, unembedding(weights, cfg)) if cfg.classify is None else classified(head, x, cfg)
     if "b" in head:
         logits = logits + head["b"].astype(logits.dtype)
     if cfg.logit_softcap is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..errors import UserError, unknown
+from .definitions import OTHERS
 from .edits import Edit
 from .names import SiteName, parse
 from .survey import Occurrence, Survey
@@ -26,6 +27,8 @@ def find(site: str, survey: Survey, where: str) -> list[Occurrence]:
     here = survey.of(asked.name)
     if not here:
         hint = _HINT
+        if other := next((text for end, text in OTHERS.items() if asked.base.endswith(end)), None):
+            hint = f"{other[0].upper()}{other[1:]}. {hint}"
         if asked.name.endswith("@grad") and asked.base in survey.names:
             hint = "Gradients are there in a differentiated function: capture(jax.grad(loss), ...). " + hint
         raise unknown("site", asked.name, survey.names, where=f"{where}({site!r})", hint=hint)

@@ -25,6 +25,8 @@ from jaxneuro.taps import capture, tap
         ("pos_embed", 0),
         ("ln_final.hook_normalized", None),
         ("logits", None),
+        ("unembed.hook_in", None),
+        ("blocks.2.mlp.hook_in", 3),
         ("blocks.0,2,1.mlp.post", 3),
         ("blocks.*.mlp.post", None),
     ],

@@ -62,7 +62,7 @@ def test_both_stacks_have_their_sites(t5):
     assert {name.partition("blocks.cross_attn.")[2] for name in cross} - {""} == of_attention
     assert {"blocks.cross_attn_out", "blocks.resid_mid_cross", "blocks.ln_cross.normalized"} < cross
     below = {name for name in found if not name.startswith("encoder.")}
-    assert {f"encoder.{name}" for name in below - cross - {"logits"}} == {*found} - below
+    assert {f"encoder.{name}" for name in below - cross - {"logits", "unembed.in"}} == {*found} - below
     assert (found["encoder.blocks.mlp.post"].layers, found["blocks.mlp.post"].layers) == ((0, 1), (0, 1, 2))
     assert (found["blocks.cross_attn.scores"].shape, found["blocks.cross_attn.k"].shape) == ((2, 3, 5, 7), (2, 7, 3, 4))
     assert found["blocks.cross_attn.k"].axes == ("batch", "key", "head", "d_head")

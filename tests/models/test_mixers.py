@@ -219,7 +219,11 @@ SITES = {
 def test_every_site_is_there(model, tokens):
     found = {s.name for s in sites(model.apply, model.weights, tokens[:, :9])}
     norms = {"ln1_post", "ln1"} if model.cfg.family == "bdh" else {"ln1"}
-    expected = {f"blocks.mixer.{n}" for n in SITES[model.cfg.family] | {"state"}} | {"embed", "logits"}
+    expected = {f"blocks.mixer.{n}" for n in SITES[model.cfg.family] | {"state", "in"}} | {
+        "embed",
+        "unembed.in",
+        "logits",
+    }
     expected |= {f"blocks.{n}.{part}" for n in norms for part in ("scale", "normalized")}
     expected |= {"blocks.resid_pre", "blocks.resid_post"}
     assert found == expected | ({"ln_final.scale", "ln_final.normalized"} if model.cfg.family != "bdh" else set())

@@ -15,18 +15,24 @@ from .conftest import CONFIGS, SMALL, random_weights
 
 RESIDUAL = {"resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"}
 HEADS = {"attn.q", "attn.k", "attn.v", "attn.z"}
+READ = {"attn.in", "mlp.in"}
 NORMS = {f"ln{i}.{part}" for i in (1, 2) for part in ("scale", "normalized")}
 INSIDE_ATTENTION = ["attn.scores", "attn.pattern", "attn.result"]
 
 
 def expected_sites(cfg):
     names = (
-        RESIDUAL | HEADS | NORMS | {"mlp.pre", "mlp.post"} | ({"mlp.gate", "mlp.pre_linear"} if cfg.gated else set())
+        RESIDUAL
+        | HEADS
+        | NORMS
+        | READ
+        | {"mlp.pre", "mlp.post"}
+        | ({"mlp.gate", "mlp.pre_linear"} if cfg.gated else set())
     )
     out = {f"blocks.{n}" for n in names} | {"embed"}
     out |= {"pos_embed"} if cfg.learned_positions else set()
     out |= {"ln_final.normalized", "ln_final.scale"} if cfg.norm_placement == "pre" else set()
-    return out | ({"logits"} if cfg.has_head else set())
+    return out | ({"unembed.in", "logits"} if cfg.has_head else set())
 
 
 def test_every_site_is_there(model, tokens):

@@ -115,10 +115,10 @@ def mix_layers(
         at, before = At(layer, mask, act, cfg.norm_eps, pos, taken), layer_of(states, layer)
         x = site(x, "resid_pre")
         if cfg.norm_placement == "pre":
-            y, after = mixer.mix(w["mixer"], normed(x.astype(dtype), "ln1"), at, before)
+            y, after = mixer.mix(w["mixer"], site(normed(x.astype(dtype), "ln1"), "mixer.in"), at, before)
             x = x + site(y, "mixer.out").astype(x.dtype)
         else:
-            y, after = mixer.mix(weights["shared"], x, at, before)
+            y, after = mixer.mix(weights["shared"], site(x, "mixer.in"), at, before)
             x = normed(x + site(normed(y, "ln1_post"), "mixer.out"), "ln1")
         if states is not None:
             states = jax.tree.map(lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, layer, 0), states, after)
