@@ -5,21 +5,27 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from ..data import Paired, Tokenizer, Windows, load_tokenizer, read_groups, windows
-from ..errors import UserError
+from ..data import BOS, Paired, Tokenizer, Windows, load_tokenizer, read_groups, windows
+from ..errors import UserError, unknown
 from ..models import Transformer, load
 
 
-def model_and_tokenizer(name: str, *, dtype: Any = None, mesh: Mesh | None = None) -> tuple[Transformer, Tokenizer]:
+def model_and_tokenizer(
+    name: str, *, dtype: Any = None, mesh: Mesh | None = None, bos: str = "auto"
+) -> tuple[Transformer, Tokenizer]:
     """Both of one folder or name, as `load` and `load_tokenizer` know them.
 
+    Args:
+      bos: a word of `data.BOS`: whether texts begin with the begin token.
     Raises:
-      UserError: as these; a model of pictures; the tokenizer has ids that the model has no embedding for.
+      UserError: as these; a model of pictures; the model has no embedding for what stands around every text.
     """
     model = load(name, dtype=dtype, mesh=mesh)
     if not isinstance(model, Transformer) or model.cfg.image is not None:
         raise UserError(f"{name} holds a model of pictures, which reads no text. Choose a model of text.")
-    tokenizer = load_tokenizer(name)
+    if bos not in BOS:
+        raise unknown("bos", bos, BOS)
+    tokenizer = load_tokenizer(name, bos=BOS[bos])
     tokenizer.check_vocabulary(model.cfg.d_vocab)
     return model, tokenizer
 
@@ -40,15 +46,18 @@ def read_windows(
       packing: see `jaxneuro.data.windows`; "auto": "windows" for a causal model, "documents" for an encoder, also that
         of a model with one, which is what reads the text.
     Raises:
-      UserError: more tokens than a model with learned positions has; as `read_groups` and `windows`.
+      UserError: more tokens than a model with learned positions has; a token without an embedding; as `read_groups`
+        and `windows`.
     """
     if model.cfg.learned_positions and length > model.cfg.n_ctx:
         raise UserError(f"rows of {length} tokens are asked for, but the model has only {model.cfg.n_ctx} positions.")
     if packing == "auto":
         packing = "windows" if model.cfg.causal and model.cfg.encoder is None else "documents"
-    return windows(
+    rows = windows(
         read_groups(groups), tokenizer, length=length, packing=packing, max_tokens_per_group=max_tokens_per_group
     )
+    rows.check_vocabulary(model.cfg.d_vocab)
+    return rows
 
 
 def read_pairs(model: Transformer, tokenizer: Tokenizer, groups: str, answers: str, *, length: int) -> Paired:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
+from ..data import Bos
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class Capture:
     None: all of the text, once."""
     context: int = 128
     """Tokens per window."""
+    bos: Bos = "auto"
+    """Whether windows begin with the begin token: as the tokenizer's own convention has it, always (GPT-2, Pythia, for
+    dictionaries trained with `prepend_bos`) or never."""
     batch: int = 32
     """Windows per pass of the model."""
     seed: int = 0
@@ -120,7 +124,7 @@ def run_capture(config: Capture) -> Path:
     if config.batch % config.devices.data:
         raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")
     spread = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
-    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh)
+    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh, bos=config.bos)
     encoder = model.cfg.encoder
     sites = sites_of(config.site, model.cfg.n_layers, 0 if encoder is None else encoder.n_layers)
     if config.answers is None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from ..data import Bos
 from ..errors import UserError, unknown
 
 
@@ -43,6 +44,9 @@ class Generate:
     """Folder of a finished `jaxneuro study` of this model, whose chosen neurons are set to 0."""
     groups: tuple[str, ...] = ()
     """Of which groups of the study; none: of all."""
+    bos: Bos = "auto"
+    """Whether a prompt begins with the begin token: as the tokenizer's own convention has it, always or never. A prompt
+    that spells it out does not get a second one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -57,7 +61,11 @@ def run(config: Generate) -> None:
     from ..activations.text import model_and_tokenizer
     from ..inference import complete
 
-    model, tokenizer = model_and_tokenizer(config.model, dtype=jax.numpy.dtype(config.dtype))
+    model, tokenizer = model_and_tokenizer(config.model, dtype=jax.numpy.dtype(config.dtype), bos=config.bos)
+    how: dict[str, Any] = {
+        "sampler": sampler(config),
+        "edits": [*steering(config, model.cfg.d_model), *silencing(config, model.cfg)],
+    }
     single = len(config.prompt) == 1
     gap = "" if model.cfg.encoder is None else "\n"  # an answer stands below what it answers
 
@@ -71,9 +79,8 @@ def run(config: Generate) -> None:
         tokenizer,
         config.prompt,
         max_new=config.max_new,
-        sampler=sampler(config),
         key=jax.random.key(config.seed),
-        edits=[*steering(config, model.cfg.d_model), *silencing(config, model.cfg)],
+        **how,
         stop=config.stop,
         on_text=show if single else None,
     )

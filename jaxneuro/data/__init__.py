@@ -33,6 +33,7 @@ mapping of names to sequences of strings, `batches` any `Windows`. A batch is a 
 | `groups.py`, `hub.py` | layouts of folders, one file, a Hugging Face dataset | `datasets` (extra `hub`) |
 | `formats.py`, `documents.py` | .txt, .jsonl, .parquet: checked once, then random access in bounded memory | pyarrow |
 | `tokenizer.py`, `pieces.py` | ids, specials, tokens as one shows them, for each kind of vocabulary | transformers |
+| `rows.py` | texts to padded rows, what stands around a text once: `tokens, mask = tokenizer.batch(texts)` | NumPy |
 | `store.py` | tokenize once, into memory or a cache that proves itself | NumPy |
 | `subset.py`, `paired.py` | some of the rows, for splits; texts beside their answers, for T5 | NumPy |
 | `windows.py` | packing into rows; labels and their permutations for nulls | NumPy |
@@ -56,6 +57,9 @@ from .groups import require_groups as require_groups
 from .paired import Paired as Paired
 from .processor import Processor as Processor
 from .processor_config import load_processor as load_processor
+from .rows import BOS as BOS
+from .rows import Bos as Bos
+from .rows import TokenBatch as TokenBatch
 from .store import TokenStore as TokenStore
 from .store import tokenize as tokenize
 from .subset import Subset as Subset

@@ -19,7 +19,7 @@ from ..io.files import atomic_write, read_json, write_json
 from .documents import fingerprint_of
 from .tokenizer import Tokenizer
 
-VERSION: Final = 1  # of the cache's layout: part of every fingerprint
+VERSION: Final = 2  # of the cache's layout: part of every fingerprint
 BATCH_DOCUMENTS: Final = 256
 BATCH_CHARACTERS: Final = 1_000_000  # bounds what the tokenizer holds at once, about 100 bytes per character
 CRC_BYTES: Final = 1 << 18
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenStore:
-    """Documents as token ids without special tokens: document d is `ids[offsets[d]:offsets[d + 1]]`."""
+    """Documents as token ids, without the special tokens around a text: document d is `ids[offsets[d]:offsets[d + 1]]`."""
 
     ids: np.ndarray
     """int32 [n_tokens]; a read-only memory map when it lies in a cache."""
     offsets: np.ndarray
     """int64 [n_documents + 1]"""
     n_counted: int
-    """Tokens that are not special (a text may spell special tokens out)."""
+    """Tokens that are not special (a text may spell special tokens out inside)."""
     truncated_documents: int
     truncated_tokens: int
     """Documents cut at `max_per_document`, and the tokens that were cut off."""
@@ -103,7 +103,11 @@ class _Count:
         """int32 arrays, a batch of documents each."""
         done = 0
         for batch in _batches(self._texts):
-            kept = [part for ids in self._tokenizer.encode_batch(batch) if len(part := self._keep(ids))]
+            kept = [
+                part
+                for ids in self._tokenizer.encode_batch(batch)
+                if len(part := self._keep(self._tokenizer.bare(ids)))
+            ]
             done += len(batch)
             if kept:
                 chunk = np.concatenate(kept)

@@ -3,19 +3,22 @@
 
 import codecs
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from ..errors import UserError
+from ..io.generation import generation_ids
 from ..io.sources import TOKENIZER_FILES, resolve
 from .pieces import Pieces
+from .rows import TokenBatch, around, padded, without
 
 NAMED: Final = ("bos", "eos", "pad", "cls", "sep", "mask")
 
@@ -24,9 +27,10 @@ NAMED: Final = ("bos", "eos", "pad", "cls", "sep", "mask")
 class Tokenizer:
     """A thin wrapper around a Hugging Face tokenizer (`hf`): text to token ids and back, nothing implicit.
 
-    `encode` adds no special tokens; `prefix` and `suffix` are what the tokenizer's own convention puts around a
-    text ([CLS] and [SEP], or <s>, or nothing), and `wrap` adds them. A special token that is spelled out in a text
-    is read as that token, as in transformers. Statistics leave out `special_ids` by default: begin, end, padding,
+    `batch` makes of texts what a model takes: ids with the special tokens that the tokenizer's own convention puts
+    around a text (`prefix` and `suffix`: [CLS] and [SEP], or <s>, or nothing), padded, and a mask. `encode` adds no
+    special tokens; `wrap` adds them to ids. A special token that is spelled out in a text is read as that token, as in
+    transformers, and not put there a second time. Statistics leave out `special_ids` by default: begin, end, padding,
     class, separator, mask and unknown token, and added tokens that are marked special.
     """
 
@@ -36,13 +40,16 @@ class Tokenizer:
     suffix: tuple[int, ...]
     special_ids: frozenset[int]
     n_vocab: int
-    """Largest id + 1. A model may have more rows (its table is padded), never fewer."""
+    """Largest id + 1. A model may have more rows (its table is padded), or fewer, where the last ids never occur."""
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
     cls_id: int | None
     sep_id: int | None
     mask_id: int | None
+    end_ids: tuple[int, ...] = ()
+    """Ids that end a text which a model writes: the tokenizer's own, and what the folder's generation_config.json and
+    config.json name (`<end_of_turn>`, `<|eot_id|>`)."""
 
     @classmethod
     def from_hf(cls, hf: Any, name: str = "tokenizer") -> "Tokenizer":
@@ -60,23 +67,93 @@ class Tokenizer:
             suffix=suffix,
             special_ids=frozenset({*hf.all_special_ids, *added, *prefix, *suffix}),
             n_vocab=1 + max(hf.get_vocab().values()),
+            end_ids=() if hf.eos_token_id is None else (hf.eos_token_id,),
             **{f"{role}_id": getattr(hf, f"{role}_token_id") for role in NAMED},
         )
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.name}, n_vocab={self.n_vocab})"
 
-    def check_vocabulary(self, d_vocab: int) -> None:
-        """A model of `d_vocab` embeddings has one for every token.
+    def check_vocabulary(self, d_vocab: int, ids: Iterable[int] = ()) -> None:
+        """A model of `d_vocab` embeddings has one for each of these ids, and for those around a text.
+
+        A tokenizer may have more tokens than its model has rows (an added padding token, `<image_soft_token>` of a
+        text-only Gemma 3), as long as they do not occur.
 
         Raises:
-          UserError: it has fewer.
+          UserError: one of them has none.
         """
-        if self.n_vocab > d_vocab:
+        if bad := [i for i in (*self.prefix, *self.suffix, *_ints(ids)) if i >= d_vocab]:
             raise UserError(
-                f"the tokenizer {self.name} has {self.n_vocab} tokens, the model only {d_vocab}: they do not belong "
-                "together. Use the tokenizer that the model was trained with."
+                f"token {bad[0]} ({self.token_strings(bad[:1])[0]!r} of the tokenizer {self.name}) has no row in the "
+                f"model's table of {d_vocab}. Leave it out of the text, or use the tokenizer that the model was trained "
+                "with (load_tokenizer with the model's name)."
             )
+
+    def with_bos(self, bos: bool | None = True) -> "Tokenizer":
+        """The tokenizer with another convention of what texts begin with.
+
+        Args:
+          bos: True: the begin token where its own convention puts nothing in front (GPT-2, Pythia, whose begin token
+            is their end token), as dictionaries of SAELens with `prepend_bos` were trained. False: nothing. None: as
+            it is.
+        Raises:
+          UserError: it has no begin, class or end token.
+        Example:
+          >>> tokenizer = load_tokenizer("bundled")
+          >>> tokenizer.prefix, tokenizer.with_bos().prefix
+          ((), (0,))
+        """
+        if bos is None or (bos and self.prefix):
+            return self
+        prefix = (self._begin(),) if bos else ()
+        return dataclasses.replace(self, prefix=prefix, special_ids=self.special_ids | {*prefix})
+
+    def _begin(self) -> int:
+        found = next((i for i in (self.bos_id, self.cls_id, self.eos_id) if i is not None), None)
+        if found is None:
+            raise UserError(f"the tokenizer {self.name} has no token that a text could begin with. Leave bos out.")
+        return found
+
+    def batch(
+        self,
+        texts: str | Sequence[str],
+        *,
+        bos: bool | None = None,
+        side: Literal["right", "left"] = "right",
+        length: int | None = None,
+    ) -> TokenBatch:
+        """Texts as a model takes them: `tokens, mask = tokenizer.batch(texts)`.
+
+        Every row is a text between the special tokens of the tokenizer's convention, none of them twice, and padding.
+        `complete`, `windows` and every command make their rows in the same way.
+
+        Args:
+          texts: one or more.
+          bos: False: nothing in front; True: the begin token, also where the convention has none; None: the convention.
+          side: of the padding. Models give each row what it would get alone, on either side.
+          length: columns; None: those of the longest row. A longer text is refused, not cut.
+        Returns:
+          (tokens int32 [batch, pos], mask bool [batch, pos], True at real tokens), NumPy arrays.
+        Raises:
+          UserError: no texts, something that is not a text, a text that gives no token or more than `length`.
+        Example:
+          >>> tokens, mask = load_tokenizer("bundled").batch(["Die Datei", "ja"], side="left")
+          >>> tokens.shape == mask.shape, mask[1].tolist()
+          (True, [False, True])
+        """
+        return padded(self.with_bos(bos).rows(texts), self.fill_id, side=side, length=length)
+
+    def rows(self, texts: str | Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, with the special tokens around it, without padding.
+
+        Raises:
+          UserError: something that is not a text.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if bad := [t for t in texts if not isinstance(t, str)]:
+            raise UserError(f"texts are strings, one or a list of them; there is a {type(bad[0]).__name__} among them.")
+        return [self.wrap(ids) for ids in self.encode_batch(texts)]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without special tokens, never truncated."""
@@ -90,8 +167,12 @@ class Tokenizer:
         return _plain_call(self.hf, list(texts), add_special_tokens=False)
 
     def wrap(self, ids: Iterable[int]) -> list[int]:
-        """The ids between the special tokens that the tokenizer's convention puts around a text."""
-        return [*self.prefix, *_ints(ids), *self.suffix]
+        """The ids between the special tokens that the tokenizer's convention puts around a text, none of them twice."""
+        return around(_ints(ids), self.prefix, self.suffix)
+
+    def bare(self, ids: Iterable[int]) -> list[int]:
+        """The ids without special tokens that the text spells out itself where `wrap` would put them."""
+        return without(_ints(ids), self.prefix, self.suffix)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens included."""
@@ -149,13 +230,15 @@ class Tokenizer:
         return Pieces(self.hf)
 
 
-def load_tokenizer(name: str | os.PathLike, *, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(name: str | os.PathLike, *, revision: str | None = None, bos: bool | None = None) -> Tokenizer:
     """The tokenizer of a model: "bundled", "all-MiniLM-L6-v2", a folder, or a Hub name (`jaxneuro.io.sources`).
 
     Loaded by transformers' AutoTokenizer. Code that comes with a repository is never run.
 
+    Args:
+      bos: whether texts begin with the begin token, see `Tokenizer.with_bos`; None: the tokenizer's convention.
     Raises:
-      UserError: there is no such model, or no tokenizer in it.
+      UserError: there is no such model, or no tokenizer in it; `bos` and no token to begin with.
     """
     folder = resolve(name, revision=revision, files=TOKENIZER_FILES)
     with _no_advice():
@@ -169,7 +252,9 @@ def load_tokenizer(name: str | os.PathLike, *, revision: str | None = None) -> T
             f"no tokenizer can be loaded from {folder}: {type(e).__name__}: {reason}. Expected tokenizer.json (and "
             f"tokenizer_config.json) there; found: {found}."
         ) from e
-    return Tokenizer.from_hf(hf, os.fspath(name))
+    found = Tokenizer.from_hf(hf, os.fspath(name))
+    ends = dict.fromkeys((*generation_ids(folder, "eos_token_id"), *found.end_ids))
+    return dataclasses.replace(found, end_ids=tuple(ends)).with_bos(bos)
 
 
 @contextlib.contextmanager

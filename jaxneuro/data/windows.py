@@ -17,6 +17,8 @@ from .tokenizer import Tokenizer
 class Packing(Protocol):
     """How the documents of one group become rows: how many, and the token ids of each, without specials around."""
 
+    per_document: bool
+
     def __init__(self, store: TokenStore, capacity: int, separator: int | None): ...
     def __len__(self) -> int: ...
     def row(self, i: int) -> np.ndarray:
@@ -27,7 +29,7 @@ class Packing(Protocol):
 class _Concatenated:
     """All documents in one sequence, the separator between two of them, cut every `capacity` tokens."""
 
-    per_document: Final = False
+    per_document = False
 
     def __init__(self, store: TokenStore, capacity: int, separator: int | None):
         self._ids, self._capacity, self._separator = store.ids, capacity, separator
@@ -54,7 +56,7 @@ class _Concatenated:
 class _OneDocument:
     """One document per row."""
 
-    per_document: Final = True
+    per_document = True
 
     def __init__(self, store: TokenStore, capacity: int, separator: int | None):
         self._store = store
@@ -88,6 +90,9 @@ class Windows(Sequence[dict[str, np.ndarray]]):
         self.truncated_documents = _of(stores, "truncated_documents")
         self.truncated_tokens = _of(stores, "truncated_tokens")
         self._prefix, self._suffix = (np.array(ids, np.int32) for ids in (tokenizer.prefix, tokenizer.suffix))
+        self._max_id = max(int(s.ids.max()) for s in stores)
+        if not self._packers[0].per_document and any(s.n_documents > 1 for s in stores):
+            self._max_id = max(self._max_id, tokenizer.separator_id or 0)
         about = [length, type(self._packers[0]).__name__, *zip(packers, (s.fingerprint for s in stores), strict=True)]
         self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
@@ -128,6 +133,14 @@ class Windows(Sequence[dict[str, np.ndarray]]):
         g = self.group[i]
         return np.concatenate([self._prefix, self._packers[g].row(i - int(self._first[g])), self._suffix])
 
+    def check_vocabulary(self, d_vocab: int) -> None:
+        """A model of `d_vocab` embeddings has one for every id in these rows.
+
+        Raises:
+          UserError: one has none.
+        """
+        self.tokenizer.check_vocabulary(d_vocab, [self._max_id])
+
     def text(self, i: int) -> str:
         """What window i says, without the special tokens around it; separators between documents are shown."""
         ids = self.tokens(i)
@@ -160,7 +173,8 @@ def windows(
     | "documents" | one document | cut, and counted in `truncated_*` | padded |
 
     Every row begins and ends with the special tokens that the tokenizer's own convention puts around a text (BOS
-    where it adds one; [CLS] and [SEP]), inside `length`. Rows never mix groups. Special tokens, separators included,
+    where it adds one, or always with `load_tokenizer(name, bos=True)`; [CLS] and [SEP]), inside `length`. Documents
+    that spell them out (rendered chat templates) do not get them twice. Rows never mix groups. Special tokens, separators included,
     are real (`mask`) but not counted (`counted`).
 
     Args:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from ..data import Tokenizer
+from ..data.rows import around, padded
 from ..errors import UserError
 from ..models import Transformer
 from .checks import check_model
@@ -29,6 +30,9 @@ class Completion(NamedTuple):
     """A stop string or the end token came, or max_new was reached."""
     log_probs: list[float]
     """Of the tokens; see `Generated.log_probs`."""
+    prefix: list[int] = []
+    """What was put in front of the prompt's own tokens: position 0 is its first, or the prompt's first without one. Of a
+    model with an encoder what its answer begins with."""
 
 
 class Running:
@@ -97,19 +101,10 @@ class Running:
         return max(ends, default=0)
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, mask) [row, pos], shorter rows filled on the right."""
-    lengths = np.array([len(row) for row in rows])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    tokens = np.full(mask.shape, fill, np.int32)
-    tokens[mask] = np.concatenate(rows)
-    return tokens, mask
-
-
 def complete(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     max_new: int = 64,
     sampler: Any = greedy,
@@ -118,6 +113,7 @@ def complete(
     stop: Sequence[str] = (),
     on_text: Callable[[int, str], None] | None = None,
     every: int = 4,
+    bos: bool | None = None,
 ) -> list[Completion]:
     """Go on with texts, each as if it were alone: shorter ones are padded on the right, where it changes nothing.
 
@@ -125,17 +121,21 @@ def complete(
     with `Transformer.start_token`.
 
     Args:
-      model, tokenizer: a decoder, with an encoder or without, and its tokenizer. Its begin token, if it has one, is put
-        before each prompt.
-      prompts: texts.
-      max_new, sampler, key, edits: as in `generate`.
-      stop: strings at whose first occurrence a text is cut, however they are cut into tokens. The end token stops too.
+      model, tokenizer: a decoder, with an encoder or without, and its tokenizer. Its begin token, if its convention has
+        one, is put before each prompt that does not begin with it (`Completion.prefix`).
+      prompts: texts, or the token ids of texts, which are taken as they are.
+      max_new, sampler, key: as in `generate`.
+      edits: as in `generate`. Positions count from each row's first token, the prefix included, so `pos=0` is the begin
+        token where there is one; -1 is each row's newest token, in the prompt its own last.
+      stop: strings at whose first occurrence a text is cut, however they are cut into tokens. What the tokenizer, the
+        model's config.json and its generation_config.json name as end tokens stops too.
       on_text: called as on_text(i, piece) with what is new of prompt i.
       every: steps between two looks at the text: more is faster, and runs up to so many steps in vain.
+      bos: False: no begin token; True: one also where the convention has none; None: the convention.
     Returns:
       One Completion per prompt.
     Raises:
-      UserError: as `generate`; no prompts, an empty prompt or stop string, a tokenizer with more tokens than the model.
+      UserError: as `generate`; no prompts, an empty prompt or stop string, a token without a row in the model's table.
     Example:
       >>> import jaxneuro
       >>> model, tokenizer = jaxneuro.load("bundled"), jaxneuro.load_tokenizer("bundled")
@@ -143,23 +143,15 @@ def complete(
       'stop'
     """
     check_model(model.cfg)
-    tokenizer.check_vocabulary(model.cfg.d_vocab)
-    if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
-        raise UserError("complete: prompts is a list of texts, at least one.")
-    if "" in prompts:
-        raise UserError(f"prompt {list(prompts).index('')} is empty. Give it at least one word.")
     if isinstance(stop, str) or "" in stop:
         raise UserError("complete: stop is a list of strings, none of them empty.")
-    fill = min(tokenizer.fill_id, model.cfg.d_vocab - 1)
-    end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    ids = tokenizer.encode_batch(prompts)
+    fronts, ids = _rows(model, tokenizer.with_bos(bos), prompts)
+    fill, end = min(tokenizer.fill_id, model.cfg.d_vocab - 1), _ends(model, tokenizer)
+    given: dict[str, Any] = dict(zip(("tokens", "mask"), padded(ids, fill), strict=True))
     if model.cfg.encoder is None:
-        ids = [[*tokenizer.prefix, *row] for row in ids]
-        given: dict[str, Any] = dict(zip(("tokens", "mask"), _padded(ids, fill), strict=True))
         rows = [Running(tokenizer, row, stop, end) for row in ids]
     else:
-        given = dict(zip(("context", "context_mask"), _padded([tokenizer.wrap(row) for row in ids], fill), strict=True))
-        given["tokens"] = np.full((len(ids), 1), model.start_token, np.int32)
+        given = {"context": given["tokens"], "context_mask": given["mask"], "tokens": np.array(fronts, np.int32)}
         rows = [Running(tokenizer, (), stop, end) for _ in ids]
 
     def look(done: int, tokens: np.ndarray, finished: np.ndarray) -> np.ndarray:
@@ -186,7 +178,39 @@ def complete(
         every=every,
     )
     log_probs = np.asarray(found.log_probs).tolist()
+    texts = [p if isinstance(p, str) else tokenizer.decode(p) for p in prompts]
     return [
-        Completion(p, r.text, r.tokens, "stop" if r.stopped else "length", scores[: len(r.tokens)])
-        for p, r, scores in zip(prompts, rows, log_probs, strict=True)
+        Completion(p, r.text, r.tokens, "stop" if r.stopped else "length", scores[: len(r.tokens)], front)
+        for p, r, scores, front in zip(texts, rows, log_probs, fronts, strict=True)
     ]
+
+
+def _rows(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """(what is put before each prompt, the ids that the model reads of it), after everything about them was checked."""
+    given = [] if isinstance(prompts, str) else list(prompts)
+    if not given or not all(isinstance(p, str) or _are_ids(p) for p in given):
+        raise UserError("complete: prompts is a list of texts, at least one, or of lists of token ids.")
+    texts = iter(tokenizer.encode_batch([p for p in given if isinstance(p, str)]))
+    encoder = model.cfg.encoder is not None
+    fronts, rows = [], []
+    for i, prompt in enumerate(given):
+        own = next(texts) if isinstance(prompt, str) else [int(t) for t in prompt]
+        row = around(own, tokenizer.prefix, tokenizer.suffix if encoder else ()) if isinstance(prompt, str) else own
+        if not row:
+            raise UserError(f"prompt {i} is empty. Give it at least one word.")
+        tokenizer.check_vocabulary(model.cfg.d_vocab, row)
+        fronts.append([model.start_token] if encoder else row[: len(row) - len(own)])
+        rows.append(row)
+    return fronts, rows
+
+
+def _are_ids(prompt: Any) -> bool:
+    return np.ndim(prompt) == 1 and (not len(prompt) or np.asarray(prompt).dtype.kind in "iu")
+
+
+def _ends(model: Transformer, tokenizer: Tokenizer) -> list[int]:
+    """Every id that ends a text, and that the model can write."""
+    own = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return [i for i in dict.fromkeys((*model.end_tokens, *tokenizer.end_ids, *own)) if i < model.cfg.d_vocab]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from ..errors import UserError
 from ..io.files import read_json, write_json
+from ..io.generation import GENERATION, generation_config, token_names
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
 from .convnet import ConvModel, is_convnet, load_convnet, save_convnet
@@ -86,7 +87,8 @@ def from_tensors(
         allow_nonfinite=allow_nonfinite,
         eight=eight,
     )
-    return Transformer(cfg, weights, json.dumps(hf, sort_keys=True))
+    generation = generation_config(folder) if folder.is_dir() else {}
+    return Transformer(cfg, weights, *(json.dumps(config, sort_keys=True) for config in (hf, generation)))
 
 
 def _check_eight(dtype: np.dtype, allow_nonfinite: bool) -> None:
@@ -94,12 +96,17 @@ def _check_eight(dtype: np.dtype, allow_nonfinite: bool) -> None:
         raise UserError(f"{dtype} cannot hold NaN or infinity: load with a dtype of 16 bits or more to look at them.")
 
 
-def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike) -> None:
+def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike, tokenizer: Any = None) -> None:
     """Write config.json and model.safetensors as transformers reads them. Tokenizer files are not the model's.
 
     What `load` read comes out byte for byte (all but buffers and copies of tied tensors); config keys that are not
-    architecture are kept. Rope is spelled as transformers 4 spells it, which version 5 reads too.
+    architecture are kept, generation_config.json too. Rope is spelled as transformers 4 spells it, which version 5 reads
+    too.
 
+    Args:
+      tokenizer: of a model made here, a `data.Tokenizer`: config.json then names its begin, end and padding tokens.
+        Without it a model made here names none, and generates until it is stopped; where config.json did not say so,
+        transformers would take ids of the family's first model for them.
     Raises:
       UserError: the family's transformers class cannot express the architecture, the weights are quantised, or the disk
         is full.
@@ -118,8 +125,18 @@ def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike) -
         tensors = {name.removeprefix(prefix): a for name, a in tensors.items()}
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in REPLACED}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    write_json(folder / "config.json", {**old, **config, "torch_dtype": stored_dtype(model)})
+    named = _named(model, tokenizer) if tokenizer is not None or not old else {}
+    write_json(folder / "config.json", {**old, **named, **config, "torch_dtype": stored_dtype(model)})
+    if generation := json.loads(model.generation_config):
+        write_json(folder / GENERATION, generation)
     return None
+
+
+def _named(model: Transformer, tokenizer: Any) -> dict[str, int | None]:
+    """Token ids for config.json. What is missing is null for models that write text: a default would end them."""
+    writes = model.cfg.causal and model.cfg.has_head and model.cfg.encoder is None
+    found = token_names(tokenizer)
+    return {k: i for k, i in found.items() if i is not None or (writes and (tokenizer is not None or k[0] != "p"))}
 
 
 REPLACED: Final = ("rope_parameters", "dtype", "transformers_version", "_name_or_path")

@@ -10,6 +10,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
+from ..io.generation import GENERATION, ids_of
 from .cache import Carried
 from .config import Config
 from .layout import Weights
@@ -112,20 +113,28 @@ class Transformer(Owner):
 
     @property
     def start_token(self) -> int:
-        """What the decoder of a model with an encoder reads first: its config's decoder_start_token_id, or else
-        pad_token_id, T5's convention.
+        """What the decoder of a model with an encoder reads first: decoder_start_token_id of its config.json or
+        generation_config.json, or else pad_token_id, T5's convention.
 
         Raises:
-          UserError: the config says neither.
+          UserError: they say neither.
         """
-        hf = json.loads(self.hf_config)
-        found = [hf[key] for key in ("decoder_start_token_id", "pad_token_id") if hf.get(key) is not None]
+        found = [i for key in ("decoder_start_token_id", "pad_token_id") for i in self._ids(key)]
         if not found:
             raise UserError(
                 f"this {self.cfg.family} model's config.json does not say what answers begin with: add "
                 "decoder_start_token_id to it."
             )
-        return int(found[0])
+        return found[0]
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Ids that end a text, as its generation_config.json and config.json name them (eos_token_id)."""
+        return self._ids("eos_token_id")
+
+    def _ids(self, key: str) -> tuple[int, ...]:
+        configs = {GENERATION: json.loads(self.generation_config), "config.json": json.loads(self.hf_config)}
+        return ids_of(key, configs, f"this {self.cfg.family} model")
 
     def __call__(self, tokens: Int[Array, "batch pos"], mask: Any = None, **part: Any) -> Array:
         """Logits, or the last hidden state of a model without a head; arguments as in `forward`."""

@@ -12,10 +12,12 @@ from .layout import Weights
 class Owner(nnx.Module):
     """`nnx.split`, `merge`, `state`, `nnx.Optimizer` and passing it through `jax.jit` work as for any nnx module."""
 
-    def __init__(self, cfg: Any, weights: Weights, hf_config: str = "{}"):
-        """hf_config: the Hugging Face config it came with, as JSON (hashable), kept for `save_pretrained`."""
+    def __init__(self, cfg: Any, weights: Weights, hf_config: str = "{}", generation_config: str = "{}"):
+        """hf_config, generation_config: config.json and generation_config.json that it came with, as JSON (hashable),
+        kept for `save_pretrained`; the second is read by generation alone."""
         self.cfg = cfg
         self.hf_config = hf_config
+        self.generation_config = generation_config
         self.params = nnx.data(jax.tree.map(nnx.Param, weights))
 
     @property

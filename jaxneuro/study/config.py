@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data import Bos
 from ..errors import UserError
 
 
@@ -18,6 +19,9 @@ class TextConfig:
     """Use at most this much of each group; None: all of it."""
     packing: Literal["auto", "windows", "documents"] = "auto"
     """windows: documents of a group one after another. documents: one per row. auto: windows for a decoder."""
+    bos: Bos = "auto"
+    """Whether windows begin with the begin token: as the tokenizer's own convention has it, always (GPT-2, Pythia) or
+    never."""
     measured: float = 0.25
     """At most this share of every group's windows is kept from the statistics, to measure effects on."""
 

@@ -70,7 +70,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
     Raises:
       UserError: what is wrong with the model, the tokenizer, the text or the site, and what to do.
     """
-    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype))
+    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), bos=config.text.bos)
     site = neuron_site(config.select.site, model.cfg)
     dictionary_site = config.dictionary.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
     _check_sites(model, site, dictionary_site, config)
@@ -86,6 +86,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
         packing=packing,
         max_tokens_per_group=config.text.max_tokens_per_group,
     )
+    rows.check_vocabulary(model.cfg.d_vocab)
     studied, measured = _split(rows, config)
     causal = model.cfg.causal and model.cfg.has_head
     return Inputs(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from ..data import Bos
 from ..errors import UserError
 from .options import OPTIONS, literal
 from .strict import plain, read
@@ -31,6 +32,9 @@ class Live:
     """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
     context: int = 128
     """Tokens per window. `batch` is a multiple of it."""
+    bos: Bos = "auto"
+    """Whether windows begin with the begin token: as the tokenizer's own convention has it, always (GPT-2, Pythia) or
+    never."""
     max_tokens_per_group: int | None = None
     """Use at most this much of each group; None: all of it."""
     buffer_tokens: int = 65_536

@@ -57,6 +57,23 @@ def word_tokenizer(n):
     return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="</s>")
 
 
+def begin_tokenizer(n, extra=()):
+    """The words w3, w4, ... below n between spaces, <bos> (1) before every text; <pad> is 0, <eos> 2, `extra` beyond n."""
+    from tokenizers import AddedToken, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Fast
+    from transformers import PreTrainedTokenizerFast
+
+    from jaxneuro.data import Tokenizer
+
+    names = ["<pad>", "<bos>", "<eos>", *(f"w{i}" for i in range(3, n))]
+    fast = Fast(models.WordLevel({w: i for i, w in enumerate(names)}, unk_token="<pad>"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.add_special_tokens([AddedToken(w, special=True) for w in (*names[:3], *extra)])
+    fast.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    named = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    return Tokenizer.from_hf(PreTrainedTokenizerFast(tokenizer_object=fast, **named))
+
+
 @functools.cache
 def _whole(cfg):
     def run(weights, tokens, mask, edits):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from jaxneuro.inference import complete, generate
 from jaxneuro.inference.text import Running
 from jaxneuro.models import Transformer
 from jaxneuro.taps import add
+
+from .conftest import CFG, begin_tokenizer, random_weights
 
 TEXT = "Größe: 12 µm — „Übermaß“ 😀 und ещё 漢字, fin.\n"
 
@@ -139,10 +142,68 @@ def test_what_cannot_be_completed(bundled, name):
         complete(*bundled, given.pop("prompts"), **given)
 
 
-def test_a_tokenizer_of_another_model_is_refused(bundled):
+def test_a_token_without_a_row_is_refused_by_name(bundled):
     model, tokenizer = bundled
     small = dataclasses.replace(model.cfg, d_vocab=100)
     cut = jax.tree.map(lambda a: a, model.weights)
     cut["embed"]["tok"] = cut["embed"]["tok"][:100]
-    with pytest.raises(UserError, match=r"has \d+ tokens, the model only 100: they do not belong together"):
-        complete(Transformer(small, cut), tokenizer, ["a"])
+    with pytest.raises(
+        UserError, match=r"token \d+ \('Die' of the tokenizer bundled\) has no row in the model's table of 100"
+    ):
+        complete(Transformer(small, cut), tokenizer, ["a", "Die"])
+    assert complete(Transformer(small, cut), tokenizer, ["a"], max_new=1)[0].tokens
+
+
+def random_model(d_vocab, **change):
+    cfg = dataclasses.replace(CFG, d_vocab=d_vocab, **change)
+    return Transformer(cfg, random_weights(cfg))
+
+
+@pytest.mark.parametrize("extra", [(), ("<image_soft_token>",)])
+def test_a_tokenizer_with_a_begin_token(extra):
+    """A prompt that spells it out, its ids, and one that does not are the same; what stands in front is said."""
+    model, tokenizer = random_model(40), begin_tokenizer(40, extra)
+    wanted = generate(model, np.array([[1, 4, 5, 6]]), max_new=3)
+    for prompt, prefix in (("w4 w5 w6", [1]), ("<bos>w4 w5 w6", []), ([1, 4, 5, 6], []), (np.array([1, 4, 5, 6]), [])):
+        found = complete(model, tokenizer, [prompt], max_new=3)[0]
+        assert (found.tokens, found.prefix) == (wanted.tokens[0].tolist(), prefix)
+        np.testing.assert_allclose(found.log_probs, wanted.log_probs[0], atol=1e-5)
+    bare = generate(model, np.array([[4, 5, 6]]), max_new=3)
+    left = complete(model, tokenizer, ["w4 w5 w6"], max_new=3, bos=False)[0]
+    np.testing.assert_allclose(left.log_probs, bare.log_probs[0], atol=1e-5)
+    assert np.abs(np.array(left.log_probs) - wanted.log_probs[0]).max() > 1e-3
+    alone = complete(model, tokenizer, [""], max_new=1)[0]
+    np.testing.assert_allclose(alone.log_probs, generate(model, np.array([[1]]), max_new=1).log_probs[0], atol=1e-5)
+
+
+def test_positions_of_edits_count_from_the_first_token_of_the_prefix():
+    model, tokenizer = random_model(40), begin_tokenizer(40)
+    edits = [add("blocks.1.resid_post", 3 * np.ones(16, np.float32), pos=1)]
+    found = complete(model, tokenizer, ["w4 w5 w6", "w4"], max_new=3, edits=edits)
+    for row, ids in zip(found, ([1, 4, 5, 6], [1, 4]), strict=True):
+        alone = generate(model, np.array([ids]), max_new=3, edits=edits)
+        np.testing.assert_allclose(row.log_probs, alone.log_probs[0], atol=1e-5)
+        free = generate(model, np.array([ids]), max_new=3)
+        assert np.abs(np.array(row.log_probs) - free.log_probs[0]).max() > 1e-3
+
+
+def test_every_end_token_ends_a_text():
+    tokenizer, model = begin_tokenizer(40), random_model(40)
+    free = complete(model, tokenizer, ["w4 w5"], max_new=6)[0].tokens
+    assert len(set(free)) > 1
+    end = next(t for t in free if t != free[0])
+    ways = (
+        (dataclasses.replace(tokenizer, end_ids=(end, 7000)), model),
+        (tokenizer, Transformer(model.cfg, model.weights, json.dumps({"eos_token_id": [end, 39]}))),
+        (tokenizer, Transformer(model.cfg, model.weights, "{}", json.dumps({"eos_token_id": end}))),
+    )
+    for known, named in ways:
+        found = complete(named, known, ["w4 w5"], max_new=6)[0]
+        assert (found.tokens, found.reason) == (free[: free.index(end) + 1], "stop")
+
+
+def test_ids_that_are_no_prompt():
+    model, tokenizer = random_model(40), begin_tokenizer(40)
+    for prompts, message in (([[1, 40]], "token 40"), ([[1.5]], "lists of token ids"), ([[]], "prompt 0 is empty")):
+        with pytest.raises(UserError, match=message):
+            complete(model, tokenizer, prompts)
