@@ -21,6 +21,7 @@ import optax
 import optax.contrib
 import tyro
 
+from jaxneuro.data import load_tokenizer
 from jaxneuro.io import write_json
 from jaxneuro.models import Config as ModelConfig
 from jaxneuro.models import Transformer, forward, init, save_pretrained, token_loss
@@ -190,7 +191,7 @@ def main(config: Config) -> None:
             print(f"step {i} loss {smooth:.3f} nats/token {rate:.0f} tokens/s", flush=True)
         if i % config.save_every == 0 or i == config.steps:
             half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights)
-            save_pretrained(Transformer(cfg, half), config.out)
+            save_pretrained(Transformer(cfg, half), config.out, load_tokenizer(config.out))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TokenStore:
-    """Documents as token ids, without the special tokens around a text: document d is `ids[offsets[d]:offsets[d + 1]]`."""
+    """Documents as token ids without the special tokens around them: document d is `ids[offsets[d]:offsets[d + 1]]`."""
 
     ids: np.ndarray
     """int32 [n_tokens]; a read-only memory map when it lies in a cache."""

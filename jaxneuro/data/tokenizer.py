@@ -86,8 +86,8 @@ class Tokenizer:
         if bad := [i for i in (*self.prefix, *self.suffix, *_ints(ids)) if i >= d_vocab]:
             raise UserError(
                 f"token {bad[0]} ({self.token_strings(bad[:1])[0]!r} of the tokenizer {self.name}) has no row in the "
-                f"model's table of {d_vocab}. Leave it out of the text, or use the tokenizer that the model was trained "
-                "with (load_tokenizer with the model's name)."
+                f"model's table of {d_vocab}. Leave it out of the text, or use the tokenizer that the model was "
+                "trained with (load_tokenizer with the model's name)."
             )
 
     def with_bos(self, bos: bool | None = True) -> "Tokenizer":

@@ -174,8 +174,8 @@ def windows(
 
     Every row begins and ends with the special tokens that the tokenizer's own convention puts around a text (BOS
     where it adds one, or always with `load_tokenizer(name, bos=True)`; [CLS] and [SEP]), inside `length`. Documents
-    that spell them out (rendered chat templates) do not get them twice. Rows never mix groups. Special tokens, separators included,
-    are real (`mask`) but not counted (`counted`).
+    that spell them out (rendered chat templates) do not get them twice. Rows never mix groups. Special tokens,
+    separators included, are real (`mask`) but not counted (`counted`).
 
     Args:
       groups: texts by group name, from `read_groups` or any mapping of sequences.

@@ -30,9 +30,9 @@ class Completion(NamedTuple):
     """A stop string or the end token came, or max_new was reached."""
     log_probs: list[float]
     """Of the tokens; see `Generated.log_probs`."""
-    prefix: list[int] = []
-    """What was put in front of the prompt's own tokens: position 0 is its first, or the prompt's first without one. Of a
-    model with an encoder what its answer begins with."""
+    prefix: Sequence[int] = ()
+    """What was put in front of the prompt's own tokens: position 0 is its first, or the prompt's first without one.
+    Of a model with an encoder what its answer begins with."""
 
 
 class Running:

@@ -100,8 +100,8 @@ def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike, t
     """Write config.json and model.safetensors as transformers reads them. Tokenizer files are not the model's.
 
     What `load` read comes out byte for byte (all but buffers and copies of tied tensors); config keys that are not
-    architecture are kept, generation_config.json too. Rope is spelled as transformers 4 spells it, which version 5 reads
-    too.
+    architecture are kept, generation_config.json too. Rope is spelled as transformers 4 spells it, which version 5
+    reads too.
 
     Args:
       tokenizer: of a model made here, a `data.Tokenizer`: config.json then names its begin, end and padding tokens.

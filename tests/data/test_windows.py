@@ -57,7 +57,7 @@ def test_rows_against_a_plain_definition(which, packing, request, a, b, length):
     assert len(rows) == len(wanted)
     for i, (group, ids) in enumerate(wanted):
         row = rows[i]
-        check_row(row, tokenizer.wrap(ids), tokenizer)
+        check_row(row, [*tokenizer.prefix, *ids, *tokenizer.suffix], tokenizer)
         assert (row["group"], row["window"], rows.group[i]) == (group, i, group)
         assert rows.text(i) == tokenizer.decode(ids)
     batch = rows.rows(range(len(rows)))

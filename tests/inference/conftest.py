@@ -58,7 +58,7 @@ def word_tokenizer(n):
 
 
 def begin_tokenizer(n, extra=()):
-    """The words w3, w4, ... below n between spaces, <bos> (1) before every text; <pad> is 0, <eos> 2, `extra` beyond n."""
+    """The words w3 to w(n-1) between spaces, <bos> (1) before every text; <pad> is 0, <eos> 2, `extra` from n on."""
     from tokenizers import AddedToken, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Fast
     from transformers import PreTrainedTokenizerFast
