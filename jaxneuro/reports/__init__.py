@@ -13,19 +13,22 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
 
 * title: text. groups: K names; every [K] below is in this order.
 * run: model {name, family, n_layers, d_model, d_mlp, n_parameters, site}, config {}, versions {}, seed,
-  device, started, seconds, tokens {group: int}, notes [text]
+  device, started, seconds, tokens {group: int}, text and folder (where it came from, where it lies), notes [text]
 * counts: specific {group: int}, related {group: int}, agnostic, expert {group: int} (neurons that detect the group
   better than shuffled labels explain); shuffled {the same as means, n_shuffles}
+* selectivity: share (of all neurons, that are ranked), lowest (entropy of any neuron, nats), specific [2], related [2]
+  (lowest and highest entropy of the class)
 * profile: specific [K][L], related [K][L], agnostic [L], expert [K][L]; shuffled_specific [L], shuffled_expert [L]
   (all groups together, mean over shuffles)
 * effect: measure, unit, matrix [K][K] (row: silenced, column: measured), random_mean [K][K], random_std
-  [K][K], n_random, set_size [K], base [K]
+  [K][K], n_random, set_size [K], base [K], windows [K] (measured ones; below 5 of a group no verdict is given)
 * neurons [{layer, neuron, class, groups, lape, ap, ap_group, rate [K], histogram {edges [B+1], counts
   [K][B]}, examples [{group, tokens, values, peak}], promoted [[token, score]], suppressed [[token, score]],
   dose {values, unit, curves {name: []}, y}}]: every key but layer and neuron may be absent. Tokens as they
   should be read, with their spaces.
-* dictionary: site, n_latents, k, metrics {fvu, explained_variance, l0, dead_fraction, ce_recovered_zero,
-  ce_recovered_mean, ...}, curves {tokens, fvu, ...}, latents [{latent, density, rate [K], group, selectivity,
+* dictionary: site, n_latents, k, tokens (it was judged on), metrics {fvu, explained_variance, l0, dead_fraction,
+  ce_recovered_zero, ce_recovered_mean}, recovered {measure, short, unit, original, reconstructed, mean, zero}, curves
+  {tokens, fvu, ...}; keys that words.py does not know are not shown; latents [{latent, density, rate [K], group, selectivity,
   examples, promoted, suppressed}]
 
 | file        | what it does |
@@ -33,6 +36,9 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
 | report.py   | `write_report`: check, clean, render, write |
 | findings.py | the summary sentences, computed from the numbers, for and against |
 | sections.py | figures, tables and facts of each section |
+| coder.py    | those of the dictionary |
+| spread.py   | how evenly a neuron fires over groups: entropy beside its maximum, exp of it in groups |
+| words.py    | words that stay the same: metrics, classes, glossary |
 | cards.py    | neuron and latent cards, drawn here, put on the page by templates/report.js when they are shown |
 | figures.py  | `bars`, `levels`, `histogram`, `lines` as SVG strings |
 | matrices.py | `heat_map`, `colour_bar`, `comparison` as SVG strings |

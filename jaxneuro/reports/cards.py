@@ -5,13 +5,15 @@ Tokens are by far the larger half, so they travel as JSON and become elements on
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from . import figures
 from .sections import Data, Panel
+from .spread import entropy_of, in_groups, of_most
 from .svg import finite, number, percent
 
 MOST_WORDS = 12  # promoted and suppressed tokens shown per card
+NEARLY = 0.7  # share of common tokens from which an example is said to repeat another
 
 
 def neurons(data: Data) -> list[dict[str, Any]]:
@@ -28,7 +30,9 @@ def latents(data: Data) -> list[dict[str, Any]]:
 def _neuron(n: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
     layer, unit, own = n.get("layer"), n.get("neuron"), list(n.get("groups") or [])
     name = f"Layer {layer}, neuron {unit}"
-    facts = [("LAPE", number(n.get("lape")), "entropy of the firing rates over groups, in nats; low is selective")]
+    spread = entropy_of(n.get("rate") or [])
+    facts = [("Fires as if in", in_groups(spread, len(groups)), SPREAD)] if spread is not None else []
+    facts.append(_lape(n.get("lape"), len(groups)))
     if n.get("ap") is not None:
         words = "average precision of the activation as a detector of this group; 1 is perfect"
         facts.append((f"AP for {n.get('ap_group') or '–'}", number(n["ap"]), words))
@@ -38,6 +42,16 @@ def _neuron(n: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
     keys = {"layer": layer, "unit": unit, "lape": n.get("lape"), "ap": n.get("ap"), "rate": _peak(n), "order": order}
     card["json"] |= {"id": card["id"], "also": f"{name} {layer}.{unit}", "keys": keys} | _tags(card)
     return card
+
+
+SPREAD: Final = "exp of the entropy of its firing rates over groups: so many groups, if it fired evenly in them"
+
+
+def _lape(nats: Any, n_groups: int) -> tuple[str, str, str]:
+    words = "entropy of the firing rates over groups; low is selective, the most is even firing in all groups"
+    if not finite(nats):
+        return ("LAPE", "not ranked", "LAPE ranks only neurons that fire often in some group; this one does not")
+    return ("LAPE", of_most(nats, n_groups), words)
 
 
 def _latent(f: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
@@ -60,7 +74,7 @@ def _latent(f: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
 
 def _common(item: Data, groups: Sequence[str], own: Sequence[str], name: str) -> dict[str, Any]:
     promoted, suppressed = (_words(item.get(key)) for key in ("promoted", "suppressed"))
-    examples = [_example(e) for e in item.get("examples") or []]
+    examples = _marked([_example(e) for e in item.get("examples") or []])
     words = [t for t, _ in (*promoted, *suppressed)]
     return {
         "activation": _activation(item, groups, own, name),
@@ -82,6 +96,15 @@ def _words(pairs: Sequence[Sequence[Any]] | None) -> list[tuple[str, str]]:
 def _example(e: Data) -> list[Any]:
     values = [float(f"{v:.3g}") if finite(v) else None for v in e.get("values") or []]
     return [str(e.get("group") or ""), [str(t) for t in e.get("tokens") or []], values, e.get("peak")]
+
+
+def _marked(examples: list[list[Any]]) -> list[list[Any]]:
+    """Each with the number, from 1, of an earlier example that it nearly repeats; else 0."""
+    words = [set(tokens) for _, tokens, *_ in examples]
+    for i, example in enumerate(examples):
+        shared = [len(words[i] & words[j]) / max(len(words[i] | words[j]), 1) for j in range(i)]
+        example.append(next((j + 1 for j, share in enumerate(shared) if share >= NEARLY), 0))
+    return examples
 
 
 def _peak(n: Data) -> float | None:
@@ -123,5 +146,5 @@ def _dose(dose: Mapping[str, Any] | None, own: Sequence[str], name: str) -> Dose
     words = "; ".join(f"{g}: {number(row[0])} to {number(row[-1])}" for g, row in curves.items() if row)
     heavy = [g for g in curves if g in own]
     svg = figures.lines(dose["values"], curves, title=what, desc=words, emphasis=heavy, size=(320, 190))
-    caption = f"Across: the neuron is clamped to this value ({dose.get('unit') or 'activation'}). "
+    caption = f"Across: the value that the neuron is held at (clamped to), in {dose.get('unit') or 'activation'}. "
     return Dose("Dose and response", svg, f"{caption}Up: {dose.get('y') or 'effect'}.")

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The summary: what the numbers of a study say, in plain sentences, computed, whichever way they point."""
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .svg import Number, finite, number, percent
+from .spread import in_groups, near_uniform, of_most
+from .svg import Number, finite, number, percent, shortened
 
 CLEAR = 2.0  # standard deviations of the random sets above which an effect is called clear
+FEWEST_WINDOWS = 5  # measured windows of a group below which its effect is shown without a verdict
+MOST = 0.9  # share of the neurons that the named layers hold
+NAME = 40  # most characters of a group's name in a sentence
 
 
 class Finding(NamedTuple):
@@ -86,7 +92,7 @@ def _experts(data: Mapping[str, Any]) -> Finding | None:
     claim += " per group detect its text better than shuffled labels explain; "
     claim += f"with shuffled labels, {number(_sum(null.values()) / len(null), 2)} on average."
     detail = f"Average precision over windows, false discovery rate 5 %. Per group: {_listed(found)}."
-    return Finding(claim, detail + (f" Not above chance: {', '.join(below)}." if below else ""), not below)
+    return Finding(claim, detail + (f" Not above chance: {_names(below)}." if below else ""), not below)
 
 
 def _neurons(data: Mapping[str, Any]) -> Finding | None:
@@ -113,10 +119,31 @@ def _neurons(data: Mapping[str, Any]) -> Finding | None:
     if finite(n):
         detail += f" The shuffled number is the mean of {number(n)} shuffle{'s' if n != 1 else ''}."
     if below and total > 0:
-        detail += f" Not above chance: {', '.join(below)}."
+        detail += f" Not above chance: {_names(below)}."
     if not total > chance:
         claim += " That is no more than chance."
-    return Finding(claim, detail, total > chance and not below)
+    size, even = _size(data)
+    return Finding(claim + even, f"{detail} {size}".strip(), None if even else total > chance and not below)
+
+
+def _size(data: Mapping[str, Any]) -> tuple[str, str]:
+    """(how selective the ranked neurons are, a warning if even the first of them fires about evenly)."""
+    part, k = data.get("selectivity") or {}, len(data["groups"])
+    said = []
+    if finite(part.get("share")):
+        said.append(
+            f"The class is a rank, the {percent(part['share'])} of all neurons whose firing is least even, not a size."
+        )
+    for kind in ("specific", "related"):
+        low, high = part.get(kind) or (None, None)
+        if finite(low) and finite(high):
+            said.append(
+                f"Entropy of the {kind}: {low:.2f} to {of_most(high, k)}, as if they fired evenly in "
+                f"{number(math.exp(low), 2)} to {in_groups(high, k)}."
+            )
+    lowest = part.get("lowest")
+    even = f" Even the most selective neuron fires in all groups nearly alike ({of_most(lowest, k)})."
+    return " ".join(said), even if near_uniform(lowest, k) else ""
 
 
 def _layers(data: Mapping[str, Any]) -> Finding | None:
@@ -125,10 +152,14 @@ def _layers(data: Mapping[str, Any]) -> Finding | None:
     total = sum(layers)
     if len(layers) < 3 or not total:
         return None
-    first, second = sorted(range(len(layers)), key=lambda i: -layers[i])[:2]
-    share = (layers[first] + layers[second]) / total
-    claim = f"Layers {first} and {second} hold {percent(share)} of the group-specific neurons."
-    even = f"Two of {len(layers)} layers would hold {percent(2 / len(layers))} if they were spread evenly."
+    order = sorted(range(len(layers)), key=lambda i: -layers[i])
+    held = list(itertools.accumulate(layers[i] for i in order))
+    n = next(i for i, v in enumerate(held, 1) if v >= MOST * total)
+    named = ", ".join(map(str, sorted(order[:n])))
+    claim = f"{percent(held[n - 1] / total)} of the group-specific neurons are in "
+    claim += f"layer {named}." if n == 1 else f"{n} of {len(layers)} layers: {named}."
+    evenly = math.ceil(MOST * len(layers) - 1e-9)
+    even = f"The fewest layers that hold {percent(MOST)} of them; spread evenly they would be {evenly} layers."
     each = f" Per layer: {', '.join(f'{i}: {number(n)}' for i, n in enumerate(layers))}." if len(layers) <= 12 else ""
     return Finding(claim, even + each, None)
 
@@ -161,10 +192,20 @@ def _effect(data: Mapping[str, Any]) -> Finding | None:
     scored = [r for r in rows if finite(r.z)]
     if scored:
         low, high = min(scored, key=lambda r: r.z or 0.0), max(scored, key=lambda r: r.z or 0.0)
-        detail += f" (z from {number(low.z, 2)}, {low.group}, to {number(high.z, 2)}, {high.group})"
+        detail += f" (z from {number(low.z, 2)}, {_names([low.group])}, to {number(high.z, 2)}, {_names([high.group])})"
     unclear = [r.group for r in rows if r not in clear]
-    detail += f". {rows_said}" + (f" Not clear: {', '.join(unclear)}." if unclear else "")
-    return Finding(claim, detail, not unclear)
+    detail += f". {rows_said}" + (f" Not clear: {_names(unclear)}." if unclear else "")
+    few = too_few(effect, data["groups"])
+    return Finding(claim, f"{few} {detail}".strip(), None if few else not unclear)
+
+
+def too_few(effect: Mapping[str, Any], groups: Sequence[str]) -> str:
+    """A sentence if a group has too few measured windows for a verdict; else ""."""
+    windows = effect.get("windows") or []
+    few = {g: n for g, n in zip(groups, windows, strict=False) if finite(n) and n < FEWEST_WINDOWS}
+    if not few:
+        return ""
+    return f"Too few windows to judge ({_listed(few)}; at least {FEWEST_WINDOWS} of each group are needed)."
 
 
 def _dictionary(data: Mapping[str, Any]) -> Finding | None:
@@ -193,7 +234,11 @@ def _above(value: Number, chance: Number) -> bool:
 
 
 def _listed(counts: Mapping[str, Number]) -> str:
-    return ", ".join(f"{g} {number(v)}" for g, v in counts.items())
+    return ", ".join(f"{shortened(g, NAME)} {number(v)}" for g, v in counts.items())
+
+
+def _names(groups: Sequence[str]) -> str:
+    return ", ".join(shortened(g, NAME) for g in groups)
 
 
 def _sum(values) -> float:

@@ -13,17 +13,17 @@ from typing import Any, Final
 
 from ..errors import UserError, unknown
 from ..io.files import write_text
-from . import cards, palette, sections
+from . import cards, coder, palette, sections, words
 from .findings import findings
 from .svg import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_KEYS: Final = ("title", "run", "groups", "counts", "profile", "effect", "neurons", "dictionary")
+_KEYS: Final = ("title", "run", "groups", "counts", "selectivity", "profile", "effect", "neurons", "dictionary")
 _SHAPES: Final = {
     "profile.specific": "KL", "profile.related": "KL", "profile.agnostic": "L", "profile.shuffled_specific": "L",
     "profile.expert": "KL", "profile.shuffled_expert": "L",
     "effect.matrix": "KK", "effect.random_mean": "KK", "effect.random_std": "KK", "effect.set_size": "K",
-    "effect.base": "K",
+    "effect.base": "K", "effect.windows": "K",
 }  # fmt: skip
 """Tables and the axes they must have: K groups, L layers (as many as the first table over layers has)."""
 
@@ -59,12 +59,12 @@ def render(data: Mapping[str, Any]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     neurons, latents = cards.neurons(data), cards.latents(data)
     return _template().render(
-        title=data["title"], groups=data["groups"], findings=findings(data), run=sections.run(data),
+        selectivity=sections.selectivity(data), title=data["title"], groups=data["groups"], findings=findings(data), run=sections.run(data),
         counts=sections.counts(data), experts=sections.counts(data, "Expert neurons per group", ("expert",)),
         n_shuffles=((data.get("counts") or {}).get("shuffled") or {}).get("n_shuffles"),
         profile=sections.profile(data), expert_profile=sections.profile(data, ("expert",)),
-        effect=sections.effect(data), dictionary=sections.dictionary(data),
-        lists={"neurons": neurons, "latents": latents}, scales=palette.SCALES, script=script, digest=digest,
+        effect=sections.effect(data), dictionary=coder.dictionary(data),
+        meanings=words.CLASSES, glossary=words.GLOSSARY, lists={"neurons": neurons, "latents": latents}, scales=palette.SCALES, script=script, digest=digest,
         classes=list(dict.fromkeys(c["class"] for c in neurons if c["class"])),
         style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
         embedded={"neurons": [c["json"] for c in neurons], "latents": [c["json"] for c in latents]},

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each section of the page shows: figures, tables and facts, made from one part of the data. None: part absent."""
+"""What each section of the page shows: figures, tables and facts, made from one part of the data. None: part absent.
 
-from collections.abc import Mapping, Sequence
+The dictionary's is in coder.py, fixed words are in words.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from . import figures
-from .findings import Row, effect_rows
+from .findings import Row, effect_rows, too_few
 from .matrices import cell_width
+from .spread import in_groups, near_uniform, of_most
 from .svg import brief, finite, fixed, number, percent
 
 type Data = Mapping[str, Any]
@@ -28,22 +32,6 @@ class Panel(NamedTuple):
     table: Table | None = None
 
 
-METRICS: Final[dict[str, tuple[str, str]]] = {
-    "explained_variance": ("Explained variance", "1 - FVU"),
-    "fvu": ("FVU", "fraction of variance unexplained: squared error over squared distance from the mean; 0 is exact"),
-    "l0": ("L0", "mean number of active latents per token"),
-    "dead_fraction": ("Dead fraction", "share of latents that no longer fire"),
-    "ce_recovered_zero": (
-        "CE recovered, zero baseline",
-        "share of the cross-entropy lost by setting the site to zero that the reconstruction wins back; 1 is all of it",
-    ),
-    "ce_recovered_mean": ("CE recovered, mean baseline", "the same, against setting the site to its mean"),
-}
-"""Known dictionary metrics: (name, definition), in the order shown; others follow under their own names."""
-
-_SHARES = {"explained_variance", "dead_fraction", "ce_recovered_zero", "ce_recovered_mean"}
-
-
 def run(data: Data) -> dict[str, Any]:
     """Facts about the run, tokens per group, versions, config."""
     part, model = data["run"], data["run"].get("model") or {}
@@ -56,6 +44,8 @@ def run(data: Data) -> dict[str, Any]:
         ("Width", _known(model.get("d_model"))),
         ("Neurons per layer", _known(model.get("d_mlp"))),
         ("Neuron site", model.get("site")),
+        ("Text", part.get("text")),
+        ("Folder", part.get("folder")),
         ("Device", part.get("device")),
         ("Seed", str(part["seed"]) if part.get("seed") is not None else None),
         ("Started", str(part["started"]).replace("T", " ").replace("+00:00", " UTC") if part.get("started") else None),
@@ -106,6 +96,18 @@ def counts(
     )
     rows = [[g, *(number(v[i]) for v in columns.values())] for i, g in enumerate(groups)]
     return Panel(title, svg, Table(["Group", *(k.capitalize() for k in columns)], rows))
+
+
+def selectivity(data: Data) -> dict[str, Any] | None:
+    """Sizes beside the rank: entropies of the ranked neurons, and whether the first of them fires about evenly."""
+    part, k = data.get("selectivity") or {}, len(data["groups"])
+    rows = [[kind, of_most(low, k), of_most(high, k), in_groups(low, k), in_groups(high, k)]
+            for kind in ("specific", "related") for low, high in [part.get(kind) or (None, None)] if finite(low)]  # fmt: skip
+    if not rows:
+        return None
+    head = ["Class", "Lowest entropy", "Highest entropy", "As if in, lowest", "As if in, highest"]
+    even = near_uniform(part.get("lowest"), k)
+    return {"table": Table(head, rows), "share": percent(part["share"]) if finite(part.get("share")) else "", "even": even}
 
 
 def profile(data: Data, kinds: Sequence[str] = ("specific", "related")) -> dict[str, Any] | None:
@@ -168,7 +170,19 @@ def effect(data: Data) -> dict[str, Any] | None:
         "what": what,
         "worse": "loss" in what,
         "n_random": number(part.get("n_random")),
+        "windows": _windows(part.get("windows")),
+        "few": too_few(part, groups),
     }
+
+
+def _windows(each: Sequence[Any] | None) -> str:
+    """On how much text the matrix was measured."""
+    known = [n for n in each or [] if finite(n)]
+    if not known:
+        return ""
+    low, high = min(known), max(known)
+    of_each = number(low) if low == high else f"{number(low)} to {number(high)}"
+    return f"Measured on {number(sum(known))} window{'' if sum(known) == 1 else 's'}, {of_each} of each group."
 
 
 def _tested(rows: Sequence[Row], table: Matrix | None) -> Matrix | None:
@@ -227,45 +241,6 @@ def _comparison(rows: Sequence[Row], matrix: Matrix, label: str) -> Panel:
 
 def _against_chance(row: Row) -> str:
     return f"z {number(row.z, 2)}" + (f", {number(row.ratio, 2)}×" if finite(row.ratio) else "")
-
-
-def dictionary(data: Data) -> dict[str, Any] | None:
-    """Quality of the dictionary and how it came about."""
-    part = data.get("dictionary")
-    if not part:
-        return None
-    metrics = part.get("metrics") or {}
-    names = [*METRICS, *(k for k in metrics if k not in METRICS)]
-    facts = [(METRICS.get(k, (k, "")), _metric(k, metrics[k])) for k in names if k in metrics]
-    return {
-        "facts": [(name, shown, meaning) for (name, meaning), shown in facts],
-        "site": part.get("site", "–"), "n_latents": number(part.get("n_latents")), "k": number(part.get("k")),
-        "curves": _curves(part.get("curves") or {}),
-    }  # fmt: skip
-
-
-def _metric(name: str, value: Any) -> str:
-    return percent(value) if name in _SHARES else number(value) if finite(value) or value is None else str(value)
-
-
-def _curves(curves: Data) -> list[Panel]:
-    x = curves.get("tokens") or []
-    out = []
-    for key, row in curves.items():
-        if key == "tokens" or not row:
-            continue
-        name = METRICS.get(key, (key, ""))[0]
-        last = next((v for v in reversed(row) if finite(v)), None)
-        words = (
-            f"{name} over {brief(x[-1]) if x and finite(x[-1]) else '–'} training tokens; last value {number(last)}."
-        )
-        svg = figures.lines(
-            x, {name: row}, title=name, desc=words, x_label="training tokens", from_zero=True, size=(330, 190)
-        )
-        step = max(1, len(x) // 12)
-        rows = [[number(x[i]), number(row[i])] for i in range(0, len(x), step)]
-        out.append(Panel(f"{name}: {number(last)} at the end", svg, Table(["Tokens", name], rows)))
-    return out
 
 
 def _known(value: object) -> str | None:

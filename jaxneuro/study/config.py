@@ -115,6 +115,8 @@ class StudyConfig:
     and group, `hub:NAME` of a dataset with these fields, or `bundled`."""
     out: Path = Path("jaxneuro-study")
     """Folder for the results. An interrupted study goes on in it."""
+    title: str | None = None
+    """Heading of the report; None: the model and the groups."""
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 32
@@ -146,7 +148,7 @@ class StudyConfig:
         """Everything that decides the result, as flat JSON: `text.window` -> 128."""
         flat = {}
         for key, value in dataclasses.asdict(self).items():
-            if key in ("out", "preset"):
+            if key in ("out", "preset", "title"):
                 continue
             items = value.items() if isinstance(value, dict) else [(None, value)]
             for inner, v in items:

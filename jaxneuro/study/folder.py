@@ -7,10 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ..errors import UserError
 from ..io import read_json, write_json
+
+
+_CLAIM: Final = frozenset({".lock", "run.json"})
+"""What a run that has computed nothing yet has written."""
 
 
 class RunFolder:
@@ -45,6 +49,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds something that is not a study. Choose an empty or a new folder for --out."
             )
+        made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock_file = open(self / ".lock", "w")  # noqa: SIM115
@@ -57,13 +62,25 @@ class RunFolder:
                 raise UserError(
                     f"another process is writing {self.path}. Wait for it to finish or choose another --out."
                 ) from None
-            if {p.name for p in self.path.iterdir()} <= {".lock", "run.json"}:
+            if {p.name for p in self.path.iterdir()} <= _CLAIM:
                 record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing
             else:
                 self._compare(read_json(record).get("identity", {}))
             if not record.exists():
                 write_json(record, {"identity": self.identity, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-            yield self
+            try:
+                yield self
+            finally:
+                if {p.name for p in self.path.iterdir()} <= _CLAIM:
+                    self._leave(made)
+
+    def _leave(self, made: list[Path]) -> None:
+        """Nothing was computed: the claim and the folders that were made for it go, innermost first."""
+        for name in _CLAIM:
+            (self / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one of them holds something by now
+            for folder in made:
+                folder.rmdir()
 
     def _compare(self, theirs: dict[str, Any]) -> None:
         keys = sorted({*theirs, *self.identity})
@@ -101,6 +118,12 @@ class RunFolder:
         """Every finished step, in order."""
         path = self / "steps.json"
         return read_json(path) if path.exists() else {}
+
+    def forget(self, name: str) -> None:
+        """Let a step be done again."""
+        records = self.records()
+        if records.pop(name, None) is not None:
+            write_json(self / "steps.json", records)
 
     def step(self, name: str, files: tuple[str, ...], compute: Callable[[], None]) -> bool:
         """Run a step unless it is done; whether it ran. `compute` writes `files` into the folder."""

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What came out: results.json for machines, the report for people."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import jax
 import numpy as np
 
+from ..errors import shown
 from ..io import read_json, write_json
-from ..neurons import CLASSES, GroupStatistics
+from ..neurons import CLASSES, MEASURES, GroupStatistics
 from ..reports import write_report
+from ..reports.findings import findings
+from ..reports.report import plain
 from ..versions import versions
+from .config import StudyConfig
 from .folder import RunFolder
 from .inputs import Inputs
 
@@ -17,6 +23,11 @@ _CHOSEN: Final = {
     "expertise": "each group's expert neurons, the best detectors of its windows by average precision",
     "lape": "each group's LAPE neurons, those of low entropy of the firing rates over groups",
 }
+
+DOSED: Final = "blocks.mlp.post"
+"""Where neurons are held at a value."""
+MOST_GROUPS: Final = 10
+"""Named in a title."""
 
 _UNCLASSED: Final = {"expertise": "expert", "lape": CLASSES[0]}
 
@@ -37,8 +48,10 @@ def write_results(inputs: Inputs, folder: RunFolder) -> None:
         "device": jax.devices()[0].device_kind,
         "fingerprint": inputs.fingerprint(),
     }
+    data = report_data(inputs, folder, results, found, dictionary)
+    results |= {"title": data["title"], "findings": [f._asdict() for f in findings(plain(data))]}
     write_json(folder / "results.json", results)
-    write_report(report_data(inputs, folder, results, found, dictionary), folder / "report.html")
+    write_report(data, folder / "report.html")
 
 
 def counts(inputs: Inputs, found: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +80,7 @@ def report_data(
     cfg, run = inputs.model.cfg, read_json(folder / "run.json")
     null_specific = np.asarray(found["null"]["specific"]).sum(1).mean(0)
     return {
-        "title": f"jaxneuro study: {inputs.config.model}",
+        "title": title(inputs.config, inputs.groups),
         "run": {
             "model": {
                 "name": inputs.config.model,
@@ -85,6 +98,8 @@ def report_data(
             "started": run["started"],
             "seconds": round(sum(s["seconds"] for s in folder.records().values()), 1),
             "tokens": results["tokens"],
+            "text": inputs.config.groups,
+            "folder": folder.path.resolve().name,
             "notes": notes(inputs),
         },
         "groups": list(inputs.groups),
@@ -98,17 +113,54 @@ def report_data(
             "expert": found["counts"]["expert"],
             "shuffled_expert": np.asarray(found["null"]["expert"]).sum(1).mean(0).tolist(),
         },
-        "effect": results["effect"],
+        "selectivity": sizes(folder, found),
+        "effect": results["effect"]
+        | {"windows": np.bincount(inputs.measured.group, minlength=len(inputs.groups)).tolist()},
         "neurons": neuron_cards(inputs, folder),
         "dictionary": {
             "site": dictionary["site"],
             "n_latents": dictionary["n_latents"],
             "k": dictionary["k"],
             "metrics": dictionary["metrics"],
+            "tokens": dictionary["metrics"].get("measured_tokens"),
+            "recovered": recovered_values(dictionary["metrics"]),
             "curves": dictionary["curves"],
             "latents": dictionary["latents"],
         },
     }
+
+
+def title(config: StudyConfig, groups: Sequence[str]) -> str:
+    """What a page is called: as asked, else the model and the groups.
+
+    Example:
+      >>> title(StudyConfig(model="models/gpt2"), ["code", "poems"])
+      'gpt2 on code, poems'
+    """
+    named = [shown(g, 24) for g in groups[:MOST_GROUPS]]
+    rest = f" and {len(groups) - MOST_GROUPS} more" if len(groups) > MOST_GROUPS else ""
+    return config.title or f"{Path(config.model).name or config.model} on {', '.join(named)}{rest}"
+
+
+def sizes(folder: RunFolder, found: dict[str, Any]) -> dict[str, Any]:
+    """How selective the ranked neurons are: the classes alone say only who comes first."""
+    with np.load(folder / "neurons.npz", allow_pickle=False) as z:
+        entropy, label = z["entropy"], z["label"]
+    known = np.isfinite(entropy)
+
+    def ends(kind: str) -> list[float] | None:
+        mine = entropy[known & (label == CLASSES.index(kind))]
+        return [float(mine.min()), float(mine.max())] if mine.size else None
+
+    lowest = float(entropy[known].min()) if known.any() else None
+    return {"share": found["top_rate"], "lowest": lowest, "specific": ends("specific"), "related": ends("related")}
+
+
+def recovered_values(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The measure with the site as it is, reconstructed, at its mean and at zero, with its name and unit."""
+    measure = MEASURES[metrics["recovered_measure"]]
+    names = ("Cross entropy", "CE") if measure.name == "loss" else (measure.name.capitalize(), measure.name.capitalize())
+    return metrics["recovered_values"] | {"measure": names[0], "short": names[1], "unit": measure.unit}
 
 
 def notes(inputs: Inputs) -> list[str]:
@@ -119,6 +171,11 @@ def notes(inputs: Inputs) -> list[str]:
         f"Silenced and shown on cards: {_CHOSEN[inputs.config.select.by]}.",
         f"Effects are measured on {len(inputs.measured)} windows on which nothing was chosen or trained.",
     ]
+    if inputs.site != DOSED:
+        found.append(
+            f"Neurons are read and silenced at {inputs.site}, and held at {DOSED} for the dose and response: that is "
+            "what a neuron hands on, so a value there means the same in every model."
+        )
     if inputs.measure != "loss":
         found.append("This model has no next-token loss; effects are shifts of its mean-pooled last hidden state.")
     cut = int(inputs.windows.truncated_documents.sum())

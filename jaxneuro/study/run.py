@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study itself: every step in order, those already done left out."""
 
-import sys
 from pathlib import Path
+from typing import Any
 
+from ..activations.progress import say
+from ..errors import shown
+from ..io import read_json
 from .config import StudyConfig
 from .folder import RunFolder
 
@@ -21,17 +24,38 @@ def run_study(config: StudyConfig) -> Path:
     """
     config = config.resolved()
     with RunFolder(config.out, config.identity()).opened() as folder:
-        print(f"loading {config.model}", file=sys.stderr)
+        say(f"loading {shown(config.model)}")
         from .inputs import load_inputs  # heavy: after the folder is known to be ours
+        from .results import title
         from .steps import STEPS
 
         inputs = load_inputs(config)
         folder.same_inputs(inputs.fingerprint())
+        if _title(folder) != title(config, inputs.groups):
+            folder.forget("report")
         for number, step in enumerate(STEPS, 1):
             if folder.done(step.name):
-                print(f"{number}/{len(STEPS)} {step.title}: done before", file=sys.stderr)
+                say(f"{number}/{len(STEPS)} {step.title}: done before")
                 continue
-            print(f"{number}/{len(STEPS)} {step.title}", file=sys.stderr)
+            say(f"{number}/{len(STEPS)} {step.title}")
             folder.step(step.name, step.files, lambda step=step: step.function(inputs, folder))
+        print("\n".join(summary(read_json(folder / "results.json"))))
     print(f"report:  {config.out / 'report.html'}\nresults: {config.out / 'results.json'}")
     return config.out
+
+
+def _title(folder: RunFolder) -> str | None:
+    """The heading of the report that is there."""
+    return read_json(folder / "results.json").get("title") if folder.done("report") else None
+
+
+def summary(results: dict[str, Any]) -> list[str]:
+    """The findings of results.json as lines for a terminal, each with its verdict where there is one.
+
+    Example:
+      >>> summary({"title": "t", "findings": [{"claim": "All is so.", "detail": "", "holds": True}]})
+      ['t', '  ✓ All is so.']
+    """
+    sign = {True: "✓", False: "✗", None: "·"}
+    claims = [f"  {sign[f['holds']]} {f['claim']}" for f in results.get("findings", [])]
+    return [shown(results.get("title", ""), 200), *claims]

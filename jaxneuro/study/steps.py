@@ -232,7 +232,7 @@ def _doses(
         increase = curves.measured[i] - curves.measured_base
         found[n] = {
             "values": curves.values[i].tolist(),
-            "unit": f"activation at {site} (largest seen: {float(values[i].max() / multiples.max()):.3g})",
+            "unit": f"activation at {site}; the largest seen is {float(values[i].max() / multiples.max()):.3g}",
             "y": f"increase of {curves.measure} ({curves.unit})" if inputs.measure == "loss" else curves.measure,
             "curves": {g: increase[:, k].tolist() for k, g in enumerate(inputs.groups)},
             "probability": None if curves.probability is None else curves.probability[i].mean(-1).tolist(),

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const PAGE = 12; // cards built at a time: a page of 200 opens at once, and a phone keeps up
+  const PAGE = matchMedia("(max-width: 36rem)").matches ? 3 : 6; // cards built at a time: short pages, also on a phone
   const root = document.documentElement;
   const themes = ["system", "light", "dark"];
   const stored = () => { try { return localStorage.getItem("jaxneuro-theme"); } catch { return null; } };
@@ -25,13 +25,15 @@
     return span;
   }
 
-  function example([group, tokens, values, peak], most) {
+  function example([group, tokens, values, peak, repeated], most) {
     const at = Number.isInteger(peak) && peak >= 0 && peak < tokens.length ? peak : -1;
     const line = element("p", { className: "tokens", dir: "auto" });
     line.append(...tokens.map((t, i) => token(t, values[i] ?? null, most, i === at)));
-    const head = element("p", { className: "peak-value" }, element("b", { textContent: group }));
+    const head = element("p", { className: "peak-value" }, element("b", { textContent: group, title: group }));
     if (at >= 0) head.append(" ", element("span", { textContent: shown(values[at] ?? null), title: "peak activation" }));
-    return element("div", { className: "example" }, head, line);
+    const text = element("div", {}, line);
+    if (repeated) text.append(element("p", { className: "repeated", textContent: `nearly the text of example ${repeated}` }));
+    return element("div", { className: "example" }, head, text);
   }
 
   function fill(card, item) {
