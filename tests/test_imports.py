@@ -12,9 +12,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxneuro"
 
-# Each room and what it may import, besides itself. Doors (errors, protocols, sums, versions, io) are open to all above.
+# Each room and what it may import, besides itself. Doors (errors, console, protocols, sums, versions, io) are open to all above.
 MAY_IMPORT = {
     "errors": set(),
+    "console": set(),
     "protocols": set(),
     "sums": set(),
     "versions": set(),
@@ -22,13 +23,14 @@ MAY_IMPORT = {
     "taps": {"errors"},
     "models": {"errors", "io", "taps"},
     "data": {"errors", "io"},
-    "activations": {"errors", "protocols", "sums", "io", "taps", "models", "data"},
+    "activations": {"errors", "console", "protocols", "sums", "io", "taps", "models", "data"},
     "dictionaries": {"errors", "protocols", "sums", "io", "taps", "models"},
     "neurons": {"errors", "protocols", "sums", "io", "taps", "models"},
     "reports": {"errors", "io"},
     "parallel": {"errors", "protocols"},
     "study": {
         "errors",
+        "console",
         "protocols",
         "versions",
         "io",
@@ -40,9 +42,32 @@ MAY_IMPORT = {
         "neurons",
         "reports",
     },
-    "training": {"errors", "protocols", "versions", "io", "taps", "models", "data", "activations", "dictionaries"},
+    "training": {
+        "errors",
+        "console",
+        "protocols",
+        "versions",
+        "io",
+        "taps",
+        "models",
+        "data",
+        "activations",
+        "dictionaries",
+    },
     "inference": {"errors", "taps", "models", "data"},
-    "cli": {"errors", "versions", "io", "taps", "models", "data", "activations", "study", "training", "inference"},
+    "cli": {
+        "errors",
+        "console",
+        "versions",
+        "io",
+        "taps",
+        "models",
+        "data",
+        "activations",
+        "study",
+        "training",
+        "inference",
+    },
 }
 
 

@@ -92,7 +92,8 @@ class Log:
         if self._tokens and self._clock is not None and now > self._clock:
             self._rate = self._tokens / (now - self._clock)
             self._tokens, self._clock = 0, now
-        parts = [f"{name} {value:.4g}" for name, value in list(values.items())[:SHOWN]]
+        shown = ((name, value) for name, value in values.items() if name != "tokens")  # of one step: read as the total
+        parts = [f"{name} {value:.4g}" for name, value in list(shown)[:SHOWN]]
         if self._rate:
             parts.append(f"{quantity(self._rate)} tokens/s")
         parts += [f"{name} not finite at {n} log points" for name, n in self._bad.items()]

@@ -2,10 +2,14 @@
 """Progress for a person who waits: a bar in a terminal, plain lines in a file."""
 
 import contextlib
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol, TextIO
+
+from ..console import is_quiet
 
 
 class Progress(Protocol):
@@ -30,39 +34,66 @@ def rich_progress(title: str = "", *, file: TextIO | None = None, every_s: float
       learn 2/2 loss 0.5
     """
     out = sys.stderr if file is None else file
+    if is_quiet():
+        yield lambda done, total, text: None
+        return
     if not out.isatty():
         yield _lines(title, out, every_s, time.monotonic)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    columns += [TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False)]
+    columns += [TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}", markup=False)]
     with Bar(*columns, console=Console(file=out)) as bar:
-        task = bar.add_task(title, total=None, text="")
+        task, pace = bar.add_task(title, total=None, text="", left=""), Pace(time.monotonic)
 
         def show(done: int, total: int | None, text: str) -> None:
-            bar.update(task, completed=done, total=total, text=text)
+            bar.update(task, completed=done, total=total, text=text, left=pace.left(done, total))
 
         yield show
 
 
+class Pace:
+    """How long the rest takes, from the steps done lately; nothing while that is not known.
+
+    Compiling takes as long as hundreds of steps and happens at the first ones and wherever a shape is new. So the first
+    two calls are not timed, two more are needed, and an interval of more than ten times the usual one is left out.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self._clock, self._calls, self._before = clock, 0, (0.0, 0)
+        self._intervals: deque[tuple[float, int]] = deque(maxlen=50)
+
+    def left(self, done: int, total: int | None) -> str:
+        """ "2 min 05 s left", or "" ."""
+        now, (then, count) = self._clock(), self._before
+        self._calls, self._before = self._calls + 1, (now, done)
+        if self._calls > 2 and done > count:
+            self._intervals.append((now - then, done - count))
+        if not total or done >= total or len(self._intervals) < 2:
+            return ""
+        usual = statistics.median_low(seconds / steps for seconds, steps in self._intervals)
+        kept = [(seconds, steps) for seconds, steps in self._intervals if seconds <= 10 * usual * steps]
+        each = sum(seconds for seconds, _ in kept) / sum(steps for _, steps in kept)
+        return f"{duration((total - done) * each)} left"
+
+
 def _lines(title: str, file: TextIO, every_s: float, clock: Callable[[], float]) -> Progress:
-    began, calls, shown = (0.0, 0), 0, clock()
+    shown, last, pace = clock(), "", Pace(clock)
 
     def show(done: int, total: int | None, text: str) -> None:
-        nonlocal began, calls, shown
-        now, calls = clock(), calls + 1
-        if calls <= 2:  # the first step compiles: timed from its end
-            began = (now, done)
-        if done != total and now - shown < every_s:
+        nonlocal shown, last
+        left = pace.left(done, total)
+        if done != total and clock() - shown < every_s:
             return
-        shown = now
-        rate = (done - began[1]) / (now - began[0]) if now > began[0] else 0.0
-        left = f"{duration((total - done) / rate)} left" if total and rate and done < total else ""
         parts = [title, f"{done}/{total}" if total else str(done), left, text]
-        print(" ".join(p for p in parts if p), file=file, flush=True)
+        line = " ".join(p for p in parts if p)
+        if line == last:  # the end is often told twice
+            return
+        shown, last = clock(), line
+        print(line, file=file, flush=True)
 
     return show
 

@@ -7,6 +7,8 @@
     jaxneuro generate PATH_OR_HUB_NAME --prompt TEXT --max-new 64 --steer VECTOR.npz --site blocks.3.resid_post
     jaxneuro sites PATH_OR_HUB_NAME
 
+Every command takes `--quiet`: no progress, only results and errors.
+
 | exit code | meaning |
 |---|---|
 | 0 | done |
@@ -23,9 +25,12 @@ from typing import Annotated, Any, Final
 
 import tyro
 
+from ..console import quietly
 from ..errors import UserError
 
 TRAIN: Final = "train-dictionary"
+QUIET: Final = "--quiet"
+"""Of every command: no progress, only results and errors."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,8 +98,10 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _job(sys.argv[1:] if argv is None else argv)()
+        with quietly(QUIET in words):
+            _job([w for w in words if w != QUIET])()
     except UserError as e:
         print(f"jaxneuro: {e}", file=sys.stderr)
         return 2

@@ -2,13 +2,13 @@
 """`jaxneuro capture`: values of a model's sites over text, to disk; or their moments, which never leave the device."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
+from ..console import say
 from ..data import Bos
 from ..errors import UserError
 
@@ -138,7 +138,7 @@ def run_capture(config: Capture) -> Path:
     _KEEP[config.keep](config, model, parts, spread)
     settings = dataclasses.asdict(config) | {"out": str(config.out)}
     write_json(config.out / SETTINGS, {"config": settings, "versions": versions()})
-    print(f"{config.out} is complete", file=sys.stderr)
+    say(f"{config.out} is complete")
     return config.out
 
 

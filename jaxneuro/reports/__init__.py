@@ -28,8 +28,8 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
   should be read, with their spaces.
 * dictionary: site, n_latents, k, tokens (it was judged on), metrics {fvu, explained_variance, l0, dead_fraction,
   ce_recovered_zero, ce_recovered_mean}, recovered {measure, short, unit, original, reconstructed, mean, zero}, curves
-  {tokens, fvu, ...}; keys that words.py does not know are not shown; latents [{latent, density, rate [K], group, selectivity,
-  examples, promoted, suppressed}]
+  {tokens, fvu, ...}; keys that words.py does not know are not shown; latents [{latent, density, rate [K], group,
+  selectivity, examples, promoted, suppressed}]
 
 | file        | what it does |
 |-------------|--------------|

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The section of the dictionary: its numbers, what the model loses, how training went."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from . import figures
@@ -41,7 +40,9 @@ def _kept(recovered: Data) -> Table | None:
     show = fixed(max(map(abs, known.values())))
     base = known.get("original")
     head = ["The site is", f"{recovered.get('measure') or 'Loss'}, {recovered.get('unit') or 'nats per token'}", "More"]
-    more = {k: "–" if base is None or k == "original" else f"+{show(v - base)}".replace("+−", "−") for k, v in known.items()}
+    more = {
+        k: "–" if base is None or k == "original" else f"+{show(v - base)}".replace("+−", "−") for k, v in known.items()
+    }
     return Table(head, [[SITES[k], show(v), more[k]] for k, v in known.items()])
 
 

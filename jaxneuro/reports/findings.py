@@ -139,7 +139,7 @@ def _size(data: Mapping[str, Any]) -> tuple[str, str]:
         if finite(low) and finite(high):
             said.append(
                 f"Entropy of the {kind}: {low:.2f} to {of_most(high, k)}, as if they fired evenly in "
-                f"{number(math.exp(low), 2)} to {in_groups(high, k)}."
+                f"{math.exp(low):.1f} to {in_groups(high, k)}."
             )
     lowest = part.get("lowest")
     even = f" Even the most selective neuron fires in all groups nearly alike ({of_most(lowest, k)})."
@@ -216,9 +216,10 @@ def _dictionary(data: Mapping[str, Any]) -> Finding | None:
     explained = m["explained_variance"] if finite(m.get("explained_variance")) else 1 - m["fvu"]
     claim = f"A dictionary of {number(part.get('n_latents'))} latents explains {percent(explained)} of the variance"
     claim += f" with {number(m['l0'])} active per token." if finite(m.get("l0")) else "."
+    what = str((part.get("recovered") or {}).get("measure") or "cross entropy").lower()
     said = [
         f"{percent(m['dead_fraction'])} of the latents are dead" if finite(m.get("dead_fraction")) else "",
-        f"{percent(m['ce_recovered_zero'])} of the cross-entropy is recovered (baseline: site set to zero)"
+        f"{percent(m['ce_recovered_zero'])} of the {what} is recovered (baseline: site set to zero)"
         if finite(m.get("ce_recovered_zero"))
         else "",
         f"{percent(m['ce_recovered_mean'])} (baseline: site set to its mean)"

@@ -16,6 +16,7 @@ from .svg import (
     fixed,
     longest,
     point,
+    rounded,
     scale,
     shortened,
     stroke,
@@ -175,7 +176,7 @@ def comparison(
       (1, True)
     """
     ranges = [_range(m, s) for m, s in zip(mean, std, strict=True)]
-    domain = extent([*own, *mean, *(v for r in (*ranges, *others) for v in r)], 0.0)
+    domain = rounded(extent([*own, *mean, *(v for r in (*ranges, *others) for v in r)], 0.0))
     height, top, left = 30, 8, 14 + longest(names)
     right, bottom = left + width, top + height * len(names)
     x = scale(domain, (left + 12, right - 12))

@@ -59,12 +59,14 @@ def render(data: Mapping[str, Any]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     neurons, latents = cards.neurons(data), cards.latents(data)
     return _template().render(
-        selectivity=sections.selectivity(data), title=data["title"], groups=data["groups"], findings=findings(data), run=sections.run(data),
+        title=data["title"], groups=data["groups"], findings=findings(data), run=sections.run(data),
+        selectivity=sections.selectivity(data),
         counts=sections.counts(data), experts=sections.counts(data, "Expert neurons per group", ("expert",)),
         n_shuffles=((data.get("counts") or {}).get("shuffled") or {}).get("n_shuffles"),
         profile=sections.profile(data), expert_profile=sections.profile(data, ("expert",)),
         effect=sections.effect(data), dictionary=coder.dictionary(data),
-        meanings=words.CLASSES, glossary=words.GLOSSARY, lists={"neurons": neurons, "latents": latents}, scales=palette.SCALES, script=script, digest=digest,
+        meanings=words.CLASSES, glossary=words.GLOSSARY,
+        lists={"neurons": neurons, "latents": latents}, scales=palette.SCALES, script=script, digest=digest,
         classes=list(dict.fromkeys(c["class"] for c in neurons if c["class"])),
         style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
         embedded={"neurons": [c["json"] for c in neurons], "latents": [c["json"] for c in latents]},

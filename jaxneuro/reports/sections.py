@@ -4,8 +4,9 @@
 The dictionary's is in coder.py, fixed words are in words.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from . import figures
 from .findings import Row, effect_rows, too_few
@@ -48,7 +49,10 @@ def run(data: Data) -> dict[str, Any]:
         ("Folder", part.get("folder")),
         ("Device", part.get("device")),
         ("Seed", str(part["seed"]) if part.get("seed") is not None else None),
-        ("Started", str(part["started"]).replace("T", " ").replace("+00:00", " UTC") if part.get("started") else None),
+        (
+            "Started",
+            re.sub(r"\+00:?00$", " UTC", str(part["started"]).replace("T", " ")) if part.get("started") else None,
+        ),
         ("Took", duration(part.get("seconds"))),
     ]
     tokens = part.get("tokens") or {}
@@ -101,13 +105,21 @@ def counts(
 def selectivity(data: Data) -> dict[str, Any] | None:
     """Sizes beside the rank: entropies of the ranked neurons, and whether the first of them fires about evenly."""
     part, k = data.get("selectivity") or {}, len(data["groups"])
-    rows = [[kind, of_most(low, k), of_most(high, k), in_groups(low, k), in_groups(high, k)]
-            for kind in ("specific", "related") for low, high in [part.get(kind) or (None, None)] if finite(low)]  # fmt: skip
+    ends = {kind: part.get(kind) or (None, None) for kind in ("specific", "related")}
+    rows = [
+        [kind, *(of_most(v, k) for v in pair), *(in_groups(v, k) for v in pair)]
+        for kind, pair in ends.items()
+        if all(map(finite, pair))
+    ]
     if not rows:
         return None
     head = ["Class", "Lowest entropy", "Highest entropy", "As if in, lowest", "As if in, highest"]
     even = near_uniform(part.get("lowest"), k)
-    return {"table": Table(head, rows), "share": percent(part["share"]) if finite(part.get("share")) else "", "even": even}
+    return {
+        "table": Table(head, rows),
+        "share": percent(part["share"]) if finite(part.get("share")) else "",
+        "even": even,
+    }
 
 
 def profile(data: Data, kinds: Sequence[str] = ("specific", "related")) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from .svg import Number, finite, number
+from .svg import Number, finite
 
 UNIFORM: Final = 0.9
 """Of the largest entropy: from here on the page calls a neuron close to uniform. (Of two groups: 68 % and 32 %.)"""
@@ -38,9 +38,9 @@ def in_groups(nats: Number, n_groups: int) -> str:
 
     Example:
       >>> in_groups(2.187, 9), in_groups(0.0, 9)
-      ('8.9 of 9 groups', '1 of 9 groups')
+      ('8.9 of 9 groups', '1.0 of 9 groups')
     """
-    return f"{number(math.exp(nats), 2)} of {n_groups} groups" if finite(nats) else "–"
+    return f"{math.exp(nats):.1f} of {n_groups} groups" if finite(nats) else "–"
 
 
 def near_uniform(nats: Number, n_groups: int) -> bool:

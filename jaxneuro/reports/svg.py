@@ -159,11 +159,27 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
       >>> ticks(0, 0.43)
       [0.0, 0.1, 0.2, 0.3, 0.4]
     """
-    rough = (high - low) / max(count, 1)
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = unit * next(s for s in (1, 2, 2.5, 5, 10) if s * unit >= rough * 0.8)
+    step = _step(low, high, count)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _step(low: float, high: float, count: int) -> float:
+    rough = (high - low) / max(count, 1)
+    unit = 10.0 ** math.floor(math.log10(rough))
+    return unit * next(s for s in (1, 2, 2.5, 5, 10) if s * unit >= rough * 0.8)
+
+
+def rounded(domain: tuple[float, float], count: int = 4) -> tuple[float, float]:
+    """The domain up to the next ticks, so that no mark lies beyond the last number of its axis.
+
+    Example:
+      >>> rounded((0.0, 0.29)), rounded((-0.02, 1.51))
+      ((0.0, 0.3), (-0.5, 2.0))
+    """
+    step = _step(*domain, count)
+    low, high = math.floor(domain[0] / step + 1e-9), math.ceil(domain[1] / step - 1e-9)
+    return round(low * step, 12), round(high * step, 12)
 
 
 def scale(domain: tuple[float, float], pixels: tuple[float, float]) -> Callable[[float], float]:

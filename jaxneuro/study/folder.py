@@ -12,7 +12,6 @@ from typing import Any, Final
 from ..errors import UserError
 from ..io import read_json, write_json
 
-
 _CLAIM: Final = frozenset({".lock", "run.json"})
 """What a run that has computed nothing yet has written."""
 

@@ -8,12 +8,12 @@ from typing import Any, Final
 import jax
 import numpy as np
 
-from ..errors import shown
 from ..io import read_json, write_json
 from ..neurons import CLASSES, MEASURES, GroupStatistics
 from ..reports import write_report
 from ..reports.findings import findings
 from ..reports.report import plain
+from ..reports.svg import shortened
 from ..versions import versions
 from .config import StudyConfig
 from .folder import RunFolder
@@ -137,7 +137,7 @@ def title(config: StudyConfig, groups: Sequence[str]) -> str:
       >>> title(StudyConfig(model="models/gpt2"), ["code", "poems"])
       'gpt2 on code, poems'
     """
-    named = [shown(g, 24) for g in groups[:MOST_GROUPS]]
+    named = [shortened(g, 24) for g in groups[:MOST_GROUPS]]
     rest = f" and {len(groups) - MOST_GROUPS} more" if len(groups) > MOST_GROUPS else ""
     return config.title or f"{Path(config.model).name or config.model} on {', '.join(named)}{rest}"
 
@@ -159,7 +159,9 @@ def sizes(folder: RunFolder, found: dict[str, Any]) -> dict[str, Any]:
 def recovered_values(metrics: dict[str, Any]) -> dict[str, Any]:
     """The measure with the site as it is, reconstructed, at its mean and at zero, with its name and unit."""
     measure = MEASURES[metrics["recovered_measure"]]
-    names = ("Cross entropy", "CE") if measure.name == "loss" else (measure.name.capitalize(), measure.name.capitalize())
+    names = (
+        ("Cross entropy", "CE") if measure.name == "loss" else (measure.name.capitalize(), measure.name.capitalize())
+    )
     return metrics["recovered_values"] | {"measure": names[0], "short": names[1], "unit": measure.unit}
 
 

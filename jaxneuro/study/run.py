@@ -4,8 +4,8 @@
 from pathlib import Path
 from typing import Any
 
-from ..activations.progress import say
-from ..errors import shown
+from ..console import say
+from ..errors import pictures, shown
 from ..io import read_json
 from .config import StudyConfig
 from .folder import RunFolder
@@ -39,7 +39,8 @@ def run_study(config: StudyConfig) -> Path:
                 continue
             say(f"{number}/{len(STEPS)} {step.title}")
             folder.step(step.name, step.files, lambda step=step: step.function(inputs, folder))
-        print("\n".join(summary(read_json(folder / "results.json"))))
+        if folder.done("report"):
+            print("\n".join(summary(read_json(folder / "results.json"))))
     print(f"report:  {config.out / 'report.html'}\nresults: {config.out / 'results.json'}")
     return config.out
 
@@ -58,4 +59,4 @@ def summary(results: dict[str, Any]) -> list[str]:
     """
     sign = {True: "✓", False: "✗", None: "·"}
     claims = [f"  {sign[f['holds']]} {f['claim']}" for f in results.get("findings", [])]
-    return [shown(results.get("title", ""), 200), *claims]
+    return [pictures(results.get("title", "")), *claims]

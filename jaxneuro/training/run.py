@@ -4,7 +4,6 @@
 import contextlib
 import functools
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..activations import MetricSink, rich_progress, run
 from ..activations.plan import free_bytes, planned, size
+from ..console import say
 from ..dictionaries.parts.training import DATA, LATENT
 from ..errors import UserError
 from ..io import read_json
@@ -53,7 +53,7 @@ def train_dictionary(config: TrainConfig) -> Path:
     by_place = methods(config, mesh)
     with claimed(config) as out:
         if (out / RESULTS).exists():
-            print(f"{out} is complete", file=sys.stderr)
+            say(f"{out} is complete")
             show(read_json(out / RESULTS), out)
             return out
         with contextlib.closing(sink_of(config)) as sink:  # first: its package may be missing
@@ -99,7 +99,7 @@ def _plan(method: Method, data: Data, key: jax.Array, sharding: NamedSharding | 
     plan.check(free, there=there, advice=ADVICE)
     of = "" if free is None else f" of {size(free + there)}"
     seconds = time.perf_counter() - started
-    print(f"compiled in {seconds:.1f} s; a device needs {size(plan.total)}{of}", file=sys.stderr)
+    say(f"compiled in {seconds:.1f} s; a device needs {size(plan.total)}{of}")
 
 
 def _mesh(config: TrainConfig) -> Mesh | None:

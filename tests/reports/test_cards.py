@@ -24,8 +24,28 @@ def test_a_neuron_becomes_a_card(study):
 def test_the_bare_minimum_is_a_card_too():
     card = make()
     assert (card["id"], card["groups"], card["activation"], card["dose"]) == ("L3N7", [], None, None)
-    assert card["facts"] == [("LAPE", "–", card["facts"][0][2])]
+    assert [fact[:2] for fact in card["facts"]] == [("LAPE", "not ranked")]
     assert card["json"]["examples"] == []
+
+
+def test_selectivity_is_a_size():
+    uniform, one = make(rate=[0.99, 0.9], lape=0.692), make(rate=[0.5, 0.0], lape=0.0)
+    assert [fact[:2] for fact in uniform["facts"]] == [
+        ("Fires as if in", "2.0 of 2 groups"),
+        ("LAPE", "0.69 of at most 0.69 nats"),
+    ]
+    assert [fact[:2] for fact in one["facts"]] == [
+        ("Fires as if in", "1.0 of 2 groups"),
+        ("LAPE", "0.00 of at most 0.69 nats"),
+    ]
+    assert [fact[:2] for fact in make(rate=[0.0, 0.0])["facts"]] == [("LAPE", "not ranked")]
+
+
+def test_an_example_that_repeats_another_says_so():
+    words = list("abcdefghij")
+    texts = [words, list("klmnop"), [*words[1:], "z"], list("abcvwxyz")]
+    examples = [{"group": "de", "tokens": t, "values": [0.0] * len(t), "peak": 0} for t in texts]
+    assert [e[4] for e in make(examples=examples)["json"]["examples"]] == [0, 0, 1, 0]
 
 
 def test_firing_rates_alone_are_drawn_as_bars_and_printed():
@@ -41,7 +61,7 @@ def test_spaces_of_tokens_are_visible_and_scores_printed():
 
 def test_values_are_rounded_for_the_page_and_missing_ones_stay_missing():
     example = {"group": "de", "tokens": ["a", "b", "c"], "values": [1.23456, None, -0.000123456], "peak": 0}
-    assert make(examples=[example])["json"]["examples"] == [["de", ["a", "b", "c"], [1.23, None, -0.000123], 0]]
+    assert make(examples=[example])["json"]["examples"] == [["de", ["a", "b", "c"], [1.23, None, -0.000123], 0, 0]]
 
 
 def test_a_latent_becomes_a_card(study):

@@ -105,16 +105,66 @@ def test_counts_without_a_baseline_claim_nothing():
 
 def test_layers_where_the_neurons_are():
     f = only({"groups": GROUPS, "profile": {"specific": [[4, 0, 1, 3], [2, 0, 0, 0]]}})
-    assert f.claim == "Layers 0 and 3 hold 90% of the group-specific neurons."
-    assert "would hold 50%" in f.detail
+    assert f.claim == "90% of the group-specific neurons are in 2 of 4 layers: 0, 3."
+    assert "spread evenly they would be 4 layers" in f.detail
     assert findings({"groups": GROUPS, "profile": {"specific": [[0, 0, 0], [0, 0, 0]]}}) == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "claim"),
+    [
+        ([36, 0, 0, 0, 0, 1], "97% of the group-specific neurons are in layer 0."),
+        ([5, 5, 5, 5, 5, 5], "100% of the group-specific neurons are in 6 of 6 layers: 0, 1, 2, 3, 4, 5."),
+        ([0, 1, 9, 80], "99% of the group-specific neurons are in 2 of 4 layers: 2, 3."),
+        ([0, 0, 9, 81], "90% of the group-specific neurons are in layer 3."),
+    ],
+)
+def test_the_fewest_layers_that_hold_nine_tenths_are_named(layers, claim):
+    assert only({"groups": ["a"], "profile": {"specific": [layers]}}).claim == claim
+
+
+def sized(lowest, **part):
+    data = counts({"a": 30, "b": 12, "c": 3}, {"a": 1.0, "b": 0.5, "c": 0.1})
+    return only({**data, "selectivity": {"share": 0.02, "lowest": lowest, **part}})
+
+
+def test_a_rank_is_called_one_and_its_size_is_said():
+    f = sized(0.1, specific=[0.1, 0.55])
+    assert f.holds is True
+    assert "The class is a rank, the 2% of all neurons whose firing is least even, not a size." in f.detail
+    assert "0.10 to 0.55 of at most 1.10 nats, as if they fired evenly in 1.1 to 1.7 of 3 groups." in f.detail
+
+
+def test_nearly_even_firing_gets_no_verdict():
+    assert sized(0.98).holds is True
+    f = sized(1.09)
+    assert f.holds is None
+    assert f.claim.endswith(
+        "Even the most selective neuron fires in all groups nearly alike (1.09 of at most 1.10 nats)."
+    )
+
+
+def test_too_few_windows_get_no_verdict():
+    f = only(effect(windows=[2, 3]))
+    assert f.holds is None
+    assert f.detail.startswith("Too few windows to judge (a 2, b 3; at least 5 of each group are needed).")
+    assert only(effect(windows=[5, 4])).detail.startswith("Too few windows to judge (b 4;")
+    assert only(effect(windows=[5, 6])).holds is True
+    assert (
+        only(effect(random_std=[[0.05, 1], [1, 0.06]], matrix=[[0.4, 0.5], [0.0, 0.2]], windows=[5, 6])).holds is False
+    )
+
+
+def test_long_names_are_cut_in_sentences():
+    f = only(counts({"n" * 200: 30, "b": 1}, {"n" * 200: 1.0, "b": 1.5}))
+    assert "n" * 39 + "… 30" in f.detail
 
 
 def test_dictionary_quality():
     metrics = {"fvu": 0.25, "l0": 32.0, "dead_fraction": 0.02, "ce_recovered_zero": 0.9, "ce_recovered_mean": None}
     f = only({"groups": [], "dictionary": {"site": "blocks.3.mlp.post", "n_latents": 4096, "metrics": metrics}})
     assert f.claim == "A dictionary of 4,096 latents explains 75% of the variance with 32 active per token."
-    assert "2% of the latents are dead; 90% of the cross-entropy is recovered (baseline: site set to zero)" in f.detail
+    assert "2% of the latents are dead; 90% of the cross entropy is recovered (baseline: site set to zero)" in f.detail
     assert "mean" not in f.detail
 
 

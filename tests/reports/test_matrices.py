@@ -99,3 +99,12 @@ def test_comparison_places_things_on_one_scale():
     assert own - x["mean"] == pytest.approx(2 * (x["half"] - x["mean"]), abs=0.3)
     assert high - low == pytest.approx(own - x["mean"], abs=0.3), "± 2 x 0.25 is as long as 1"
     assert "z 4" in words(root)
+
+
+@pytest.mark.parametrize(("own", "end"), [(0.29, "0.3"), (1.51, "2"), (0.2, "0.2")])
+def test_no_mark_lies_beyond_the_last_number_of_the_axis(own, end):
+    drawn = comparison(["a"], own=[own], mean=[0.05], std=[0.01], others=[[0.02]], notes=["z 9"], title="t")
+    numbers = re.findall(r'<text x="([\d.]+)"[^>]*class="dim">([\d.]+)</text>', drawn)
+    (diamond,) = re.findall(r'd="M([\d.]+) [\d.]+l6 6', drawn)
+    assert numbers[-1][1] == end
+    assert float(diamond) <= float(numbers[-1][0]) + 0.1

@@ -74,29 +74,3 @@ def test_negative_colours_are_in_the_key_only_where_they_are_used():
 
     assert "−1.00" in key(-0.5)
     assert "−1.00" not in key(-0.01)
-
-
-def test_metrics_known_first_then_whatever_else_there_is():
-    part = {
-        "site": "s",
-        "n_latents": 8,
-        "k": 2,
-        "metrics": {"my_score": 1.5, "l0": 2.0, "dead_fraction": float("0.25")},
-    }
-    out = sections.dictionary({"groups": [], "dictionary": part})
-    assert [(name, shown) for name, shown, _ in out["facts"]] == [
-        ("L0", "2"),
-        ("Dead fraction", "25%"),
-        ("my_score", "1.5"),
-    ]
-    assert out["curves"] == []
-
-
-def test_training_curves_and_their_last_values(study):
-    curves = sections.dictionary(plain(study))["curves"]
-    assert [c.title for c in curves] == [
-        "FVU: 0.131 at the end",
-        "L0: 32 at the end",
-        "Dead fraction: 0.0246 at the end",
-    ]
-    assert all(10 <= len(c.table.rows) <= 14 for c in curves)

@@ -92,7 +92,7 @@ def test_changed_inputs_are_refused(tmp_path):
         folder.same_inputs({"text": "1", "model": "2"})
         with pytest.raises(UserError, match="the text changed since the run"):
             folder.same_inputs({"text": "9", "model": "2"})
-    assert json.loads((tmp_path / "run.json").read_text())["inputs"]["text"] == "1"
+        assert json.loads((tmp_path / "run.json").read_text())["inputs"]["text"] == "1"
 
 
 def test_a_start_that_computed_nothing_claims_nothing(tmp_path):
@@ -101,6 +101,18 @@ def test_a_start_that_computed_nothing_claims_nothing(tmp_path):
     with RunFolder(tmp_path / "run", {"model": "right"}).opened() as folder:
         assert folder.identity == {"model": "right"}
         assert json.loads((folder / "run.json").read_text())["identity"] == {"model": "right"}
+
+
+def test_a_start_that_computed_nothing_leaves_nothing(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError), RunFolder(tmp_path / "a" / "b", {}).opened():
+        raise UserError("no such model")
+    with pytest.raises(UserError), RunFolder(tmp_path / "there" / "c", {}).opened():
+        raise UserError("no such model")
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+    with RunFolder(tmp_path / "there", {}).opened() as folder:
+        folder.step("first", (), lambda: None)
+    assert (tmp_path / "there" / "run.json").exists()
 
 
 def test_a_folder_inside_a_file(tmp_path):

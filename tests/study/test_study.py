@@ -5,11 +5,13 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxneuro.cli import main
+from jaxneuro.console import quietly
 from jaxneuro.errors import UserError
 from jaxneuro.models import Transformer, load, save_pretrained
 from jaxneuro.study import StudyConfig, run_study, steps
@@ -85,6 +87,45 @@ def test_interrupted_and_resumed_is_the_same_study(done, config, tmp_path, monke
     run_study(other)
     one, two = (json.loads((f / "results.json").read_text()) for f in (done, other.out))
     assert one == two
+
+
+def test_a_new_title_is_a_new_page_and_no_new_study(done, config, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / "copy")
+    titled = dataclasses.replace(config, out=tmp_path / "copy", title="Foxes\u202e")
+    run_study(titled)
+    out = capsys.readouterr()
+    assert out.err.count("done before") == 5
+    assert out.out.splitlines()[0] == "Foxes[U+202E]"
+    assert "<h1>Foxes[U+202E]</h1>" in (titled.out / "report.html").read_text()
+    assert json.loads((titled.out / "results.json").read_text())["title"] == titled.title
+    run_study(titled)
+    assert capsys.readouterr().err.count("done before") == 6
+
+
+def test_the_findings_are_told_at_the_end(done, config, capsys):
+    run_study(config)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{Path(config.model).name} on fox, fuchs"
+    findings = json.loads((done / "results.json").read_text())["findings"]
+    assert 3 <= len(findings) <= 5
+    assert [line[4:] for line in lines[1 : 1 + len(findings)]] == [f["claim"] for f in findings]
+    assert {line[2] for line in lines[1 : 1 + len(findings)]} <= set("✓✗·")
+
+
+def test_quiet_prints_the_result_alone(done, config, capsys):
+    with quietly():
+        run_study(config)
+    out = capsys.readouterr()
+    assert out.err == ""
+    assert "report.html" in out.out
+
+
+def test_too_few_windows_get_no_verdict_on_the_page(done):
+    page = (done / "report.html").read_text()
+    assert "windows, " in page
+    assert "Too few windows to judge" in page
+    effect = next(f for f in json.loads((done / "results.json").read_text())["findings"] if "ilencing" in f["claim"])
+    assert effect["holds"] is None
 
 
 def test_the_report_opens_with_its_parts(done):
@@ -182,6 +223,13 @@ def test_ctrl_c_inside_a_step_goes_on_bitwise(done, config, tmp_path, monkeypatc
 )
 def test_what_cannot_be_done_is_said_before_anything_is_computed(config, tmp_path, change, said):
     with pytest.raises(UserError, match=said):
-        run_study(dataclasses.replace(config, out=tmp_path / "run", **change))
-    left = {p.name for p in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
-    assert left <= {".lock", "run.json"}
+        run_study(dataclasses.replace(config, out=tmp_path / "deep" / "run", **change))
+    assert list(tmp_path.iterdir()) == [], "no folder of a study that never began"
+
+
+def test_a_folder_that_was_there_stays(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError):
+        run_study(dataclasses.replace(config, out=tmp_path / "run", groups="no-such-folder"))
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert list((tmp_path / "run").iterdir()) == []
