@@ -12,7 +12,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxneuro"
 
-# Each room and what it may import, besides itself. Doors (errors, console, protocols, sums, versions, io) are open to all above.
+# Each room and what it may import, besides itself. Doors (errors, console, protocols, sums, versions, io) are open to
+# all above.
 MAY_IMPORT = {
     "errors": set(),
     "console": set(),
