@@ -7,9 +7,14 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, Final, NamedTuple, Protocol, overload
 
 import numpy as np
+
+from ..errors import UserError
+from .records import Fields
+
+KEPT_REASONS: Final = 5
 
 
 class Part(Protocol):
@@ -51,19 +56,12 @@ class Documents(Sequence[str]):
 
 
 class Entry(NamedTuple):
-    """One document met while scanning: its group, where it lies (bytes or rows), its text."""
+    """One document met while scanning: where it lies (bytes or rows), and what reads and checks it."""
 
-    group: Any
     start: int
     stop: int
-    text: str
-
-
-class Fields(NamedTuple):
-    """Names of a record's fields; `group` is None where the file's name is the group."""
-
-    text: str = "text"
-    group: str | None = None
+    read: Callable[[], tuple[str | None, str]]
+    """(group, or None where the file's place says it; text). Raises UserError."""
 
 
 class Format(NamedTuple):
@@ -83,23 +81,41 @@ def _spans() -> Spans:
 class Collector:
     """Groups under construction: what was found of each, file by file, with a running hash of the texts."""
 
-    def __init__(self):
+    def __init__(self, skip_bad: bool = False):
         self._parts: dict[str, list[Part]] = {}
         self._digests: dict[str, Any] = {}
+        self._skip_bad = skip_bad
+        self.skipped: list[str] = []
+        """What was wrong with each record that was passed over, at most KEPT_REASONS of them."""
+        self.n_skipped = 0
 
     def add(self, path: Path, form: Format, fields: Fields, group: str | None = None) -> None:
         """Scan one file. Its documents go to `group`, or each to the group that its record names."""
         found: dict[str, Spans] = {} if group is None else {group: _spans()}
         for entry in form.scan(path, fields):
-            name = group if group is not None else str(entry.group)
+            if (record := self.checked(entry.read)) is None:
+                continue
+            name = group if group is not None else str(record[0])
             starts, stops = found.setdefault(name, _spans())
-            if not entry.text.strip():
+            if not record[1].strip():
                 continue  # an empty document is none
             starts.append(entry.start)
             stops.append(entry.stop)
-            self.feed(name, entry.text)
+            self.feed(name, record[1])
         for name, (starts, stops) in found.items():
             self.put(name, form.part(path, fields, np.asarray(starts), np.asarray(stops)))
+
+    def checked[T](self, read: Callable[[], T]) -> T | None:
+        """What `read` gives; None for a bad record that is to be passed over, which is counted."""
+        try:
+            return read()
+        except UserError as e:
+            if not self._skip_bad:
+                raise
+            self.n_skipped += 1
+            if len(self.skipped) < KEPT_REASONS:
+                self.skipped.append(str(e))
+            return None
 
     def feed(self, name: str, text: str) -> None:
         """Hash one document of a group."""

@@ -4,28 +4,25 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from ..errors import UserError, unknown
 from ..io.sources import BUNDLED_TEXT
-from .documents import Collector, Documents, Fields
-from .formats import FORMATS, WHOLE, group_name
+from .documents import Collector, Documents
+from .formats import SOURCES, format_of, stem, suffix, unpacked
 from .hub import PREFIX, collect_hub
-
-NOTES: Final = ("readme", "license", "licence", "notice", "copying", "sources", "changelog")
-LAYOUTS: Final = (
-    "Expected a folder with GROUP.txt, GROUP.jsonl or GROUP.parquet (or a sub-folder GROUP of such files) for "
-    "each group, or one .jsonl or .parquet file with the fields 'text' and 'group', or "
-    "'hub:OWNER/NAME:SPLIT:TEXT_FIELD:GROUP_FIELD'."
-)
+from .layouts import LAYOUTS, Source, check_formats, sources_of
+from .records import Fields, Render, contents, template_fields
 
 
 class Groups(dict[str, Documents]):
-    """Documents by group name, in sorted order; `source` is where they came from."""
+    """Documents by group name, in sorted order; `source` is where they came from.
 
-    def __init__(self, documents: Mapping[str, Documents], source: str):
+    `n_skipped` counts bad records that were passed over, `skipped` says what was wrong with the first of them.
+    """
+
+    def __init__(self, documents: Mapping[str, Documents], source: str, skipped: Sequence[str] = (), n_skipped: int = 0):
         super().__init__(sorted(documents.items()))
-        self.source = source
+        self.source, self.skipped, self.n_skipped = source, tuple(skipped), n_skipped
 
     def __missing__(self, name: str) -> Documents:
         raise unknown("group", name, self, where=self.source)
@@ -34,25 +31,45 @@ class Groups(dict[str, Documents]):
         return f"Groups({self.source}: {', '.join(f'{name} {len(d)}' for name, d in self.items())})"
 
 
-def read_groups(path: str | os.PathLike, *, text_field: str = "text", group_field: str = "group") -> Groups:
+def read_groups(
+    path: str | os.PathLike,
+    *,
+    text_field: str = "text",
+    group_field: str = "group",
+    split: str = "train",
+    skip_bad: bool = False,
+    one_group: bool = False,
+    render: Render = contents,
+) -> Groups:
     """The texts of every group (a language, domain, relation ...), by name.
 
     | what `path` is | groups | documents |
     |---|---|---|
-    | folder of files | names without suffix | .txt: paragraphs (blank lines between), .jsonl: lines, .parquet: rows |
-    | folder of sub-folders | sub-folder names | .txt: the whole file; .jsonl: lines; .parquet: rows; sorted by name |
-    | one .jsonl or .parquet | values of the group field | lines, rows |
+    | folder of files | names without suffix | .txt: paragraphs (blank lines between); records of the others |
+    | folder of sub-folders | sub-folder names | .txt, .md, .py ...: the whole file; records of the others; by name |
+    | one file of records | values of the group field | lines of .jsonl, rows of .csv .tsv .parquet, items of .json |
+    | folder of `save_to_disk`, or in the Hub's layout | values of the group field, names of a ClassLabel | rows |
     | `hub:OWNER/NAME[/CONFIG][:SPLIT[:TEXT[:GROUP]]]` | values of the group field | rows (extra `hub`) |
     | `bundled` | languages and code | excerpts that come with this package |
 
-    Records have a text field and, in one file for all groups, a group field; more fields are ignored. Files are
-    UTF-8 (a byte order mark is skipped; line ends of .txt become "\\n"). Documents that are empty or only white
-    space are left out. In a folder, names that start with "." or "_", and README, LICENSE, NOTICE and the like,
-    are skipped; any other file that cannot be read as text is an error, never passed over.
+    Records have a text field and, in one file for all groups, a group field; more fields are ignored. A field that
+    holds messages ({"role", "content"} or {"from", "value"}) is a conversation, and one named `messages` or
+    `conversations` is read where there is no `text`. Any file may end in .gz. Files are UTF-8 (a byte order mark is
+    skipped; line ends of .txt become "\\n"). Documents that are empty or only white space are left out. In a folder,
+    names that start with "." or "_", and README, LICENSE, NOTICE and the like, are skipped; any other file that cannot
+    be read as text is an error, never passed over.
 
     Every file is read once here, to check it and to note where documents begin; after that a document is read
-    when it is asked for. Memory: 16 bytes per document, plus one document or one parquet row group.
+    when it is asked for. Memory: 16 bytes per document, plus one document or one parquet row group; the texts of a
+    .json array; a .gz is unpacked into the system's temporary folder.
 
+    Args:
+      text_field: a field's name, or a template of several, "{instruction}\\n{output}".
+      group_field: the field of a record that names its group.
+      split: of a data set with several; the only one is taken whatever its name.
+      skip_bad: pass over records that are damaged or have no text or group, and count them, instead of raising.
+      one_group: text that names no groups is one group, named after the file or folder, instead of an error.
+      render: the text of a conversation, from [{"role", "content"}, ...]; default: what is said, without roles.
     Raises:
       UserError: nothing is there, a file of another kind, a group twice, an empty group, text that is not UTF-8
         (file and byte offset), a line that is no JSON object (file and line), a missing field.
@@ -65,20 +82,25 @@ def read_groups(path: str | os.PathLike, *, text_field: str = "text", group_fiel
       >>> list(groups), list(groups["de"])
       (['de', 'en'], ['Guten Tag.', 'Wie geht es?'])
     """
-    collector = Collector()
+    template_fields(text_field)  # a wrong template is no bad record
+    collector = Collector(skip_bad)
     source = os.fspath(path)
+    fields = Fields(text_field, group_field, render=render)
     try:
         if source.startswith(PREFIX):
-            collect_hub(source, collector, text_field=text_field, group_field=group_field)
-        elif (folder := BUNDLED_TEXT if source == "bundled" else Path(source).expanduser()).is_dir():
-            _collect_folder(folder, collector, text_field)
+            collect_hub(source, collector, fields._replace(otherwise=source.removeprefix(PREFIX) if one_group else None))
         else:
-            _collect_file(folder, collector, Fields(text_field, group_field))
+            at = BUNDLED_TEXT if source == "bundled" else Path(source).expanduser()
+            if one_group:
+                fields = fields._replace(otherwise=stem(at))
+            for found in sources_of(at, split) if at.is_dir() else [_one_file(at, one_group)]:
+                _add(collector, found, fields)
     except OSError as e:
         raise UserError(f"cannot read {e.filename or source}: {e.strerror or e}.") from e
-    groups = Groups(collector.groups(), source)
+    groups = Groups(collector.groups(), source, collector.skipped, collector.n_skipped)
     if not groups:
-        raise UserError(f"no text in {source}. {LAYOUTS}")
+        bad = f" ({groups.n_skipped} bad records, such as: {groups.skipped[0]})" if groups.skipped else ""
+        raise UserError(f"no text in {source}{bad}. {LAYOUTS}")
     if empty := [name for name, documents in groups.items() if not len(documents)]:
         raise UserError(
             f"{_plural(empty)} no text in {source}. Add text to {'it' if len(empty) == 1 else 'them'}, "
@@ -106,51 +128,20 @@ def _plural(names: list[str]) -> str:
     return f"group {quoted} has" if len(names) == 1 else f"groups {quoted} have"
 
 
-def _wanted(path: Path) -> bool:
-    return not path.name.startswith((".", "_")) and not path.name.lower().startswith(NOTES)
-
-
-def _collect_folder(folder: Path, collector: Collector, text_field: str) -> None:
-    files: dict[str, list[Path]] = {}
-    seen: dict[str, Path] = {}
-    for entry in sorted(filter(_wanted, folder.iterdir())):
-        name = group_name(entry.name if entry.is_dir() else entry.stem, str(folder))
-        if name in seen:
-            raise UserError(f"{folder}: group {name!r} is there twice, as {seen[name].name} and {entry.name}.")
-        seen[name] = entry
-        files[name] = _files_below(entry) if entry.is_dir() else [entry]
-    _check_suffixes(folder, [f for found in files.values() for f in found])
-    for name, found in files.items():
-        if not found:
-            raise UserError(f"{folder}: the folder of group {name!r} has no files. {LAYOUTS}")
-        for file in found:
-            form = WHOLE if _suffix(file) == ".txt" and seen[name].is_dir() else FORMATS[_suffix(file)]
-            collector.add(file, form, Fields(text_field), group=name)
-
-
-def _files_below(folder: Path) -> list[Path]:
-    inside = (p for p in folder.rglob("*") if p.is_file())
-    return sorted(p for p in inside if all(_wanted(folder / part) for part in p.relative_to(folder).parts))
-
-
-def _collect_file(path: Path, collector: Collector, fields: Fields) -> None:
+def _one_file(path: Path, one_group: bool) -> Source:
     if not path.exists():
         known = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise unknown("file or folder", path.name, known, where=str(path.parent), hint=LAYOUTS)
-    if _suffix(path) == ".txt":
-        raise UserError(f"{path} is one text without groups. {LAYOUTS}")
-    _check_suffixes(path.parent, [path])
-    collector.add(path, FORMATS[_suffix(path)], fields)
+    check_formats(path.parent, [path])
+    if suffix(path) == ".txt" or suffix(path) in SOURCES:
+        if not one_group:
+            raise UserError(f"{path} is one text without groups. {LAYOUTS}")
+        return Source(path, stem(path))
+    return Source(path, None)
 
 
-def _suffix(path: Path) -> str:
-    return path.suffix.lower()
-
-
-def _check_suffixes(folder: Path, files: list[Path]) -> None:
-    if bad := [str(f.relative_to(folder)) for f in files if _suffix(f) not in FORMATS]:
-        shown = ", ".join(bad[:10]) + (f" and {len(bad) - 10} more" if len(bad) > 10 else "")
-        raise UserError(
-            f"cannot read {shown} in {folder}: only {', '.join(FORMATS)} files hold text. Convert, or put '_' in "
-            f"front of the name to leave it out."
-        )
+def _add(collector: Collector, source: Source, fields: Fields) -> None:
+    form = format_of(source.path, in_group=source.in_group)
+    assert form is not None, "sources_of checks every file"
+    of_file = fields if source.group is None else fields._replace(group=None)
+    collector.add(unpacked(source.path), form, of_file, group=source.group)

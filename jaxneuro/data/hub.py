@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from .documents import Collector
-from .formats import check_text, group_name
+from .records import Fields, columns, group_name, group_of, text_of
 
 PREFIX: Final = "hub:"
 SCAN_ROWS: Final = 1024
@@ -17,17 +17,18 @@ SCAN_ROWS: Final = 1024
 class _Table:
     """Rows of a dataset, which `datasets` keeps memory-mapped on disk."""
 
-    def __init__(self, texts: Any, field: str, rows: np.ndarray):
-        self._texts, self._field, self._rows = texts, field, rows
+    def __init__(self, table: Any, fields: Fields, rows: np.ndarray, source: str):
+        self._table, self._fields, self._rows, self._source = table, fields._replace(group=None), rows, source
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, i: int) -> str:
-        return self._texts[int(self._rows[i])][self._field]
+        row = int(self._rows[i])
+        return text_of(self._table[row], self._fields, f"{self._source}, row {row}")
 
 
-def collect_hub(source: str, collector: Collector, *, text_field: str, group_field: str) -> None:
+def collect_hub(source: str, collector: Collector, fields: Fields) -> None:
     """Add the groups of `hub:OWNER/NAME[/CONFIG][:SPLIT[:TEXT[:GROUP]]]` (split "train" unless given).
 
     The split is downloaded whole into the cache of `datasets` and mapped from there.
@@ -35,29 +36,30 @@ def collect_hub(source: str, collector: Collector, *, text_field: str, group_fie
     Raises:
       UserError: `datasets` is not installed, the dataset cannot be had, a field is missing or of the wrong kind.
     """
-    name, split, text, group = _parse(source, text_field, group_field)
+    name, split, text, group = _parse(source, fields)
+    fields = fields._replace(text=text, group=group)
     table = _load(source, name, split)
-    for field in (text, group):
-        if field not in table.column_names:
-            raise unknown("field", field, table.column_names, where=source)
-    named = getattr(table.features[group], "int2str", str)  # ClassLabel: numbers that stand for names
+    wanted = columns(fields, table.column_names, source)
+    named = getattr(table.features.get(group), "int2str", None)  # ClassLabel: numbers that stand for names
     rows: dict[str, array] = {}
     row = 0
-    for batch in table.select_columns([text, group]).iter(batch_size=SCAN_ROWS):
-        for value, label in zip(batch[text], batch[group], strict=True):
-            where = f"{source}, row {row}"
-            group_name(label, where)
-            found = rows.setdefault(key := group_name(named(label), where), array("q"))
-            if check_text(value, where).strip():
-                found.append(row)
-                collector.feed(key, value)
+    for batch in table.select_columns(wanted).iter(batch_size=SCAN_ROWS):
+        for values in zip(*(batch[n] for n in wanted), strict=True):
+            record, where = dict(zip(wanted, values, strict=True)), f"{source}, row {row}"
+            found = collector.checked(lambda r=record, w=where: (group_of(r, fields, w), text_of(r, fields, w)))
+            if found is not None:
+                key = group_name(named(record[group]), where) if named and group in record else str(found[0])
+                kept = rows.setdefault(key, array("q"))
+                if found[1].strip():
+                    kept.append(row)
+                    collector.feed(key, found[1])
             row += 1
-    texts = table.select_columns([text])
-    for key, found in rows.items():
-        collector.put(key, _Table(texts, text, np.asarray(found)))
+    texts = table.select_columns(columns(fields._replace(group=None), table.column_names, source))
+    for key, kept in rows.items():
+        collector.put(key, _Table(texts, fields, np.asarray(kept), source))
 
 
-def _parse(source: str, text_field: str, group_field: str) -> tuple[list[str], str, str, str]:
+def _parse(source: str, fields: Fields) -> tuple[list[str], str, str, str]:
     parts = source.removeprefix(PREFIX).split(":")
     repository = parts[0].split("/")
     if not 1 <= len(parts) <= 4 or not 1 <= len(repository) <= 3 or not all(parts) or not all(repository):
@@ -65,7 +67,7 @@ def _parse(source: str, text_field: str, group_field: str) -> tuple[list[str], s
             f"cannot read {source!r}: expected hub:OWNER/NAME[/CONFIG][:SPLIT[:TEXT_FIELD[:GROUP_FIELD]]], "
             f"for example hub:papluca/language-identification:train:text:labels"
         )
-    split, text, group = [*parts[1:], *("train", text_field, group_field)[len(parts) - 1 :]]
+    split, text, group = [*parts[1:], *("train", fields.text, fields.group or "group")[len(parts) - 1 :]]
     return repository, split, text, group
 
 

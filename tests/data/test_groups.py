@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import gzip
 import json
 import sys
 import tracemalloc
@@ -213,15 +214,48 @@ BAD = {
     "empty folder": (lambda folder: folder, r"no text in .* Expected a folder with GROUP\.txt"),
     "empty sub-folder": (lambda f: (f / "de").mkdir() or f, r"the folder of group 'de' has no files"),
     "other files": (
-        both(write("a.txt", "x"), write("b.csv", "x"), write("c/d.gz", "x")),
-        r"cannot read b\.csv, c/d\.gz in",
+        both(write("a.txt", "x"), write("b.pdf", "x"), write("c/d.zip", "x")),
+        r"cannot read b\.pdf, c/d\.zip in",
     ),
     "group twice": (
         both(write("a.txt", "x"), write("a.jsonl", "x")),
         r"group 'a' is there twice, as a\.jsonl and a\.txt",
     ),
     "one txt": (one_file("a.txt", "x"), r"a\.txt is one text without groups"),
-    "one csv": (one_file("a.csv", "x"), r"cannot read a\.csv in"),
+    "one pdf": (one_file("a.pdf", "x"), r"cannot read a\.pdf in"),
+    "one markdown": (one_file("a.md", "x"), r"a\.md is one text without groups"),
+    "csv field": (
+        one_file("a.csv", "body,group\nx,y\n"),
+        r"a\.csv, line 1: no field 'text'\. .*Known: body, group\. .*--text\.field",
+    ),
+    "csv group": (one_file("a.csv", "text,lang\nx,y\n"), r"no field 'group'\. .*Known: text, lang\. .*group-field"),
+    "csv twice": (one_file("a.csv", "text,text\nx,y\n"), r"names the field 'text' twice"),
+    "csv ragged": (one_file("a.csv", "text,group\na,x\nb, c,y\n"), r"a\.csv, line 3: 3 fields, .* names 2 \(text"),
+    "csv quote": (one_file("a.csv", 'text,group\na,x\n"b,y\n'), r"a\.csv, line 3: unexpected end of data"),
+    "csv utf8": (one_file("a.csv", b"text,group\na\xe9,x\n"), r"not UTF-8: byte 0xe9 at byte offset 12"),
+    "json an object": (one_file("a.json", '{"text": "a"}'), r"a\.json holds no array of records"),
+    "json two arrays": (one_file("a.json", '{"a": [], "b": []}'), r"a\.json holds no array of records"),
+    "json a number": (one_file("a.json", "[1]"), r"a\.json, record 0: expected a JSON object .*found int"),
+    "deep jsonl": (one_file("a.jsonl", '{"text": ' + "[" * 50_000), r"a\.jsonl, line 1: not valid JSON"),
+    "gzip": (write("a.jsonl.gz", "no gzip"), r"a\.jsonl\.gz is not a whole gzip file"),
+    "gzip cut": (write("a.jsonl.gz", gzip.compress(b'{"text": "a"}' * 99)[:-9]), r"is not a whole gzip file"),
+    "messages": (write("a.jsonl", '{"messages": [{"who": "a"}]}'), r"line 1: a message has the fields who; needed are"),
+    "messages a number": (
+        write("a.jsonl", '{"messages": [{"role": "user", "content": 3}]}'),
+        r"line 1: the text is 3 \(int\)",
+    ),
+    "messages empty": (write("a.jsonl", '{"messages": []}'), r"line 1: the text is \[\] \(list\)"),
+    "arrow": (write("a.arrow", "no arrow"), r"a\.arrow is not a readable Arrow file"),
+    "long name": (write(f"{'g' * 201}.txt", "x"), r"the group's name has 201 characters and begins 'gggg"),
+    "long name in a field": (
+        one_file("a.jsonl", json.dumps({"text": "a", "group": "\x1b" * 1000})),
+        r"line 1: the group's name has 1000 characters and begins '\\x1b",
+    ),
+    "state": (both(write("state.json", "{}"), write("dataset_info.json", "{}")), r"state\.json names no files of rows"),
+    "state elsewhere": (
+        both(write("state.json", '{"_data_files": [{"filename": "../a"}]}'), write("dataset_info.json", "{}")),
+        r"state\.json names no files of rows",
+    ),
     "dangling link": (
         lambda f: (f / "a.txt").symlink_to(f / "gone") or f,
         r"cannot read .*a\.txt: No such file or directory",
