@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model and the text it reads, opened together: what does not fit is known before anything is computed."""
 
+import sys
 from typing import Any
 
 from jax.sharding import Mesh
 
-from ..data import BOS, Paired, Tokenizer, Windows, load_tokenizer, read_groups, windows
+from ..data import BOS, Paired, TextFields, Tokenizer, Windows, load_tokenizer, read_groups, windows
 from ..errors import UserError, unknown
 from ..models import Transformer, load
 
@@ -38,6 +39,7 @@ def read_windows(
     length: int,
     packing: str = "auto",
     max_tokens_per_group: int | None = None,
+    fields: TextFields = TextFields(),
 ) -> Windows:
     """Text as rows of `length` tokens that the model can take.
 
@@ -45,6 +47,7 @@ def read_windows(
       groups: as `jaxneuro.data.read_groups` has it.
       packing: see `jaxneuro.data.windows`; "auto": "windows" for a causal model, "documents" for an encoder, also that
         of a model with one, which is what reads the text.
+      fields: what in the files is text. Text that names no groups is one group.
     Raises:
       UserError: more tokens than a model with learned positions has; a token without an embedding; as `read_groups`
         and `windows`.
@@ -53,14 +56,23 @@ def read_windows(
         raise UserError(f"rows of {length} tokens are asked for, but the model has only {model.cfg.n_ctx} positions.")
     if packing == "auto":
         packing = "windows" if model.cfg.causal and model.cfg.encoder is None else "documents"
-    rows = windows(
-        read_groups(groups), tokenizer, length=length, packing=packing, max_tokens_per_group=max_tokens_per_group
-    )
+    texts = read_groups(groups, one_group=True, **fields.arguments())
+    if note := texts.skipped_note():
+        print(note, file=sys.stderr)
+    rows = windows(texts, tokenizer, length=length, packing=packing, max_tokens_per_group=max_tokens_per_group)
     rows.check_vocabulary(model.cfg.d_vocab)
     return rows
 
 
-def read_pairs(model: Transformer, tokenizer: Tokenizer, groups: str, answers: str, *, length: int) -> Paired:
+def read_pairs(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    groups: str,
+    answers: str,
+    *,
+    length: int,
+    fields: TextFields = TextFields(),
+) -> Paired:
     """Texts for a model's encoder, and answers to them for its decoder, both as rows of `length` tokens.
 
     Args:
@@ -70,5 +82,5 @@ def read_pairs(model: Transformer, tokenizer: Tokenizer, groups: str, answers: s
     """
     if model.cfg.encoder is None:
         raise UserError(f"this {model.cfg.family} model has no encoder and decoder that read different texts.")
-    texts, said = (read_windows(model, tokenizer, name, length=length) for name in (groups, answers))
+    texts, said = (read_windows(model, tokenizer, name, length=length, fields=fields) for name in (groups, answers))
     return Paired(texts, said, model.start_token)

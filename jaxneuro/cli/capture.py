@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import tyro
 
 from ..console import say
-from ..data import Bos
+from ..data import Bos, TextFields
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Capture:
     """moments: of every coordinate, in OUT/moments.npz (SITE/mean, /variance, /min, /max, /count)."""
     groups: str = "bundled"
     """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
+    text: TextFields = TextFields()
+    """What in these files is text."""
     answers: str | None = None
     """Text that the decoder of a T5 reads, document by document beside that of --groups: for sites of the decoder."""
     max_tokens: int | None = None
@@ -128,9 +130,9 @@ def run_capture(config: Capture) -> Path:
     encoder = model.cfg.encoder
     sites = sites_of(config.site, model.cfg.n_layers, 0 if encoder is None else encoder.n_layers)
     if config.answers is None:
-        texts = rows = read_windows(model, tokenizer, config.groups, length=config.context)
+        texts = rows = read_windows(model, tokenizer, config.groups, length=config.context, fields=config.text)
     else:
-        rows = read_pairs(model, tokenizer, config.groups, config.answers, length=config.context)
+        rows = read_pairs(model, tokenizer, config.groups, config.answers, length=config.context, fields=config.text)
         texts = rows.texts
     parts: Parts = [(alike, texts if of_encoder(alike[0]) else rows) for alike in passes(sites)]
     for alike, _ in parts:

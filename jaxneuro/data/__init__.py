@@ -30,8 +30,9 @@ mapping of names to sequences of strings, `batches` any `Windows`. A batch is a 
 
 | file | what | with |
 |---|---|---|
-| `groups.py`, `hub.py` | layouts of folders, one file, a Hugging Face dataset | `datasets` (extra `hub`) |
-| `formats.py`, `documents.py` | .txt, .jsonl, .parquet: checked once, then random access in bounded memory | pyarrow |
+| `groups.py`, `layouts.py`, `hub.py` | folders, one file, a data set on disk or on the Hub | `datasets` (extra `hub`) |
+| `formats`, `spans`, `tables`, `documents` | .txt .csv ..., checked once, then read at random | pyarrow |
+| `records.py` | which fields are the text and the group; conversations | |
 | `tokenizer.py`, `pieces.py` | ids, specials, tokens as one shows them, for each kind of vocabulary | transformers |
 | `rows.py` | texts to padded rows, what stands around a text once: `tokens, mask = tokenizer.batch(texts)` | NumPy |
 | `store.py` | tokenize once, into memory or a cache that proves itself | NumPy |
@@ -45,7 +46,7 @@ input with file and place; (2) write a `Part` that reads document i again; (3) a
 and bad files to `tests/data/test_groups.py`. A packing is a class with `__len__` and `row`, and a row in `PACKINGS`.
 
 **Not here**: cleaning, deduplication, language identification, streaming from the network (a dataset is downloaded
-first), chat templates, streams of pictures
+first), chat templates (`read_groups(render=...)` takes one), streams of pictures
 (`load_processor(folder)(pictures)` is one batch).
 """
 
@@ -57,6 +58,7 @@ from .groups import require_groups as require_groups
 from .paired import Paired as Paired
 from .processor import Processor as Processor
 from .processor_config import load_processor as load_processor
+from .records import TextFields as TextFields
 from .rows import BOS as BOS
 from .rows import Bos as Bos
 from .rows import TokenBatch as TokenBatch

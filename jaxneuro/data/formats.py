@@ -18,8 +18,9 @@ WHOLE: Final = Format(spans.scan_whole, spans.whole)
 
 
 def _separated(delimiter: str) -> Format:
-    scan, part = (functools.partial(f, delimiter=delimiter) for f in (spans.scan_csv, spans.csv_rows))
-    return Format(scan, part)
+    return Format(
+        functools.partial(spans.scan_csv, delimiter=delimiter), functools.partial(spans.csv_rows, delimiter=delimiter)
+    )
 
 
 FORMATS: Final[dict[str, Format]] = {
@@ -32,10 +33,10 @@ FORMATS: Final[dict[str, Format]] = {
     ".arrow": Format(tables.scan_arrow, tables.arrow),
 }
 """Files of many documents, by suffix."""
-SOURCES: Final = frozenset(
-    ".md .markdown .rst .tex .org .html .xml .py .pyi .js .ts .jsx .tsx .c .h .cc .cpp .hpp .cs .java .kt .rs .go .rb "
-    ".php .swift .scala .sh .sql .r .jl .lua .pl .hs .ml".split()
-)
+_SOURCES: Final = """
+md markdown rst tex org html xml py pyi js ts jsx tsx c h cc cpp hpp cs java kt rs go rb php swift scala sh sql r jl lua
+pl hs ml"""
+SOURCES: Final = frozenset(f".{kind}" for kind in _SOURCES.split())
 """Suffixes of files that are one document each."""
 PACKED: Final = ".gz"
 

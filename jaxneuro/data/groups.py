@@ -5,7 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..errors import UserError, unknown
+from ..errors import UserError, pictures, unknown
+from ..io.files import open_regular
 from ..io.sources import BUNDLED_TEXT
 from .documents import Collector, Documents
 from .formats import SOURCES, format_of, stem, suffix, unpacked
@@ -20,9 +21,20 @@ class Groups(dict[str, Documents]):
     `n_skipped` counts bad records that were passed over, `skipped` says what was wrong with the first of them.
     """
 
-    def __init__(self, documents: Mapping[str, Documents], source: str, skipped: Sequence[str] = (), n_skipped: int = 0):
+    def __init__(
+        self, documents: Mapping[str, Documents], source: str, skipped: Sequence[str] = (), n_skipped: int = 0
+    ):
         super().__init__(sorted(documents.items()))
         self.source, self.skipped, self.n_skipped = source, tuple(skipped), n_skipped
+
+    def skipped_note(self) -> str:
+        """What a person should know of the records that were passed over; "" if none were."""
+        if not self.n_skipped:
+            return ""
+        records = "record was" if self.n_skipped == 1 else "records were"
+        return (
+            f"{self.n_skipped} bad {records} skipped in {pictures(self.source)}; the first: {pictures(self.skipped[0])}"
+        )
 
     def __missing__(self, name: str) -> Documents:
         raise unknown("group", name, self, where=self.source)
@@ -88,7 +100,9 @@ def read_groups(
     fields = Fields(text_field, group_field, render=render)
     try:
         if source.startswith(PREFIX):
-            collect_hub(source, collector, fields._replace(otherwise=source.removeprefix(PREFIX) if one_group else None))
+            collect_hub(
+                source, collector, fields._replace(otherwise=source.removeprefix(PREFIX) if one_group else None)
+            )
         else:
             at = BUNDLED_TEXT if source == "bundled" else Path(source).expanduser()
             if one_group:
@@ -143,5 +157,6 @@ def _one_file(path: Path, one_group: bool) -> Source:
 def _add(collector: Collector, source: Source, fields: Fields) -> None:
     form = format_of(source.path, in_group=source.in_group)
     assert form is not None, "sources_of checks every file"
+    open_regular(source.path).close()  # a pipe would be waited for
     of_file = fields if source.group is None else fields._replace(group=None)
     collector.add(unpacked(source.path), form, of_file, group=source.group)

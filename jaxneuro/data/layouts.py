@@ -93,8 +93,8 @@ def _saved(folder: Path) -> list[Path]:
     """The files that state.json names: others beside them are left over from another writing."""
     state = read_json(folder / "state.json")
     files = state.get("_data_files") if isinstance(state, dict) else None
-    names = [f.get("filename") for f in files if isinstance(f, dict)] if isinstance(files, list) else []
-    if not names or not all(isinstance(n, str) and n == Path(n).name for n in names):
+    names = [str(f.get("filename")) for f in files if isinstance(f, dict)] if isinstance(files, list) else []
+    if not names or not all(name == Path(name).name for name in names):
         raise UserError(f"{folder / 'state.json'} names no files of rows. Save the data set again.")
     return [folder / name for name in names]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A record's text and group: one field, a template of several, or a conversation; what is no text is an error."""
 
+import dataclasses
 import functools
 import string
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,29 @@ type Render = Callable[[list[dict[str, str]]], str]
 def contents(messages: list[dict[str, str]]) -> str:
     """What the messages say, a blank line between two; roles belong to a model's chat template."""
     return "\n\n".join(m["content"] for m in messages)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFields:
+    """How a person says what in their files is text: options of every command, arguments of `read_groups`."""
+
+    field: str = "text"
+    """Of a record: the field that holds its text, or several as in "{question} {answer}"."""
+    group_field: str = "group"
+    """Of a record: the field that names its group, where one file holds all groups."""
+    split: str = "train"
+    """Of a data set with several splits."""
+    skip_bad_rows: bool = False
+    """Pass over records that are damaged or have no text or group, and say how many, instead of stopping."""
+
+    def arguments(self) -> dict[str, Any]:
+        """For `read_groups`."""
+        return {
+            "text_field": self.field,
+            "group_field": self.group_field,
+            "split": self.split,
+            "skip_bad": self.skip_bad_rows,
+        }
 
 
 class Fields(NamedTuple):

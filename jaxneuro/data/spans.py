@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -175,7 +175,7 @@ def scan_csv(path: Path, fields: Fields, delimiter: str) -> Iterator[Entry]:
         start = ends[0]
 
 
-def _next_row(rows: "csv._reader", path: Path) -> list[str] | None:
+def _next_row(rows: Any, path: Path) -> list[str] | None:
     try:
         return next(rows, None)
     except csv.Error as e:

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..io.files import read_json
 from .documents import Entry, Part
 from .records import Fields, columns, group_of, text_of
@@ -29,6 +29,9 @@ class _Table(Protocol):
 
 
 class _Parquet:
+    names: Sequence[str]
+    metadata: Mapping[bytes, bytes]
+
     def __init__(self, path: Path):
         import pyarrow.parquet
 
@@ -43,6 +46,9 @@ class _Parquet:
 
 class _Arrow:
     """A stream of record batches, as `Dataset.save_to_disk` writes it, mapped; or an Arrow file of them."""
+
+    names: Sequence[str]
+    metadata: Mapping[bytes, bytes]
 
     def __init__(self, path: Path):
         self._batches = _readable(path, "Arrow", _batches)
@@ -99,7 +105,7 @@ def _scan(path: Path, fields: Fields, open_: Callable[[Path], _Table]) -> Iterat
 
 
 def _named(record: Mapping[str, Any], fields: Fields, labels: list[str] | None, where: str) -> str | None:
-    if labels is None or fields.group not in record:
+    if labels is None or fields.group is None or fields.group not in record:
         return group_of(record, fields, where)
     value = record[fields.group]
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(labels):
@@ -206,7 +212,7 @@ def _array(path: Path) -> list[Any]:
     if len(found) == 1 and isinstance(found[0], list):
         return found[0]
     raise UserError(
-        f"{path} holds no array of records. Write [{{\"text\": ...}}, ...], or one record per line in a .jsonl file."
+        f'{path} holds no array of records. Write [{{"text": ...}}, ...], or one record per line in a .jsonl file.'
     )
 
 

@@ -5,12 +5,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data import Bos
+from ..data import Bos, TextFields
 from ..errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(TextFields):
     """How text becomes windows of tokens."""
 
     window: int = 128
@@ -111,8 +111,8 @@ class StudyConfig:
     model: str = "bundled"
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     groups: str = "bundled"
-    """A folder with one file (txt, jsonl, parquet) or sub-folder per group, or one jsonl/parquet with the fields text
-    and group, `hub:NAME` of a dataset with these fields, or `bundled`."""
+    """A folder with one file (txt, jsonl, csv, parquet ...) or sub-folder per group; one file, a folder of
+    `save_to_disk` or `hub:NAME` with the fields text and group; or `bundled`."""
     out: Path = Path("jaxneuro-study")
     """Folder for the results. An interrupted study goes on in it."""
     title: str | None = None

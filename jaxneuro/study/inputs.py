@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,9 @@ def load_inputs(config: StudyConfig) -> Inputs:
     site = neuron_site(config.select.site, model.cfg)
     dictionary_site = config.dictionary.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
     _check_sites(model, site, dictionary_site, config)
-    groups = read_groups(config.groups)
+    groups = read_groups(config.groups, **config.text.arguments())
+    if note := groups.skipped_note():
+        print(note, file=sys.stderr)
     require_groups(groups, 2)
     packing = config.text.packing
     if packing == "auto":

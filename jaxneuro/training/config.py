@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..data import Bos
+from ..data import Bos, TextFields
 from ..errors import UserError
 from .options import OPTIONS, literal
 from .strict import plain, read
@@ -30,6 +30,8 @@ class Live:
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     groups: str = "bundled"
     """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
+    text: TextFields = TextFields()
+    """What in these files is text."""
     context: int = 128
     """Tokens per window. `batch` is a multiple of it."""
     bos: Bos = "auto"

@@ -160,8 +160,14 @@ def _attached(
 
 def _model_and_windows(source: Live) -> tuple[Transformer, Windows]:
     model, tokenizer = model_and_tokenizer(source.model, dtype=jnp.dtype(source.dtype), bos=source.bos)
-    most = source.max_tokens_per_group
-    return model, read_windows(model, tokenizer, source.groups, length=source.context, max_tokens_per_group=most)
+    return model, read_windows(
+        model,
+        tokenizer,
+        source.groups,
+        length=source.context,
+        max_tokens_per_group=source.max_tokens_per_group,
+        fields=source.text,
+    )
 
 
 def _store(source: Store, config: TrainConfig) -> Data:

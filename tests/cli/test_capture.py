@@ -98,3 +98,15 @@ def test_what_cannot_be_done(kept, text, more, said, capsys):
     assert said in line
     assert line.count("jaxneuro: ") == 1
     assert sorted(p.name for p in kept.iterdir()) == sorted([*SITES, "capture.json"])
+
+
+def test_text_of_other_fields_is_captured(tmp_path, capsys):
+    rows = tmp_path / "rows.csv"
+    rows.write_text('id,body\n1,"Die Datei ist nicht vorhanden, sagt er."\n2\n3,The file does not exist at all.\n')
+    given = ["capture", "--site", "blocks.0.resid_post", "--groups", str(rows), "--context", "8", "--keep", "moments"]
+    more = ["--out", str(tmp_path / "out"), "--text.field", "body"]
+    assert main([*given, *more]) == 2
+    assert "rows.csv, line 3: 1 fields, but the first row names 2 (id, body)" in capsys.readouterr().err
+    assert main([*given, *more, "--text.skip-bad-rows"]) == 0
+    assert "1 bad record was skipped" in capsys.readouterr().err
+    assert (tmp_path / "out" / "moments.npz").is_file()
