@@ -58,10 +58,11 @@ def whole(low: int | None = 1, high: int | None = LARGEST) -> Kind[int]:
     Example:
       >>> whole(0).of(True, "k")
       Traceback (most recent call last):
-      jaxneuro.errors.UserError: k = true is not a whole number from 0 to 2147483647.
+      jaxneuro.errors.UserError: k = true is not a whole number from 0.
     """
-    ends = {(True, True): f"from {low} to {high}", (True, False): f"from {low}", (False, True): f"up to {high}"}
-    text = f"a whole number {ends.get((low is not None, high is not None), '')}".rstrip()
+    top = "" if high in (None, LARGEST) else f" to {high}"
+    ranged = f"a whole number{'' if low is None else f' from {low}'}{top}"
+    text = "a positive whole number" if (low, top) == (1, "") else ranged
     return Kind(text, lambda v: type(v) is int and _within(v, low, high), int, 1 if low is None else low)
 
 
@@ -78,7 +79,9 @@ def number(
     ranged = " and ".join(f"{word} {end:g}" for word, end in ends if end is not None)
 
     def fits(v: Any) -> bool:
-        if type(v) not in (int, float) or (type(v) is int and v.bit_length() > 1000) or not math.isfinite(v):
+        if not isinstance(v, int | float) or type(v) is bool:
+            return False
+        if (isinstance(v, int) and v.bit_length() > 1000) or not math.isfinite(v):
             return False
         return _within(v, low, high) and (above is None or v > above) and (below is None or v < below)
 
@@ -194,10 +197,8 @@ class Fields(Mapping[str, Any]):
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        # What fails after a problem was noted may fail because of the stand-in, so the problems are what is said.
+        # What fails after a problem was noted may fail because of the stand-in, so only the problems are said.
         if self.problems and isinstance(error, Exception | None):
-            if isinstance(error, UserError) and str(error).rstrip(".") not in self.problems:
-                self.problems.append(str(error).rstrip("."))
             raise self.error() from None
 
     def error(self) -> UserError:

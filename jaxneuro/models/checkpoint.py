@@ -59,7 +59,7 @@ def load(
         if eight_bits(dtype) is not None:
             raise UserError(f"{dtype} is for matrices of layers, not for convolutions. Load it as bfloat16.")
         return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
-    if isinstance(hf, dict) and hf.get("model_type") in PAIRS:
+    if isinstance(hf, dict) and hf.get("model_type") in tuple(PAIRS):
         raise UserError(f"{folder} holds two models, of pictures and of text: open them with models.load_pair.")
     return from_tensors(folder, hf, read_checkpoint(folder), dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
 

@@ -2,23 +2,27 @@
 """The switches of the one generic transformer: what changes its mathematics, and nothing else."""
 
 import dataclasses
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from ..errors import UserError
+from ..errors import UserError, quoted
+from ..io.fields import whole
 from .mixers import Mixer
+from .ranges import EPS, LAYERS, SCALE, check_fields
 from .relative import RelativeBias
 from .rope import Rope
+
+_SIDE: Final = whole(1, 100_000)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Image:
     """How a picture becomes a sequence: square patches in reading order, with learned tokens before them."""
 
-    size: int
+    size: Annotated[int, _SIDE]
     """Pixels of each side."""
-    patch: int
+    patch: Annotated[int, _SIDE]
     """Pixels of each side of a patch."""
-    channels: int = 3
+    channels: Annotated[int, whole()] = 3
     prefix: tuple[str, ...] = ("cls",)
     """Learned tokens in front of the patches, which have positions of their own: "cls", "distillation"."""
     registers: int = 0
@@ -30,10 +34,7 @@ class Image:
     """How `resized` stretches positions: torch's bicubic with antialias (DINOv2 with registers)."""
 
     def __post_init__(self):
-        for side in ("size", "patch"):
-            value = getattr(self, side)
-            if type(value) is not int or value < 1:
-                raise UserError(f"pictures and patches are square, one whole number of pixels; {side} is {value!r}.")
+        check_fields(self, "image.")
         if self.size % self.patch:
             raise UserError(f"pictures of {self.size} pixels do not divide into patches of {self.patch}.")
 
@@ -64,21 +65,20 @@ _OF_MIXERS: Final = (
 class Experts:
     """A mixture of gated MLPs instead of one; a router sends every token to a few of them."""
 
-    n: int
+    n: Annotated[int, whole(1, 65_536)]
     """Experts in a layer, each with d_mlp neurons."""
-    per_token: int
+    per_token: Annotated[int, whole()]
     """How many of them a token goes through."""
     renormalise: bool = True
     """The shares of the chosen sum to one; False: they are the softmax over all experts."""
     dense: tuple[int, ...] = ()
     """Layers that have one MLP of d_dense neurons instead."""
-    d_dense: int | None = None
+    d_dense: Annotated[int, whole()] | None = None
 
     def __post_init__(self):
-        for field in ("n", "per_token", *(["d_dense"] if self.dense else [])):
-            value = getattr(self, field)
-            if type(value) is not int or value < 1:
-                raise UserError(f"experts.{field}={value!r} is not a positive whole number.")
+        check_fields(self, "experts.")
+        if self.dense and not self.d_dense:
+            raise UserError(f"experts.d_dense={self.d_dense} is not a positive whole number.")
         if self.per_token > self.n:
             raise UserError(f"a token cannot go through {self.per_token} of {self.n} experts.")
         if self.d_dense is not None and not self.dense:
@@ -100,7 +100,7 @@ class Config:
 
     family: str = "llama"
     """Row of the family table: the names that its tensors and config keys have in a Hugging Face folder."""
-    n_layers: int
+    n_layers: Annotated[int, LAYERS]
     d_model: int
     n_heads: int = 0
     n_kv_heads: int = 0
@@ -124,7 +124,7 @@ class Config:
     """A mixture of experts in every layer or in some (Mixtral, Qwen3-MoE), d_mlp being the width of one; see `moe`."""
     norm: Literal["rms", "gemma_rms", "layer", "plain"] = "rms"
     """gemma_rms: RMSNorm whose gain is 1 + scale, multiplied in float32. plain: LayerNorm without gain and bias."""
-    norm_eps: float = 1e-6
+    norm_eps: Annotated[float, EPS] = 1e-6
     norm_placement: Literal["pre", "post", "sandwich"] = "pre"
     """pre: x + f(norm x), with a final norm. post: norm(x + f(x)), without one. sandwich: x + norm(f(norm x)), with one
     (Gemma 2 and 3)."""
@@ -133,11 +133,11 @@ class Config:
     one_norm: bool = False
     """In a parallel block ln1 feeds the MLP as well; there is no ln2 (GPT-J, Phi)."""
     causal: bool = True
-    attn_scale: float | None = None
+    attn_scale: Annotated[float, SCALE] | None = None
     """Factor on q.k; None is d_head ** -0.5."""
     attn_scale_by_layer: bool = False
     """Divide the factor by the layer's number, counted from 1 (GPT-2's scale_attn_by_inverse_layer_idx)."""
-    attn_softcap: float | None = None
+    attn_softcap: Annotated[float, SCALE] | None = None
     """Scores become cap * tanh(scores / cap) (Gemma 2)."""
     windows: tuple[int | None, ...] = ()
     """Per layer, how many keys a query sees (itself included); None: all. () is None everywhere."""
@@ -154,7 +154,7 @@ class Config:
     """Rows of the position table before that of position 0 (OPT 2, RoBERTa 2)."""
     masked_positions: bool = False
     """Learned positions count real tokens only; padding is one before the first (OPT, RoBERTa)."""
-    d_embed: int | None = None
+    d_embed: Annotated[int, whole()] | None = None
     """Width of the token embedding where it is not d_model: projected in and, before the head, out (OPT 350m)."""
     embed_scale: bool = False
     """Token embeddings are multiplied by sqrt(d_model), rounded to their dtype (Gemma)."""
@@ -182,7 +182,7 @@ class Config:
     """Of the head's transform, where it is not `act` (RoBERTa)."""
     head_bias: bool = False
     """A bias after the unembedding."""
-    logit_softcap: float | None = None
+    logit_softcap: Annotated[float, SCALE] | None = None
     """Logits become cap * tanh(logits / cap) (Gemma 2)."""
     pooler: bool = False
     """Learned weights make the one vector of a sequence: BERT's tanh(W x[0] + b), SigLIP's attention; see `pool`."""
@@ -190,7 +190,7 @@ class Config:
     """Where that vector comes from; None: the first position, and only through a `pooler`."""
     eos: int | None = None
     """The id whose first position is pooled; 2: the first position of the largest id, as early CLIP files mean it."""
-    d_projection: int | None = None
+    d_projection: Annotated[int, whole()] | None = None
     """Width of a linear map of the pooled vector (CLIP's and SigLIP's embedding); None: there is none."""
     projection_bias: bool = False
     classify: Literal["cls", "cls_and_patches", "distilled"] | None = None
@@ -202,7 +202,8 @@ class Config:
         for size in sizes if self.mixer else (*sizes, *_OF_ATTENTION):
             value = getattr(self, size)
             if type(value) is not int or value < (0 if size == "d_vocab" and self.image else 1):
-                raise UserError(f"{size}={value!r} is not a positive whole number.")
+                raise UserError(f"{size}={quoted(value)} is not a positive whole number.")
+        check_fields(self)
         if self.mixer is not None:
             self._check_mixer(self.mixer)
         elif self.n_heads % self.n_kv_heads:

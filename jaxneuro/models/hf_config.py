@@ -2,12 +2,15 @@
 """Hugging Face config dicts to `Config` and back, by the rows of `families`."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Final
 
-from ..errors import UserError, unknown
+from ..errors import UserError, quoted, shown, unknown
+from ..io.fields import FLAG, OBJECT, TEXT, Fields, choice, either, many, null_or, whole
 from .config import Config, Image
-from .families import FAMILIES, REQUIRED, Family
-from .families.family import Key
+from .families import FAMILIES, Family
+from .families.family import Key, classes_of
+from .ranges import kinds_of
 from .rope import ropes_from_hf, ropes_to_hf
 
 ACTS: Final = {
@@ -37,21 +40,23 @@ def family_of(hf: Any) -> Family:
     Raises:
       UserError: no model_type, or one without a row.
     """
-    if not isinstance(hf, dict) or "model_type" not in hf:
+    if not isinstance(hf, Mapping) or "model_type" not in hf:
         raise UserError("config.json names no model_type, so it is not a transformers config.")
-    if hf["model_type"] not in FAMILIES:
+    kind = TEXT.of(hf["model_type"], "config.json: model_type")
+    if kind not in FAMILIES:
         hint = "A family is a row of a table in jaxneuro/models/families."
-        raise unknown("model type", hf["model_type"], FAMILIES, where="config.json", hint=hint)
-    return FAMILIES[hf["model_type"]]
+        raise unknown("model type", kind, FAMILIES, where="config.json", hint=hint)
+    return FAMILIES[kind]
 
 
-def config_from_hf(hf: dict[str, Any]) -> Config:
+def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """Build a Config from a Hugging Face config dict, spelled as transformers 4 or 5 spells it.
 
     Whether there is a head is taken from `architectures` where a family goes both ways; `load` lets the tensors decide.
 
     Raises:
-      UserError: unknown model_type, rope type or activation; a missing size; a switch that is not ported.
+      UserError: all that is wrong: an unknown model_type, rope type or activation; a missing size; a switch that is not
+        ported; a value of another type or out of range.
     Example:
       >>> hf = {"model_type": "gpt2", "n_layer": 2, "n_embd": 8, "n_head": 2, "vocab_size": 32}
       >>> cfg = config_from_hf(hf)
@@ -59,11 +64,14 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
       (32, 'gelu_tanh', True)
     """
     family = family_of(hf)
+    with Fields(hf, "config.json") as fields:
+        return _config(fields, family)
+
+
+def _config(hf: Fields, family: Family) -> Config:
     _check(hf, family)
-    values = {field: _value(hf, key) for field, key in family.fields.items()}
+    values = {field: _value(hf, field, key, family) for field, key in family.fields.items()}
     values |= {**family.fixed, "family": hf["model_type"]}
-    if "act" in family.fields:
-        values["act"] = family.acts.get(values["act"]) or ACTS[values["act"]]
     if family.image is not None:
         values |= _image(hf, family, family.image)
     if family.derived is not None:
@@ -77,7 +85,7 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
     if family.rope is not None:
         values |= ropes_from_hf(hf, family.rope, values["d_head"])
     if "has_head" in family.optional and family.image is None:
-        named = " ".join(hf.get("architectures") or [])
+        named = " ".join(classes_of(hf))
         values["has_head"] = "MaskedLM" in named or "PreTraining" in named
     return Config(**values, windows=_windows(hf, family, values["n_layers"]))
 
@@ -85,23 +93,44 @@ def config_from_hf(hf: dict[str, Any]) -> Config:
 _IMAGE_KEYS: Final = {"size": "image_size", "patch": "patch_size", "channels": "num_channels"}
 
 
-def _image(hf: dict[str, Any], family: Family, usual: Image) -> dict[str, Any]:
+_SIDE: Final = kinds_of(Image)["size"]
+_SIDES: Final = many(_SIDE, least=2, most=2)
+_CHANNELS: Final = kinds_of(Image)["channels"]
+
+
+def _image(hf: Fields, family: Family, usual: Image) -> dict[str, Any]:
     """The fields that follow from a picture."""
-    found = {field: _one(hf.get(key, getattr(usual, field))) for field, key in _IMAGE_KEYS.items()}
+    sides = {field: _side(hf, key, getattr(usual, field)) for field, key in list(_IMAGE_KEYS.items())[:2]}
+    found: dict[str, Any] = {**sides, "channels": hf.read("num_channels", _CHANNELS, usual.channels)}
     if usual.registers:
-        found["registers"] = hf.get("num_register_tokens", usual.registers)
+        found["registers"] = hf.read("num_register_tokens", whole(0), usual.registers)
     if usual.mask_token:
-        found["mask_token"] = hf.get("use_mask_token", True)
+        found["mask_token"] = hf.read("use_mask_token", FLAG, True)
     image = dataclasses.replace(usual, **found)
-    named = " ".join(hf.get("architectures") or ["ImageClassification"])
+    named = " ".join(classes_of(hf) or ["ImageClassification"])
     has_head = "has_head" in family.optional and "ImageClassification" in named
-    classes = hf.get("num_labels") or len(hf.get("id2label") or range(2))  # two are not written out
-    return {"image": image, "n_ctx": image.positions, "has_head": has_head, "d_vocab": classes if has_head else 0}
+    return {
+        "image": image,
+        "n_ctx": image.positions,
+        "has_head": has_head,
+        "d_vocab": n_labels(hf) if has_head else 0,
+    }
 
 
-def _one(side: Any) -> Any:
+def n_labels(hf: Fields) -> int:
+    """Classes of a picture, which a config counts, or names, or leaves at two."""
+    named = hf.read("id2label", null_or(OBJECT), None)
+    return hf.read("num_labels", null_or(whole()), None) or len(named or range(2))
+
+
+def _side(hf: Fields, key: str, usual: int) -> int:
     """A square may be written as its two sides."""
-    return side[0] if isinstance(side, list) and len(set(side)) == 1 else side
+    side = hf.read(key, either(_SIDE, _SIDES), usual)
+    if not isinstance(side, tuple):
+        return side
+    if side[0] != side[1]:
+        hf.note(f"{key} = {list(side)}: pictures and patches are square")
+    return side[0]
 
 
 def _image_to_hf(cfg: Config, image: Image) -> dict[str, Any]:
@@ -110,53 +139,55 @@ def _image_to_hf(cfg: Config, image: Image) -> dict[str, Any]:
     return found | ({"num_register_tokens": image.registers} if image.registers else {})
 
 
-def _value(hf: dict[str, Any], key: Key) -> Any:
-    value = hf.get(key.name, key.default)
+def _value(hf: Fields, field: str, key: Key, family: Family) -> Any:
+    if field == "act":
+        value = hf.read(key.name, choice([*ACTS, *family.acts]), key.default)
+        return family.acts.get(value) or ACTS[value]
+    value = hf.read(key.name, key.kind_of(field), key.default)
     return value if value is None else key.read(value)
 
 
-def _check(hf: dict[str, Any], family: Family) -> None:
-    kind = hf["model_type"]
+def _check(hf: Fields, family: Family) -> None:
     if stored := hf.get("quantization_config"):
         method = stored.get("quant_method") if isinstance(stored, dict) else stored
         raise UserError(
-            f"config.json has a quantization_config ({method}): weights that were stored quantised are not read. Take "
-            "the original, in 16 bits; load(..., dtype='int8') or 'float8_e4m3fn' quantises it."
+            f"config.json has a quantization_config ({shown(method)}): weights that were stored quantised are not "
+            "read. Take the original, in 16 bits; load(..., dtype='int8') or 'float8_e4m3fn' quantises it."
         )
     for key, allowed in family.only.items():
-        if hf.get(key, allowed[0]) not in allowed:
-            raise UserError(f"config.json: {key}={hf[key]!r} is not supported for {kind}, only {allowed[0]!r}.")
-    required = [key.name for key in family.fields.values() if key.default is REQUIRED]
-    if missing := [key for key in required if hf.get(key) is None]:
-        raise UserError(f"config.json of this {kind} model lacks {', '.join(missing)}.")
-    for key in required:
-        if type(hf[key]) is not int or hf[key] < 1:
-            raise UserError(f"config.json: {key}={hf[key]!r} is not a positive whole number.")
-    act = family.fields.get("act")
-    known = {**ACTS, **family.acts}
-    if act is not None and hf.get(act.name, act.default) not in known:
-        raise unknown("activation", hf[act.name], known, where="config.json")
+        value = hf.get(key, allowed[0])
+        if not any(type(value) is type(a) and value == a for a in allowed):
+            asked = f"{key}={quoted(value)}"
+            hf.note(f"{asked} is not supported for {hf['model_type']}, only {allowed[0]!r}")
 
 
-def _windows(hf: dict[str, Any], family: Family, n_layers: int) -> tuple[int | None, ...]:
-    size = hf.get("sliding_window", family.window)
-    if family.windows == "never" or (family.windows == "by_layer" and not hf.get("use_sliding_window", False)):
+_WINDOW: Final = null_or(whole())
+
+
+def _windows(hf: Fields, family: Family, n_layers: int) -> tuple[int | None, ...]:
+    if family.windows == "never":
+        return ()
+    size = hf.read("sliding_window", _WINDOW, family.window)
+    if family.windows == "by_layer" and not hf.read("use_sliding_window", FLAG, False):
         return ()
     if family.windows == "always":
         return (size,) * n_layers
-    kinds = hf.get("layer_types") or [_kind(i, hf, family) for i in range(n_layers)]
+    listed = hf.read("layer_types", null_or(many(TEXT)), None)
+    kinds = listed if listed is not None else [_kind(i, hf, family) for i in range(n_layers)]
     if bad := sorted(set(kinds) - {SLIDING, FULL}):
         raise unknown("layer type", bad[0], [FULL, SLIDING], where="config.json")
+    if len(kinds) != n_layers:
+        hf.note(f"layer_types has {len(kinds)} entries for {n_layers} layers")
     if SLIDING in kinds and not size:
         raise UserError("config.json has sliding layers in layer_types but no sliding_window.")
     return tuple(size if kind == SLIDING else None for kind in kinds)
 
 
-def _kind(layer: int, hf: dict[str, Any], family: Family) -> str:
+def _kind(layer: int, hf: Fields, family: Family) -> str:
     """Of a layer, where the config does not list them."""
     if family.windows == "periodic":
-        return SLIDING if (layer + 1) % hf.get("sliding_window_pattern", family.period) else FULL
-    return SLIDING if layer >= hf.get("max_window_layers", 28) else FULL
+        return SLIDING if (layer + 1) % hf.read("sliding_window_pattern", whole(), family.period) else FULL
+    return SLIDING if layer >= hf.read("max_window_layers", whole(0), 28) else FULL
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

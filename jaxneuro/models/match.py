@@ -2,6 +2,7 @@
 """Which tensor of a checkpoint is which leaf, and everything that does not fit, in one message."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..io.safetensors import Tensors
 from .config import Config
 from .convert import tensor_shape, to_leaves
@@ -133,6 +134,9 @@ def fit(
     copies: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Source]:
     """`match` for rows made elsewhere; `what` the config is, for the message."""
+    n_needed = sum(math.prod(row.stacked) for row in table)
+    if n_needed > 2 * len(names) + 1000:  # before their names are made: a count of millions costs nothing
+        raise UserError(f"the config speaks of {n_needed:,} tensors ({what}), the file holds {len(names):,}.")
     needed = [n for row in table for n in row.names()]
     missing = [n for n in needed if n not in names]
     wrong = [w for row in table for w in _misfits(row, tensors, names, dtype)]
@@ -141,7 +145,9 @@ def fit(
     repeats = {f: names[copies[n]] for n, f in unused.items() if copies.get(n) in names}
     extra = [f for f in unused.values() if f not in repeats]
     differ = [
-        f"{f} should repeat {o} (tied) but differs from it" for f, o in repeats.items() if not _same(tensors, f, o)
+        f"{shown(f)} should repeat {shown(o)} (tied) but differs from it"
+        for f, o in repeats.items()
+        if not _same(tensors, f, o)
     ]
     problems = [f"missing: {listed(missing)}"] if missing else []
     problems += [f"not part of this architecture: {listed(extra)}"] if extra else []
@@ -159,7 +165,7 @@ def fit(
 def listed(names: list[str]) -> str:
     """The first eight names and how many more."""
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    return ", ".join(names[:8]) + more
+    return ", ".join(map(shown, names[:8])) + more
 
 
 def _misfits(row: Row, tensors: Tensors, names: dict[str, str], dtype: Any) -> list[str]:
@@ -169,9 +175,9 @@ def _misfits(row: Row, tensors: Tensors, names: dict[str, str], dtype: Any) -> l
     for name in found:
         shape, stored = tensors.shape(name), tensors.dtype(name)
         if shape != expected:
-            out.append(f"{name} has shape {list(shape)}, the config needs {list(expected)}: {row.pattern}")
+            out.append(f"{shown(name)} has shape {list(shape)}, the config needs {list(expected)}: {row.pattern}")
         if not jnp.issubdtype(stored, jnp.floating) or stored.itemsize == 1:
-            out.append(f"{name} has dtype {stored}; weights are float16, bfloat16, float32 or float64")
+            out.append(f"{shown(name)} has dtype {stored}; weights are float16, bfloat16, float32 or float64")
     dtypes = sorted({str(tensors.dtype(n)) for n in found})
     if len(dtypes) > 1 and dtype is None:
         out.append(f"{row.key} has {' and '.join(dtypes)} in different layers: say which with dtype=")

@@ -13,7 +13,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
+from ..io.fields import Fields, null_or, whole
 from ..io.files import read_json, write_json
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
@@ -22,6 +23,7 @@ from .config import Config
 from .families import PAIRS
 from .hf_config import config_to_hf
 from .layout import Weights
+from .match import listed
 from .module import Transformer
 from .pooling import check_projection, pooled
 
@@ -124,8 +126,10 @@ def load_pair(
     folder = resolve(name, revision=revision)
     hf, tensors = read_json(folder / "config.json"), read_checkpoint(folder)
     kind = hf.get("model_type") if isinstance(hf, dict) else None
-    if kind not in PAIRS:
-        raise unknown("pair of models", str(kind), PAIRS, where=str(folder), hint="One model is opened by models.load.")
+    if not isinstance(kind, str) or kind not in PAIRS:
+        raise unknown(
+            "pair of models", shown(kind), PAIRS, where=str(folder), hint="One model is opened by models.load."
+        )
     part = {"dtype": dtype, "mesh": mesh, "allow_nonfinite": allow_nonfinite}
     image, text = (
         from_tensors(folder, _tower_config(hf, tower), tensors.starting(*_PREFIXES[tower]), **part)
@@ -136,20 +140,29 @@ def load_pair(
 
 def _tower_config(hf: dict[str, Any], tower: str) -> dict[str, Any]:
     """The config of one model, as it would have it alone."""
-    family = PAIRS[hf["model_type"]][tower]
-    width = {"projection_dim": hf.get("projection_dim") or 512} if hf["model_type"] == "clip" else {}
-    architectures = ["WithProjection"] if width else []
-    return {**(hf.get(_SUBCONFIG[tower]) or {}), "model_type": family, **width, "architectures": architectures}
+    with Fields(hf, "config.json") as fields:
+        own = dict(fields.group(_SUBCONFIG[tower]))
+        width = fields.read("projection_dim", null_or(whole()), None) or 512
+    of_the_pair = {"projection_dim": width} if hf["model_type"] == "clip" else {}
+    architectures = ["WithProjection"] if of_the_pair else []
+    return {**own, "model_type": PAIRS[hf["model_type"]][tower], **of_the_pair, "architectures": architectures}
 
 
 def _scalars(folder: Path, tensors: Tensors, names: tuple[str, ...], dtype: Any) -> dict[str, jax.Array]:
     expected = sum(_PREFIXES.values(), ())
     extra = [n for n in tensors if n not in names and not n.startswith(expected)]
     missing = [n for n in names if n not in tensors]
+    odd = [n for n in names if n in tensors and (tensors.shape(n) not in ((), (1,)) or not _finite(tensors[n]))]
+    if odd:
+        raise UserError(f"{folder}: {listed(odd)} should be one finite number each.")
     if extra or missing:
-        wrong = [f"{what}: {', '.join(n)}" for what, n in (("missing", missing), ("not part of a pair", extra)) if n]
+        wrong = [f"{what}: {listed(n)}" for what, n in (("missing", missing), ("not part of a pair", extra)) if n]
         raise UserError(f"{folder}: the weights do not fit their config.json; {'; '.join(wrong)}.")
     return {n: jnp.asarray(np.array(tensors[n], dtype or tensors.dtype(n))) for n in names}
+
+
+def _finite(a: np.ndarray) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.floating) and bool(np.isfinite(a).all())
 
 
 def save_pair(pair: Pair, folder: str | os.PathLike) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..errors import UserError
+from .ranges import check_fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class RelativeBias:
     """Every layer has a table of its own (UMT5)."""
 
     def __post_init__(self):
+        check_fields(self, "relative.")
         if self.buckets < 4 or self.buckets % 4:
             raise UserError(f"relative.buckets={self.buckets} is not a multiple of four.")
         if self.max_distance <= self.buckets // 2:

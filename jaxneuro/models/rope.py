@@ -8,27 +8,35 @@ frozen dataclass whose fields are the keys of a Hugging Face `rope_scaling` entr
 
 import dataclasses
 import math
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
+from ..io.fields import FLAG, TEXT, Fields, Kind, many, null_or, number, whole
+from .ranges import STRETCH, THETA, Checked, check_fields, kinds_of
+
+_LENGTH: Final = whole(2)
+_FACTORS: Final = many(number(above=0, high=1e6), least=1)
+_TURNS: Final = number(above=0, high=1e6)
+_WEIGHT: Final = number(low=0, high=1e6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(Checked):
     """Position interpolation: every frequency divided by `factor`. Source: arXiv 2306.15595."""
 
-    factor: float
+    factor: Annotated[float, STRETCH]
 
     def __call__(self, freqs: np.ndarray, theta: float, length: int) -> tuple[np.ndarray, float]:
         return freqs / np.float32(self.factor), 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dynamic:
+class Dynamic(Checked):
     """Dynamic NTK: a text longer than the original length raises theta, by how much depends on its (static) length.
 
         theta' = theta (factor length / original - (factor - 1)) ^ (dims / (dims - 2))
@@ -36,8 +44,8 @@ class Dynamic:
     Source: transformers, modeling_rope_utils.
     """
 
-    factor: float
-    original_max_position_embeddings: int
+    factor: Annotated[float, STRETCH]
+    original_max_position_embeddings: Annotated[int, _LENGTH]
 
     def __call__(self, freqs: np.ndarray, theta: float, length: int) -> tuple[np.ndarray, float]:
         dims, original = 2 * len(freqs), self.original_max_position_embeddings
@@ -46,13 +54,20 @@ class Dynamic:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Llama3:
+class Llama3(Checked):
     """Llama 3.1: long waves divided by `factor`, short ones kept, a linear blend between. Source: transformers."""
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    factor: Annotated[float, STRETCH]
+    low_freq_factor: Annotated[float, _TURNS]
+    high_freq_factor: Annotated[float, _TURNS]
+    original_max_position_embeddings: Annotated[int, _LENGTH]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise UserError(
+                f"low_freq_factor={self.low_freq_factor} is not below high_freq_factor={self.high_freq_factor}."
+            )
 
     def __call__(self, freqs: np.ndarray, theta: float, length: int) -> tuple[np.ndarray, float]:
         turns = self.original_max_position_embeddings * freqs / (2 * math.pi)  # within the original length
@@ -62,17 +77,22 @@ class Llama3:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Yarn:
+class Yarn(Checked):
     """YaRN: a ramp over dimensions between interpolated and original frequencies. Source: arXiv 2309.00071."""
 
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    factor: Annotated[float, STRETCH]
+    original_max_position_embeddings: Annotated[int, _LENGTH]
+    beta_fast: Annotated[float, _TURNS] = 32.0
+    beta_slow: Annotated[float, _TURNS] = 1.0
+    attention_factor: Annotated[float, _TURNS] | None = None
+    mscale: Annotated[float, _WEIGHT] | None = None
+    mscale_all_dim: Annotated[float, _WEIGHT] | None = None
     truncate: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.beta_slow > self.beta_fast:
+            raise UserError(f"beta_slow={self.beta_slow} is above beta_fast={self.beta_fast}.")
 
     def __call__(self, freqs: np.ndarray, theta: float, length: int) -> tuple[np.ndarray, float]:
         dims = 2 * len(freqs)
@@ -101,19 +121,19 @@ def _mscale(factor: float, weight: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LongRope:
+class LongRope(Checked):
     """LongRoPE: one divisor per frequency, of two lists; which one depends on the (static) length of the text.
 
     Texts on either side of original_max_position_embeddings are therefore two compiled programs with different
     angles everywhere. Source: arXiv 2402.13753.
     """
 
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
-    original_max_position_embeddings: int
-    factor: float
+    short_factor: Annotated[tuple[float, ...], _FACTORS]
+    long_factor: Annotated[tuple[float, ...], _FACTORS]
+    original_max_position_embeddings: Annotated[int, _LENGTH]
+    factor: Annotated[float, STRETCH]
     """max / original length, unless the config says otherwise."""
-    attention_factor: float | None = None
+    attention_factor: Annotated[float, _TURNS] | None = None
 
     def __call__(self, freqs: np.ndarray, theta: float, length: int) -> tuple[np.ndarray, float]:
         original = self.original_max_position_embeddings
@@ -143,12 +163,17 @@ class Rope:
     Source: arXiv 2104.09864; in the half-split form of Llama or with neighbours as pairs.
     """
 
-    theta: float = 10000.0
-    dims: int | None = None
+    theta: Annotated[float, THETA] = 10000.0
+    dims: Annotated[int, whole()] | None = None
     """The first so many coordinates of a head are turned; None: all."""
     interleaved: bool = False
     """Pairs are (2i, 2i + 1), as published (GPT-J), instead of (i, i + dims/2)."""
     scaling: Linear | Dynamic | Llama3 | Yarn | LongRope | None = None
+
+    def __post_init__(self):
+        check_fields(self, "rope.")
+        if self.scaling is not None and type(self.scaling) not in _NAMES:
+            raise UserError(f"rope.scaling={shown(self.scaling)} is none of {', '.join(r.__name__ for r in _NAMES)}.")
 
     def tables(self, d_head: int, length: int) -> tuple[Float[Array, "pos half"], Float[Array, "pos half"]]:
         """cos and sin of every angle, float32, for positions 0 .. length-1."""
@@ -206,34 +231,38 @@ class RopeKeys:
     default_local_theta: float = 10000.0
 
 
-def ropes_from_hf(hf: dict[str, Any], keys: RopeKeys, d_head: int) -> dict[str, Rope | None]:
+def ropes_from_hf(hf: Mapping[str, Any], keys: RopeKeys, d_head: int) -> dict[str, Rope | None]:
     """{"rope", "local_rope"} from the keys of transformers 4 or from `rope_parameters` (transformers 5).
 
     Raises:
-      UserError: a rope type that is not in `RULES`, a rule that lacks a key, a part of the head where there is none.
+      UserError: a rope type that is not in `RULES`, a rule that lacks a key, a part of the head where there is none, a
+        value of another type or out of range.
     """
-    given = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    by_kind = {k: v for k, v in given.items() if isinstance(v, dict)}
+    if not isinstance(hf, Fields):
+        with Fields(hf, "config.json") as fields:
+            return ropes_from_hf(fields, keys, d_head)
+    given = hf.group("rope_parameters") or hf.group("rope_scaling")
+    by_kind = [name for name, value in given.items() if isinstance(value, Mapping)]
+    theta = hf.read(keys.theta, null_or(THETA), None) or keys.default_theta
     if keys.local_theta is None:
         if by_kind:
             raise UserError("config.json has one rope per kind of layer, which this model family cannot have.")
-        return {"rope": _rope(given, hf, keys, d_head), "local_rope": None}
-    local = by_kind.get("sliding_attention", {})
-    theta = local.get("rope_theta") or hf.get(keys.local_theta) or keys.default_local_theta
-    whole = by_kind.get("full_attention", {} if by_kind else given)
-    plain = {**local, "rope_theta": theta}
-    return {"rope": _rope(whole, hf, keys, d_head), "local_rope": _rope(plain, hf, keys, d_head)}
+        return {"rope": _rope(given, theta, hf, keys, d_head), "local_rope": None}
+    local = given.group("sliding_attention")
+    whole = given.group("full_attention") if by_kind else given
+    local_theta = hf.read(keys.local_theta, null_or(THETA), None) or keys.default_local_theta
+    # Layers with a window are not stretched where one rule is written for both.
+    return {
+        "rope": _rope(whole, theta, hf, keys, d_head),
+        "local_rope": _rope(local, local_theta, hf, keys, d_head),
+    }
 
 
-def _rope(given: dict[str, Any], hf: dict[str, Any], keys: RopeKeys, d_head: int) -> Rope:
-    part = given.get("partial_rotary_factor", hf.get(keys.part or "partial_rotary_factor"))
-    part = keys.default_part if part is None else part
-    if keys.part is None and part != 1:
-        raise UserError(f"config.json rotates only {part} of each head, which this model family cannot do.")
-    kind = given.get("rope_type", given.get("type", "default"))
+def _rope(given: Fields, theta: float, hf: Fields, keys: RopeKeys, d_head: int) -> Rope:
+    theta = given.read("rope_theta", null_or(THETA), None) or theta
+    dims = _dims(given, hf, keys, d_head)
+    kind = given.read("rope_type", TEXT, given.read("type", TEXT, "default"))
     kind = _ALIASES.get(kind, kind)
-    theta = float(given.get("rope_theta") or hf.get(keys.theta) or keys.default_theta)
-    dims = int(part if keys.part == "rotary_dim" else d_head * part)
     turned = Rope(theta=theta, dims=None if dims == d_head else dims, interleaved=keys.interleaved)
     if kind == "default":
         return turned
@@ -242,17 +271,41 @@ def _rope(given: dict[str, Any], hf: dict[str, Any], keys: RopeKeys, d_head: int
     return dataclasses.replace(turned, scaling=_rule(kind, given, hf))
 
 
-def _rule(kind: str, given: dict[str, Any], hf: dict[str, Any]) -> Any:
-    trained = hf.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
-    values = {**given, "original_max_position_embeddings": trained or hf.get("max_position_embeddings")}
-    if values.get("factor") is None and trained:
-        values["factor"] = hf["max_position_embeddings"] / trained
-    fields = {f.name: f for f in dataclasses.fields(RULES[kind])}
+_PART: Final = number(above=0, high=1)
+
+
+def _dims(given: Fields, hf: Fields, keys: RopeKeys, d_head: int) -> int:
+    """How many coordinates of a head are turned."""
+    if keys.part == "rotary_dim":
+        return hf.read(keys.part, whole(), int(keys.default_part))
+    share: Kind[Any] = _PART if keys.part else null_or(_PART)
+    part = hf.read(keys.part or "partial_rotary_factor", share, keys.default_part)
+    part = given.read("partial_rotary_factor", share, part)
+    part = keys.default_part if part is None else part
+    if keys.part is None and part != 1:
+        raise UserError(f"config.json rotates only {part} of each head, which this model family cannot do.")
+    dims = int(d_head * part)
+    if abs(d_head * part - dims) > 1e-6:
+        hf.note(f"{part:g} of a head of {d_head} is turned, {d_head * part:g} coordinates: not a whole number")
+    return dims
+
+
+def _rule(kind: str, given: Fields, hf: Fields) -> Any:
+    rule, length = RULES[kind], "original_max_position_embeddings"
+    lengths = [f.read(n, null_or(_LENGTH), None) for f, n in ((hf, length), (given, length))]
+    longest = hf.read("max_position_embeddings", null_or(_LENGTH), None)
+    trained = next(filter(None, lengths), None)
+    # null is as good as absent, but for a switch, where transformers takes it for false.
+    asked = {n: k if k is FLAG else null_or(k) for n, k in kinds_of(rule).items() if n in given}
+    values = {n: given.read(n, k) for n, k in asked.items()}
+    values[length] = trained or longest
+    if values.get("factor") is None and trained and longest:
+        values["factor"] = longest / trained
+    fields = {f.name: f for f in dataclasses.fields(rule)}
     needed = [n for n, f in fields.items() if f.default is dataclasses.MISSING and values.get(n) is None]
     if needed:
         raise UserError(f"config.json: the rope type {kind!r} needs {', '.join(needed)}.")
-    known = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items() if n in fields and v is not None}
-    return RULES[kind](**known)
+    return rule(**{n: v for n, v in values.items() if n in fields and v is not None})
 
 
 def ropes_to_hf(rope: Rope, local: Rope | None, keys: RopeKeys, d_head: int) -> dict[str, Any]:

@@ -53,9 +53,12 @@ WRONG = {
     "no config": ([], "names no model_type"),
     "no type": ({"hidden_size": 8}, "names no model_type"),
     "an unknown type": ({"model_type": "llamma"}, "no model type 'llamma'. Did you mean 'llama'.*Known: gpt2"),
-    "sizes left out": ({"model_type": "gpt2", "n_layer": 2}, "this gpt2 model lacks n_embd, n_head, vocab_size"),
-    "a size that is text": ({**QWEN, "hidden_size": "8"}, "hidden_size='8' is not a positive"),
-    "an unknown activation": ({**QWEN, "hidden_act": "mish"}, "no activation 'mish'"),
+    "sizes left out": (
+        {"model_type": "gpt2", "n_layer": 2},
+        "n_embd is missing; n_head is missing; vocab_size is missing",
+    ),
+    "a size that is text": ({**QWEN, "hidden_size": "8"}, "hidden_size = '8' is not a positive whole number.$"),
+    "an unknown activation": ({**QWEN, "hidden_act": "mish"}, "no hidden_act 'mish'. Did you mean 'swish'"),
     "an unknown rope": ({**QWEN, "rope_scaling": {"rope_type": "ntk"}}, "no rope type 'ntk'"),
     "a decoder BERT": ({**QWEN, "model_type": "bert", "is_decoder": True}, "is_decoder=True is not supported for bert"),
     "relative positions": (

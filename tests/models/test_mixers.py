@@ -353,16 +353,16 @@ WRONG_HF = {
         {"model_type": "mamba", "time_step_limit": [0.1, 1.0]},
         r"time_step_limit=\[0.1, 1.0\] is not supported for mamba",
     ),
-    "one limit": ({"model_type": "mamba2", "time_step_limit": [0.1]}, r"time_step_limit=\[0.1\] is not \[lowest"),
+    "one limit": ({"model_type": "mamba2", "time_step_limit": [0.1]}, r"time_step_limit = \[0.1\] is not \[lowest"),
     "no number": ({"model_type": "mamba2", "time_step_limit": [0.1, "x"]}, "is not"),
     "heads": ({"model_type": "mamba2", "num_heads": 3, "head_dim": 4}, "n_groups=8"),
     "another width": (
         {"model_type": "mamba2", "num_heads": 8, "head_dim": 4},
         "num_heads=8 heads of head_dim=4 are not expand=2 times hidden_size=8",
     ),
-    "a rank": ({"model_type": "mamba", "time_step_rank": "all"}, "dt_rank='all' is not a positive"),
-    "an activation": ({"model_type": "mamba", "hidden_act": "mish"}, "no activation 'mish'"),
-    "no width": ({"model_type": "bdh", "n_layer": 2, "vocab_size": 9}, "this bdh model lacks n_embd"),
+    "a rank": ({"model_type": "mamba", "time_step_rank": "all"}, "time_step_rank = 'all' is not a positive"),
+    "an activation": ({"model_type": "mamba", "hidden_act": "mish"}, "no hidden_act 'mish'"),
+    "no width": ({"model_type": "bdh", "n_layer": 2, "vocab_size": 9}, "n_embd is missing"),
 }
 
 

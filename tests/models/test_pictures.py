@@ -218,9 +218,9 @@ def test_contradictions_are_refused(change, message):
 def test_pictures_are_square():
     hf = {**config_to_hf(VIT), "image_size": [12, 12], "patch_size": [4, 4]}
     assert config_from_hf(hf) == VIT
-    with pytest.raises(UserError, match=r"size is \[8, 12\]"):
+    with pytest.raises(UserError, match=r"image_size = \[8, 12\]: pictures and patches are square"):
         config_from_hf({**hf, "image_size": [8, 12]})
-    with pytest.raises(UserError, match="patch is 0"):
+    with pytest.raises(UserError, match="patch=0 is not a whole number"):
         Image(size=8, patch=0)
 
 

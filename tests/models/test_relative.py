@@ -87,7 +87,7 @@ def test_every_activation_is_written_as_it_is_read():
 
 WRONG = {
     "a classifier": ({"architectures": ["T5ForSequenceClassification"]}, "not supported for t5, only .*T5ForCond"),
-    "an activation": ({"feed_forward_proj": "gated-mish"}, "no activation 'gated-mish'"),
+    "an activation": ({"feed_forward_proj": "gated-mish"}, "no feed_forward_proj 'gated-mish'"),
     "odd buckets": ({"relative_attention_num_buckets": 7}, r"relative\.buckets=7 is not a multiple of four"),
     "near only": ({"relative_attention_max_distance": 4}, r"relative\.max_distance=4 must be over half of 8 buckets"),
 }

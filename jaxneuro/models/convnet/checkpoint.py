@@ -11,8 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ...errors import UserError
+from ...io.fields import Fields
 from ...io.files import write_json
-from ...io.safetensors import read_checkpoint, write_safetensors
+from ...io.safetensors import Tensors, read_checkpoint, write_safetensors
+from ..families.family import classes_of
 from ..layout import flatten
 from ..match import Row, fit, listed
 from ..reader import read_weights, tensors_of
@@ -46,14 +48,23 @@ def load_convnet(
     weights = read_weights(
         folder, tensors, sources, shapes, dtype=dtype, placed=placed, allow_nonfinite=allow_nonfinite
     )
-    counters = {name: int(tensors[file]) for name, file in names.items() if name.endswith(_COUNTER)}
+    counters = _counters(tensors, names)
     return ConvModel(cfg, weights, json.dumps(hf, sort_keys=True), json.dumps(counters, sort_keys=True))
+
+
+def _counters(tensors: Tensors, names: dict[str, str]) -> dict[str, int]:
+    """How many batches each norm has seen; read by nothing, written back."""
+    files = {name: file for name, file in names.items() if name.endswith(_COUNTER)}
+    if wrong := [f for f in files.values() if tensors.shape(f) not in ((), (1,)) or tensors.dtype(f).kind not in "iu"]:
+        raise UserError(f"{listed(wrong)} should be one whole number each.")
+    return {name: int(tensors[file].reshape(())) for name, file in files.items()}
 
 
 def _as_stored(cfg: ConvNet, family: Family, names: dict[str, str], hf: dict[str, Any]) -> ConvNet:
     """Without its head if there is none in the file and the config does not speak of it."""
     head = tensor_of("head", family.names)
-    promised = family.prefix == "" or any("Classification" in name for name in hf.get("architectures") or [])
+    with Fields(hf, "config.json") as fields:
+        promised = family.prefix == "" or any("Classification" in name for name in classes_of(fields))
     if promised or any(name.startswith(f"{head}.") for name in names):
         return cfg
     return dataclasses.replace(cfg, n_classes=0)
@@ -113,7 +124,7 @@ def save_convnet(model: ConvModel, folder: Path) -> None:
     if not cfg.n_classes:
         tensors = {name.removeprefix(family.prefix): a for name, a in tensors.items()}
     old = {k: v for k, v in json.loads(model.hf_config).items() if k not in _REPLACED}
-    labels = {k: old[k] for k in ("id2label", "label2id") if k in old and len(old[k]) == cfg.n_classes}
+    labels = {k: old[k] for k in ("id2label", "label2id") if k in old and len(old[k] or ()) == cfg.n_classes}
     dtype = {"torch_dtype": str(model.weights["stem"]["conv"].dtype)} if "model_type" in config else {}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "config.json", {**old, **config, **labels, **dtype})

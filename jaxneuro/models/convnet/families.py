@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from ...errors import UserError, unknown
+from ...errors import UserError, quoted, shown, unknown
+from ...io.fields import FLAG, OBJECT, TEXT, Fields, Kind, choice, many, null_or, whole
 from ..hf_config import ACTS
 from .layout import ConvNet, Dense, Residual
 
@@ -19,7 +20,7 @@ type Names = Mapping[str, Callable[..., str]]
 class Family(NamedTuple):
     """How one kind of checkpoint is spelled."""
 
-    read: Callable[[dict[str, Any]], ConvNet]
+    read: Callable[[Fields], ConvNet]
     write: Callable[[ConvNet], dict[str, Any]]
     names: Names
     prefix: str = ""
@@ -73,30 +74,36 @@ def tensor_of(module: str, names: Names) -> str:
     raise AssertionError(f"{module} has no name in this family")
 
 
-def _read_transformers(hf: dict[str, Any]) -> ConvNet:
+_DEPTHS: Final = many(whole(1, 10_000), least=1, most=64)
+_WIDE: Final = many(whole(), least=1, most=64)
+
+
+def _read_transformers(hf: Fields) -> ConvNet:
     """As transformers' ResNetConfig: its inner activation is relu whatever hidden_act says."""
-    act, kind = hf.get("hidden_act", "relu"), hf.get("layer_type", "bottleneck")
-    if act not in ACTS:
-        raise unknown("activation", act, ACTS, where="config.json")
-    if kind not in ("basic", "bottleneck"):
-        raise unknown("layer type", kind, ["basic", "bottleneck"], where="config.json")
-    widths = tuple(hf.get("hidden_sizes", (256, 512, 1024, 2048)))
-    labels = hf.get("id2label")
+    kind = hf.read("layer_type", choice(["basic", "bottleneck"]), "bottleneck")
+    widths = hf.read("hidden_sizes", _WIDE, (256, 512, 1024, 2048))
+    stride_in_conv1 = hf.read("downsample_in_bottleneck", FLAG, False)
     return ConvNet(
         family="resnet",
-        channels=hf.get("num_channels", 3),
-        stem=hf.get("embedding_size", 64),
-        depths=tuple(hf.get("depths", (3, 4, 6, 3))),
+        channels=hf.read("num_channels", whole(), 3),
+        stem=hf.read("embedding_size", whole(), 64),
+        depths=hf.read("depths", _DEPTHS, (3, 4, 6, 3)),
         blocks=Residual(
             bottleneck=kind == "bottleneck",
             widths=widths,
             mids=tuple(w // 4 for w in widths) if kind == "bottleneck" else widths,
-            first_stride=2 if hf.get("downsample_in_first_stage", False) else 1,
-            stride_in_conv1=kind == "bottleneck" and hf.get("downsample_in_bottleneck", False),
+            first_stride=2 if hf.read("downsample_in_first_stage", FLAG, False) else 1,
+            stride_in_conv1=kind == "bottleneck" and stride_in_conv1,
         ),
-        act=ACTS[act],
-        n_classes=len(labels) if labels else hf.get("num_labels", 2),
+        act=ACTS[hf.read("hidden_act", choice(ACTS), "relu")],
+        n_classes=_n_named(hf),
     )
+
+
+def _n_named(hf: Fields) -> int:
+    """The names of classes go before their number here."""
+    labels = hf.read("id2label", null_or(OBJECT), None)
+    return len(labels) if labels else hf.read("num_labels", whole(0), 2)
 
 
 def _write_transformers(cfg: ConvNet) -> dict[str, Any]:
@@ -124,21 +131,29 @@ _TIMM_TRAINING: Final = ("drop_rate", "drop_path_rate", "drop_block_rate", "proj
 _WIDTHS: Final = (64, 128, 256, 512)
 _RESNET_ARGS: Final = {"in_chans": 3, "channels": _WIDTHS, "cardinality": 1, "base_width": 64}
 _DENSENET_ARGS: Final = {"in_chans": 3, "bn_size": 4}
+_DEEP: Final = ("layers", "block_config")
 
 
-def _arguments(hf: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+def _arguments(hf: Fields, usual: dict[str, Any]) -> dict[str, Any]:
     """The arguments that timm builds this model with."""
-    given = {k: v for k, v in hf.get("model_args", {}).items() if k not in _TIMM_TRAINING}
-    given = {k: v for k, v in given.items() if _TIMM_ONLY.get(k, ...) != v}
-    if pool := {k: hf[k] for k in ("global_pool",) if hf.get(k, "avg") != "avg"}:
-        given |= pool
-    known = {**usual, "num_classes": 1000}
-    if bad := [f"{k}={v!r}" for k, v in given.items() if k not in known]:
-        raise UserError(
-            f"config.json: {', '.join(bad)} of {hf['architecture']} is not supported. Known: {', '.join(known)}."
-        )
-    classes = {"num_classes": hf["num_classes"]} if "num_classes" in hf else {}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in {**known, **given, **classes}.items()}
+    given, known = hf.group("model_args"), {**usual, "num_classes": 1000}
+    for fields, names in ((hf, ("global_pool",)), (given, tuple(_TIMM_ONLY))):
+        for name in names:
+            if name in fields and not _same(fields[name], _TIMM_ONLY[name]):
+                hf.note(f"{name}={quoted(fields[name])} of {shown(hf['architecture'])} is not supported")
+    given.only(*known, *_TIMM_ONLY, *_TIMM_TRAINING)
+    found = {name: given.read(name, _kind_of(name, default), default) for name, default in known.items()}
+    return {**found, "num_classes": hf.read("num_classes", whole(0), found["num_classes"])}
+
+
+def _same(value: Any, allowed: Any) -> bool:
+    return type(value) is type(allowed) and value == allowed
+
+
+def _kind_of(name: str, default: Any) -> Kind[Any]:
+    if isinstance(default, tuple):
+        return _DEPTHS if name in _DEEP else _WIDE
+    return whole(0) if name == "num_classes" else whole()
 
 
 def _timm_config(cfg: ConvNet, args: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +170,7 @@ def _timm_resnet(name: str, bottleneck: bool, layers: tuple[int, ...], **more: i
     usual = {**_RESNET_ARGS, "layers": layers, **more}
     expansion = 4 if bottleneck else 1
 
-    def read(hf: dict[str, Any]) -> ConvNet:
+    def read(hf: Fields) -> ConvNet:
         a = _arguments(hf, usual)
         if not bottleneck and (a["cardinality"], a["base_width"]) != (1, 64):
             raise UserError(f"config.json: {name} has basic blocks, which know no cardinality or base_width.")
@@ -193,7 +208,7 @@ def _timm_resnet(name: str, bottleneck: bool, layers: tuple[int, ...], **more: i
 def _timm_densenet(name: str, growth: int, layers: tuple[int, ...]) -> Family:
     usual = {**_DENSENET_ARGS, "growth_rate": growth, "block_config": layers}
 
-    def read(hf: dict[str, Any]) -> ConvNet:
+    def read(hf: Fields) -> ConvNet:
         a = _arguments(hf, usual)
         return ConvNet(
             family=name,
@@ -249,17 +264,18 @@ CONVNETS: Final[dict[str, Family]] = {
 
 def is_convnet(hf: Any) -> bool:
     """Whether a config.json is transformers' ResNet's, or one of timm's."""
-    kind = hf.get("model_type", "resnet" if "architecture" in hf else None) if isinstance(hf, dict) else None
+    kind = hf.get("model_type", "resnet" if "architecture" in hf else None) if isinstance(hf, Mapping) else None
     return kind == "resnet"
 
 
-def family_name(hf: dict[str, Any]) -> str:
+def family_name(hf: Mapping[str, Any]) -> str:
     """The row of a config.json.
 
     Raises:
       UserError: an architecture that is not ported.
     """
-    name = hf.get("model_type") or hf["architecture"].partition(".")[0]
+    key = "model_type" if hf.get("model_type") else "architecture"
+    name = TEXT.of(hf[key], f"config.json: {key}").partition(".")[0]
     if name not in CONVNETS:
         hint = (
             "Variants with another stem, shortcut, pool or attention (resnet50d, seresnet50, resnetv2_50 ...) compute "
@@ -269,16 +285,18 @@ def family_name(hf: dict[str, Any]) -> str:
     return name
 
 
-def convnet_from_hf(hf: dict[str, Any]) -> ConvNet:
+def convnet_from_hf(hf: Mapping[str, Any]) -> ConvNet:
     """Build a ConvNet from a config.json of transformers (`model_type: resnet`) or timm (`architecture`).
 
     Raises:
-      UserError: an architecture, an activation or an argument that is not ported; a size that is none.
+      UserError: all that is wrong: an architecture, an activation or an argument that is not ported; a size that is
+        none.
     Example:
       >>> convnet_from_hf({"architecture": "densenet121", "num_classes": 10}).width
       1024
     """
-    return CONVNETS[family_name(hf)].read(hf)
+    with Fields(hf, "config.json") as fields:
+        return CONVNETS[family_name(fields)].read(fields)
 
 
 def convnet_to_hf(cfg: ConvNet) -> dict[str, Any]:
@@ -293,7 +311,7 @@ def convnet_to_hf(cfg: ConvNet) -> dict[str, Any]:
     if isinstance(cfg.blocks, Dense) != (family.names is _DENSENET):
         raise UserError(f"{cfg.family} has other blocks than {type(cfg.blocks).__name__}: choose another family.")
     hf = family.write(cfg)
-    back = family.read(hf)
+    back = convnet_from_hf(hf)
     fields = [f for f in ConvNet.__dataclass_fields__ if f != "n_classes" or cfg.n_classes]
     if different := [f for f in fields if getattr(cfg, f) != getattr(back, f)]:
         listed = ", ".join(f"{f}={getattr(cfg, f)!r}" for f in different)

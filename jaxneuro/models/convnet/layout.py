@@ -3,14 +3,16 @@
 
 import dataclasses
 import math
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from ...errors import UserError
+from ...errors import UserError, shown
+from ...io.fields import whole
 from ..layout import Weights, nest
+from ..ranges import EPS, check_fields
 
 STATISTICS: Final = ("scale", "bias", "mean", "var")
 
@@ -63,17 +65,19 @@ class ConvNet:
     """Of the stem and at the end of a block."""
     inner_act: str = "relu"
     """Between the convolutions of a block."""
-    norm_eps: float = 1e-5
-    n_classes: int = 1000
+    norm_eps: Annotated[float, EPS] = 1e-5
+    n_classes: Annotated[int, whole(0)] = 1000
     """0: no head; the last map comes out."""
 
     def __post_init__(self):
+        check_fields(self)
+        check_fields(self.blocks)
         counts = {"channels": (self.channels,), "stem": (self.stem,), "depths": self.depths}
         of_blocks = {name: n for name, n in vars(self.blocks).items() if not isinstance(n, bool)}
         counts |= {name: n if isinstance(n, tuple) else (n,) for name, n in of_blocks.items()}
         for name, sizes in counts.items():
             if not sizes or any(type(n) is not int or n < 1 for n in sizes):
-                raise UserError(f"{name}={sizes!r}: every size is a positive whole number.")
+                raise UserError(f"{name}={shown(sizes)}: every size is a positive whole number.")
         if isinstance(self.blocks, Residual):
             r = self.blocks
             if not len(self.depths) == len(r.widths) == len(r.mids):

@@ -3,6 +3,7 @@
 
 from typing import Final
 
+from ...io.fields import whole
 from .family import REQUIRED, Family, Key, Keys, attention, linear, mlp, norm
 
 
@@ -37,7 +38,7 @@ _FIELDS: Final = {
     "d_mlp": Key("intermediate_size", REQUIRED),
     "d_vocab": Key("vocab_size", REQUIRED),
     "n_ctx": Key("max_position_embeddings", 512),
-    "n_token_types": Key("type_vocab_size", 2),
+    "n_token_types": Key("type_vocab_size", 2, kind=whole()),
     "act": Key("hidden_act", "gelu"),
     "norm_eps": Key("layer_norm_eps", 1e-12),
     "tied": Key("tie_word_embeddings", True),
@@ -65,7 +66,7 @@ _ONLY: Final = {
 
 def _roberta(*classes: str) -> Family:
     return Family(
-        fields={**_FIELDS, "position_offset": Key("pad_token_id", 1, lambda pad: pad + 1, lambda n: n - 1)},
+        fields={**_FIELDS, "position_offset": Key("pad_token_id", 1, lambda pad: pad + 1, lambda n: n - 1, whole(0))},
         fixed={**_FIXED, "masked_positions": True, "head_act": "gelu"},
         keys={
             **_encoder("roberta"),

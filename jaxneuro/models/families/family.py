@@ -5,12 +5,17 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from ...io.fields import FLAG, MISSING, TEXT, Fields, Kind, many, null_or, whole
 from ..config import Config, Image
+from ..ranges import SIZE, kinds_of
 from ..rope import RopeKeys
 
 type Keys = Mapping[str, tuple[str | tuple[str, ...], str]]
 
-REQUIRED: Final = object()
+REQUIRED: Final = MISSING
+
+_NULL_IS_DERIVED: Final = ("n_kv_heads", "d_head")
+"""Fields that follow from others where a config says null, in every family."""
 
 
 class Key(NamedTuple):
@@ -23,6 +28,19 @@ class Key(NamedTuple):
     """Its value -> that of the Config field."""
     write: Callable[[Any], Any] = lambda value: value
     """And back."""
+    kind: Kind[Any] | None = None
+    """What may stand there; None: what the Config field may hold, or a switch where the default is one."""
+
+    def kind_of(self, field: str) -> Kind[Any]:
+        """What may stand there, null included where transformers takes it."""
+        kind = self.kind or (FLAG if type(self.default) is bool else kinds_of(Config)[field])
+        kind = whole() if kind is SIZE else kind  # a file that has a size has no 0
+        return null_or(kind) if self.default is None or field in _NULL_IS_DERIVED else kind
+
+
+def classes_of(hf: Fields) -> tuple[str, ...]:
+    """The class names that a config gives itself; often one, sometimes none."""
+    return hf.read("architectures", null_or(many(TEXT)), None) or ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +63,7 @@ class Family:
     rope: RopeKeys | None = None
     image: Image | None = None
     """For models of pictures: what the config's own keys leave open, with transformers' default sizes."""
-    derived: tuple[Callable[[Any, dict], dict], Callable[[Any], dict]] | None = None
+    derived: tuple[Callable[[Fields, dict], dict], Callable[[Any], dict]] | None = None
     """(config, Config fields so far) -> further fields; a Config -> their config keys."""
     windows: str = "never"
     """never | always (sliding_window for every layer) | by_layer (layer_types, use_sliding_window ...) | periodic

@@ -3,6 +3,8 @@
 
 from typing import Any, Final
 
+from ...io.fields import null_or
+from ..ranges import SCALE
 from ..rope import RopeKeys
 from .family import REQUIRED, Family, Key, Keys, attention, linear, mlp, norm
 
@@ -59,6 +61,13 @@ _ALIKE: Final[dict[str, Any]] = {
 }
 _BIASED: Final = {"qkv_bias": Key("attention_bias", False), "out_bias": Key("attention_bias", False)}
 
+
+def _scalar(scale: float) -> float | int:
+    """scale ** -2, a whole number where it is one, as transformers 5 wants it."""
+    found = round(scale**-2, 6)
+    return int(found) if found == int(found) else found
+
+
 _GEMMA_FIELDS: Final = {
     **FIELDS,
     **_BIASED,
@@ -72,10 +81,11 @@ _GEMMA_ONLY: Final = {"use_bidirectional_attention": (False, None)}
 _GEMMA2_FIELDS: Final = {
     **_GEMMA_FIELDS,
     "n_kv_heads": Key("num_key_value_heads", 4),
-    "attn_scale": Key("query_pre_attn_scalar", 256, lambda q: q**-0.5, lambda s: round(s**-2, 6)),
+    "attn_scale": Key("query_pre_attn_scalar", 256, lambda q: q**-0.5, _scalar, SCALE),
     "attn_softcap": Key("attn_logit_softcapping", None),
     "logit_softcap": Key("final_logit_softcapping", None),
 }
+_CAP: Final = null_or(SCALE)
 
 LLAMA_LIKE: Final = {
     "llama": Family(
@@ -136,8 +146,8 @@ LLAMA_LIKE: Final = {
     "gemma2": Family(
         fields={
             **_GEMMA2_FIELDS,
-            "attn_softcap": Key("attn_logit_softcapping", 50.0),
-            "logit_softcap": Key("final_logit_softcapping", 30.0),
+            "attn_softcap": Key("attn_logit_softcapping", 50.0, kind=_CAP),
+            "logit_softcap": Key("final_logit_softcapping", 30.0, kind=_CAP),
         },
         fixed={**_GEMMA_FIXED, "norm_placement": "sandwich"},
         classes=("Gemma2Model", "Gemma2ForCausalLM"),

@@ -5,8 +5,9 @@ import dataclasses
 import math
 from typing import Any, Final
 
-from ...errors import UserError
+from ...io.fields import FLAG, Fields, many, null_or, whole
 from ..config import Config, Experts
+from ..ranges import kinds_of
 from ..rope import RopeKeys
 from .family import Key, Keys, linear
 from .llama import LLAMA_LIKE
@@ -42,13 +43,16 @@ _FUSED: Final[Keys] = {
 """As transformers 5 has them in memory, and in files written with save_original_format=False."""
 
 
+_N: Final = kinds_of(Experts)["n"]
+
+
 def _experts(names: tuple[str, ...], n: int, per_token: int, renormalise: bool | None) -> Any:
     """Experts from the keys of a config and back; renormalise: the default of norm_topk_prob, None: always."""
 
-    def read(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        found = next((hf[name] for name in names if name in hf), n)
-        shares = True if renormalise is None else hf.get("norm_topk_prob", renormalise)
-        chosen = hf.get("num_experts_per_tok", per_token)
+    def read(hf: Fields, values: dict[str, Any]) -> dict[str, Any]:
+        name = next((name for name in names if name in hf), names[0])
+        shares = True if renormalise is None else hf.read("norm_topk_prob", FLAG, renormalise)
+        found, chosen = hf.read(name, _N, n), hf.read("num_experts_per_tok", whole(), per_token)
         return {"experts": Experts(n=found, per_token=chosen, renormalise=shares)}
 
     def write(cfg: Config) -> dict[str, Any]:
@@ -63,12 +67,15 @@ def _experts(names: tuple[str, ...], n: int, per_token: int, renormalise: bool |
 def _mixed(every: Any) -> Any:
     """The same where some layers have one MLP instead: those in mlp_only_layers and all but each so many-th."""
 
-    def read(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        named, step = hf.get("mlp_only_layers") or [], hf.get("decoder_sparse_step", 1)
-        if type(step) is not int or step < 1:
-            raise UserError(f"config.json: decoder_sparse_step={step!r} is not a positive whole number.")
+    def read(hf: Fields, values: dict[str, Any]) -> dict[str, Any]:
+        named, step = (
+            hf.read("mlp_only_layers", null_or(many(whole(0))), None) or (),
+            hf.read("decoder_sparse_step", whole(), 1),
+        )
+        if outside := [i for i in named if i >= values["n_layers"]]:
+            hf.note(f"mlp_only_layers names layer {outside[0]} of {values['n_layers']}")
         dense = tuple(i for i in range(values["n_layers"]) if i in named or (i + 1) % step)
-        width = hf.get("intermediate_size", 6144) if dense else None
+        width = hf.read("intermediate_size", whole(), 6144) if dense else None
         experts = dataclasses.replace(every[0](hf, values)["experts"], dense=dense, d_dense=width)
         return {"experts": experts}
 

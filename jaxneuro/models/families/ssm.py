@@ -5,6 +5,7 @@ import math
 from typing import Any, Final
 
 from ...errors import UserError
+from ...io.fields import FLAG, Fields, Kind, choice, either, null_or, number, whole
 from ..config import Config
 from ..mixers import Bdh, Mamba, Mamba2
 from .family import REQUIRED, Family, Key, Keys, linear, norm
@@ -58,14 +59,16 @@ _BDH_KEYS: Final[Keys] = {
 }
 
 
-def _mamba(hf: Any, values: dict) -> dict:
-    d_model = values["d_model"]
-    rank = hf.get("time_step_rank", "auto")
+_RANK: Final = either(whole(), choice(["auto"]))
+
+
+def _mamba(hf: Fields, values: dict) -> dict:
+    d_model, rank = values["d_model"], hf.read("time_step_rank", _RANK, "auto")
     mixer = Mamba(
-        d_inner=hf.get("intermediate_size") or _inner(hf, d_model),
-        d_state=hf.get("state_size", 16),
-        d_conv=hf.get("conv_kernel", 4),
-        dt_rank=math.ceil(d_model / 16) if rank == "auto" else rank,
+        d_inner=hf.read("intermediate_size", null_or(whole()), None) or _inner(hf, d_model),
+        d_state=hf.read("state_size", whole(), 16),
+        d_conv=hf.read("conv_kernel", whole(), 4),
+        dt_rank=math.ceil(d_model / 16) if isinstance(rank, str) else rank,
         **_switches(hf),
     )
     return {"mixer": mixer}
@@ -76,14 +79,14 @@ def _mamba_to_hf(cfg: Config) -> dict:
     return {**_switches_to_hf(mixer, cfg), "time_step_rank": mixer.dt_rank, "intermediate_size": mixer.d_inner}
 
 
-def _mamba2(hf: Any, values: dict) -> dict:
+def _mamba2(hf: Fields, values: dict) -> dict:
     mixer = Mamba2(
-        n_heads=hf.get("num_heads", 128),
-        d_head=hf.get("head_dim", 64),
-        n_groups=hf.get("n_groups", 8),
-        d_state=hf.get("state_size", 128),
-        d_conv=hf.get("conv_kernel", 4),
-        dt_limits=_limits(hf.get("time_step_limit", [0.0, math.inf])),
+        n_heads=hf.read("num_heads", whole(), 128),
+        d_head=hf.read("head_dim", whole(), 64),
+        n_groups=hf.read("n_groups", whole(), 8),
+        d_state=hf.read("state_size", whole(), 128),
+        d_conv=hf.read("conv_kernel", whole(), 4),
+        dt_limits=hf.read("time_step_limit", _LIMITS, (0.0, math.inf)),
         **_switches(hf),
     )
     if mixer.d_inner != _inner(hf, values["d_model"]):
@@ -101,24 +104,38 @@ def _mamba2_to_hf(cfg: Config) -> dict:
     return {**_switches_to_hf(mixer, cfg), **sizes, "time_step_limit": limits}
 
 
-def _limits(stored: Any) -> tuple[float, float]:
+def _limit(stored: Any) -> float:
     """transformers 5 writes infinity as {"__float__": "Infinity"}, as JSON has none; 4 writes it all the same."""
-    try:
-        low, high = (float(x["__float__"] if isinstance(x, dict) else x) for x in stored)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"config.json: time_step_limit={stored!r} is not [lowest, highest].") from None
-    return low, high
+    return math.inf if stored == {"__float__": "Infinity"} else float(stored)
 
 
-def _inner(hf: Any, d_model: int) -> int:
-    return int(hf.get("expand", 2) * d_model)
+_INFINITE: Final = ({"__float__": "Infinity"}, math.inf)
+_LIMITS: Final[Kind[tuple[float, float]]] = Kind(
+    "[lowest, highest], numbers from 0, of which the second may be infinite",
+    lambda v: (
+        isinstance(v, list | tuple)
+        and len(v) == 2
+        and number(low=0).fits(v[0])
+        and (number(above=0).fits(v[1]) or v[1] in _INFINITE)
+        and _limit(v[0]) < _limit(v[1])
+    ),
+    lambda v: (_limit(v[0]), _limit(v[1])),
+    (0.0, math.inf),
+)
 
 
-def _switches(hf: Any) -> dict[str, bool]:
+def _inner(hf: Fields, d_model: int) -> int:
+    expand = hf.read("expand", number(above=0, high=1000), 2)
+    if expand * d_model != int(expand * d_model):
+        hf.note(f"expand = {expand} times hidden_size = {d_model} is not a whole number")
+    return int(expand * d_model)
+
+
+def _switches(hf: Fields) -> dict[str, bool]:
     return {
-        "bias": hf.get("use_bias", False),
-        "conv_bias": hf.get("use_conv_bias", True),
-        "residual_in_float32": hf.get("residual_in_fp32", True),
+        "bias": hf.read("use_bias", FLAG, False),
+        "conv_bias": hf.read("use_conv_bias", FLAG, True),
+        "residual_in_float32": hf.read("residual_in_fp32", FLAG, True),
     }
 
 
@@ -134,9 +151,11 @@ def _switches_to_hf(mixer: Mamba | Mamba2, cfg: Config) -> dict[str, Any]:
     }
 
 
-def _bdh(hf: Any, values: dict) -> dict:
-    n_heads = hf.get("n_head", 4)
-    neurons = hf.get("mlp_internal_dim_multiplier", 128) * values["d_model"]
+def _bdh(hf: Fields, values: dict) -> dict:
+    n_heads = hf.read("n_head", whole(), 4)
+    neurons = hf.read("mlp_internal_dim_multiplier", whole(), 128) * values["d_model"]
+    if neurons % n_heads:
+        hf.note(f"{neurons} neurons do not divide among n_head = {n_heads}")
     return {"mixer": Bdh(n_heads=n_heads, n_neurons=neurons // n_heads)}
 
 

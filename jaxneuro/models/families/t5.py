@@ -3,9 +3,11 @@
 
 from typing import Any, Final
 
+from ...io.fields import FLAG, TEXT, Fields, null_or, whole
 from ..config import Config
+from ..ranges import LAYERS
 from ..relative import RelativeBias
-from .family import REQUIRED, Family, Key, Keys, attention, linear, mlp, norm
+from .family import REQUIRED, Family, Key, Keys, attention, classes_of, linear, mlp, norm
 
 _TABLE: Final = "layer.0.SelfAttention.relative_attention_bias.weight"
 
@@ -55,32 +57,32 @@ _ACTS: Final = {
 _ACT_NAMES: Final = {"gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu", "gelu": "gelu"}
 
 
-def _alone(hf: dict[str, Any], name: str) -> bool:
+def _alone(hf: Fields, name: str) -> bool:
     """The folder holds the encoder and no decoder."""
-    named = hf.get("architectures")
-    return named == [f"{name}EncoderModel"] if named else not hf.get("is_encoder_decoder", True)
+    named, both = classes_of(hf), hf.read("is_encoder_decoder", FLAG, True)
+    return named == (f"{name}EncoderModel",) if named else not both
 
 
 def _family(usual_act: str, name: str, *, per_layer: bool = False, scale_key: str | None = None) -> Family:
     """scale_key: where the config says whether the last hidden state is scaled before the unembedding."""
 
-    def read(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        buckets, far = (hf.get(f"relative_attention_{key}", n) for key, n in _BUCKETS)
+    def read(hf: Fields, values: dict[str, Any]) -> dict[str, Any]:
+        buckets, far = (hf.read(f"relative_attention_{key}", whole(1, 100_000), n) for key, n in _BUCKETS)
         common = {
-            "gated": hf.get("feed_forward_proj", usual_act).startswith(_GATED),
+            "gated": hf.read("feed_forward_proj", TEXT, usual_act).startswith(_GATED),
             "relative": RelativeBias(buckets=buckets, max_distance=far, per_layer=per_layer),
         }
         encoder = {**common, "causal": False, "has_head": False}
         if _alone(hf, name):
             return encoder
-        tied = hf.get("tie_word_embeddings", True)
+        tied = hf.read("tie_word_embeddings", FLAG, True)
         return {
             **common,
             "encoder": Config(**values, **encoder, n_kv_heads=values["n_heads"]),
-            "n_layers": hf.get("num_decoder_layers") or values["n_layers"],
-            "has_head": hf.get("architectures") != [f"{name}Model"],
+            "n_layers": hf.read("num_decoder_layers", null_or(LAYERS), None) or values["n_layers"],
+            "has_head": classes_of(hf) != (f"{name}Model",),
             "tied": tied,
-            "head_scale": scale_key is not None and hf.get(scale_key, tied),
+            "head_scale": scale_key is not None and hf.read(scale_key, FLAG, tied),
         }
 
     def write(cfg: Config) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _family(usual_act: str, name: str, *, per_layer: bool = False, scale_key: st
         out |= {} if cfg.has_head else {"architectures": [f"{name}Model"]}
         return out if scale_key is None else {**out, scale_key: cfg.head_scale}
 
-    whole = f"{name}ForConditionalGeneration"
+    both = f"{name}ForConditionalGeneration"
     return Family(
         fields={
             "n_layers": Key("num_layers", REQUIRED),
@@ -112,10 +114,10 @@ def _family(usual_act: str, name: str, *, per_layer: bool = False, scale_key: st
         keys={**_EMBED, **_HEAD, **_stack("decoder", gated=False)},
         keys_of=_keys,
         prefix="",
-        classes=(f"{name}EncoderModel", whole),
+        classes=(f"{name}EncoderModel", both),
         acts=_ACTS,
         derived=(read, write),
-        only={"architectures": ([whole], [f"{name}EncoderModel"], [f"{name}Model"], None), "is_decoder": (False,)},
+        only={"architectures": ([both], [f"{name}EncoderModel"], [f"{name}Model"], None), "is_decoder": (False,)},
         copies={f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")},
         ignored=(r"EncDecAttention\.relative_attention_bias",),
         untied_if_stored=True,

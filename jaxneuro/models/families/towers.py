@@ -3,8 +3,9 @@
 
 from typing import Any, Final
 
+from ...io.fields import Fields, null_or, whole
 from ..config import Config, Image
-from .family import Family, Key, Keys, attention, linear, mlp, norm
+from .family import Family, Key, Keys, attention, classes_of, linear, mlp, norm
 from .vision import FIXED, patches
 
 
@@ -48,9 +49,9 @@ def _text_fields(vocab: int, length: int) -> dict[str, Key]:
 def _clip_projection(name: str) -> tuple[Any, Any]:
     """CLIP's models come with their projection or without it, and only the class says which."""
 
-    def read(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        projected = "WithProjection" in " ".join(hf.get("architectures") or [])
-        return {"d_projection": hf.get("projection_dim") or 512} if projected else {}
+    def read(hf: Fields, values: dict[str, Any]) -> dict[str, Any]:
+        width = hf.read("projection_dim", null_or(whole()), None) or 512
+        return {"d_projection": width} if "WithProjection" in " ".join(classes_of(hf)) else {}
 
     def write(cfg: Config) -> dict[str, Any]:
         if cfg.d_projection is None:
@@ -61,8 +62,8 @@ def _clip_projection(name: str) -> tuple[Any, Any]:
 
 
 def _siglip_projection() -> tuple[Any, Any]:
-    def read(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-        return {"d_projection": hf.get("projection_size") or values["d_model"]}
+    def read(hf: Fields, values: dict[str, Any]) -> dict[str, Any]:
+        return {"d_projection": hf.read("projection_size", null_or(whole()), None) or values["d_model"]}
 
     return read, lambda cfg: {"projection_size": cfg.d_projection}
 
@@ -108,7 +109,7 @@ TOWERS: Final = {
         fields={
             **_fields("quick_gelu", 1e-5, 512, 2048, 8),
             **_text_fields(49408, 77),
-            "eos": Key("eos_token_id", 49407),
+            "eos": Key("eos_token_id", 49407, kind=whole(0)),
         },
         fixed={**FIXED, "causal": True, "pool_from": "eos"},
         keys=_tower(

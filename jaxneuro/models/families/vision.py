@@ -3,9 +3,11 @@
 
 from typing import Any, Final
 
+from ...io.fields import Fields, number
 from ..config import Config, Image
-from .family import REQUIRED, Family, Key, Keys, attention, linear, mlp, norm
+from .family import REQUIRED, Family, Key, Keys, attention, classes_of, linear, mlp, norm
 
+_RATIO: Final = number(above=0, high=1000)
 SIZES: Final = {
     "n_layers": Key("num_hidden_layers", REQUIRED),
     "d_model": Key("hidden_size", REQUIRED),
@@ -59,9 +61,9 @@ def _teachers() -> Keys:
 _DISTILLED: Final = "DeiTForImageClassificationWithTeacher"
 
 
-def _teacher(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _teacher(hf: Fields, values: dict[str, Any]) -> dict[str, Any]:
     """Whether a DeiT was saved with one classifier or with two."""
-    two = _DISTILLED in (hf.get("architectures") or [])
+    two = _DISTILLED in classes_of(hf)
     return {"classify": "distilled", "head_bias": False} if two else {"classify": "cls", "head_bias": True}
 
 
@@ -118,18 +120,20 @@ def _dinov2_keys(prefix: str, *, gated: bool) -> Keys:
     }
 
 
-def _dinov2_mlp(hf: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _dinov2_mlp(hf: Fields, values: dict[str, Any]) -> dict[str, Any]:
+    width = _dinov2_width(values["d_model"], hf.read("mlp_ratio", _RATIO, 4), gated=values["gated"])
+    return {"d_mlp": width, **({"act": "silu"} if values["gated"] else {})}
+
+
+def _dinov2_width(d_model: int, ratio: float, *, gated: bool) -> int:
     """SwiGLU keeps two thirds of the width, rounded up to a multiple of 8."""
-    width = int(values["d_model"] * hf.get("mlp_ratio", 4))
-    if not values["gated"]:
-        return {"d_mlp": width}
-    return {"d_mlp": (int(width * 2 / 3) + 7) // 8 * 8, "act": "silu"}
+    width = int(d_model * ratio)
+    return (int(width * 2 / 3) + 7) // 8 * 8 if gated else width
 
 
 def _dinov2_ratio(cfg: Config) -> dict[str, Any]:
     """The ratio that gives this width; transformers takes whole ones only."""
-    sizes = {"d_model": cfg.d_model, "gated": cfg.gated}
-    fits = [r for r in range(1, 17) if _dinov2_mlp({"mlp_ratio": r}, sizes)["d_mlp"] == cfg.d_mlp]
+    fits = [r for r in range(1, 17) if _dinov2_width(cfg.d_model, r, gated=cfg.gated) == cfg.d_mlp]
     masked = {} if cfg.image is None or cfg.image.mask_token else {"use_mask_token": False}
     return {"mlp_ratio": fits[0] if fits else 4, **({"hidden_act": "gelu"} if cfg.gated else {}), **masked}
 
@@ -138,7 +142,7 @@ def _dinov2(prefix: str, patch: int, registers: int, *classes: str) -> Family:
     return Family(
         fields={
             **SIZES,
-            "d_mlp": Key("mlp_ratio", 4),
+            "d_mlp": Key("mlp_ratio", 4, kind=_RATIO),
             "act": Key("hidden_act", "gelu"),
             "norm_eps": Key("layer_norm_eps", 1e-6),
             "qkv_bias": Key("qkv_bias", True),

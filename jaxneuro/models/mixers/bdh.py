@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from ...errors import UserError
 from ...taps import wants
 from ..quantised import matmul
+from ..ranges import check_fields
 from ..rope import rotate
 from .parts import At, Axes, Start, check_counts, every_state, in_chunks
 
@@ -57,6 +58,7 @@ class Bdh:
 
     def __post_init__(self):
         check_counts(self, "n_heads", "n_neurons")
+        check_fields(self, "Bdh: ")
         if self.n_neurons % 2:
             raise UserError(f"Bdh: pairs of neurons are turned, so n_neurons={self.n_neurons} must be even.")
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...taps import wants
+from ..ranges import check_fields
 from .parts import (
     CHANNEL,
     At,
@@ -81,6 +82,7 @@ class Mamba:
 
     def __post_init__(self):
         check_counts(self, "d_inner", "d_state", "d_conv", "dt_rank")
+        check_fields(self, "Mamba: ")
 
     def leaves(self) -> dict[str, Axes]:
         """{leaf: names of its axes}."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ...errors import UserError
 from ...taps import wants
+from ..ranges import check_fields
 from .parts import (
     CHANNEL,
     HEADS,
@@ -85,6 +86,7 @@ class Mamba2:
 
     def __post_init__(self):
         check_counts(self, "n_heads", "d_head", "n_groups", "d_state", "d_conv")
+        check_fields(self, "Mamba2: ")
         if self.n_heads % self.n_groups:
             raise UserError(f"Mamba2: n_heads={self.n_heads} is not a multiple of n_groups={self.n_groups}.")
         low, high = self.dt_limits

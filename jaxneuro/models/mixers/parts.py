@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ...errors import UserError
+from ...errors import UserError, shown
 from ...taps import tap
 from ..quantised import matmul
 
@@ -60,7 +60,7 @@ def check_counts(mixer: Any, *names: str) -> None:
     for name in names:
         value = getattr(mixer, name)
         if type(value) is not int or value < 1:
-            raise UserError(f"{type(mixer).__name__}: {name}={value!r} is not a positive whole number.")
+            raise UserError(f"{type(mixer).__name__}: {name}={shown(value)} is not a positive whole number.")
 
 
 def linear(x: Array, w: Any, b: Array | None = None) -> Array:
