@@ -162,7 +162,7 @@ def test_what_is_not_ported_is_refused(tmp_path, change, message):
 def test_wrong_words_of_transformers(tmp_path):
     with pytest.raises(UserError, match="no hidden_act 'mish'"):
         load(copy("resnet-basic", tmp_path / "a", hidden_act="mish"))
-    with pytest.raises(UserError, match="no layer type 'plain'"):
+    with pytest.raises(UserError, match="no layer_type 'plain'"):
         load(copy("resnet-basic", tmp_path / "b", layer_type="plain"))
 
 
