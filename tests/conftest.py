@@ -9,6 +9,7 @@ tests.
 """
 
 import atexit
+import contextlib
 import os
 import resource
 import shutil
@@ -29,9 +30,28 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 import pytest
 
+from .reordered import reordered
+
 # A shell that runs the tests in its background lets them ignore Ctrl-C, which some of them are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--reordered",
+        type=int,
+        metavar="SEED",
+        help="add float sums in an order drawn from SEED and one ulp off (tests/reordered.py)",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def order_of_sums(pytestconfig):
+    """With --reordered, sums of all tests are rounded as on some other machine."""
+    seed = pytestconfig.getoption("reordered")
+    with contextlib.nullcontext() if seed is None else reordered(seed):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -37,7 +37,8 @@ def row_statistics(counted: Bool[Array, "batch pos"], threshold: Array, x: Array
 
     The mean first, then the deviations from it: a sum of squares minus a squared sum would lose small variances.
     """
-    x = flat_neurons(x).astype(jnp.float32)
+    # XLA may compute x once for `high` and once more for `peak`, and round it otherwise: then `high` is nowhere
+    x = jax.lax.optimization_barrier(flat_neurons(x).astype(jnp.float32))
     on, n = counted[..., None], jnp.sum(counted, 1, dtype=jnp.int32)
     zero, inf = jnp.float32(0), jnp.float32(jnp.inf)
     mean = jnp.sum(jnp.where(on, x, zero), 1) / jnp.maximum(n, 1).astype(jnp.float32)[:, None]

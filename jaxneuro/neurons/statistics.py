@@ -73,12 +73,14 @@ def group_statistics(
       bins: bins of the histogram per neuron and group, 0 for none. The range is set from the first batch
         (`rows.scale_of`); the outer bins are open.
       histogram_every: bin only every n-th position of a window (the histogram costs more than all the rest).
-      n_examples: largest windows kept per neuron and group (one value per window: its maximum), 0 for none. Exact;
-        equal values are ordered by window number, so the result does not depend on the order of the stream.
+      n_examples: largest windows kept per neuron and group (one value per window: its maximum), 0 for none. Equal
+        values are ordered by window number and then by position, so the order of the stream does not matter. Values
+        that differ only by rounding may change places on another machine, in other batches or over other devices.
       responses_per_group: keep the mean response of every neuron to the first windows of each group, for average
         precision; K * n * L * F floats on the device.
     Returns:
-      Method whose `finish` gives `GroupStatistics`.
+      Method whose `finish` gives `GroupStatistics`. Counts are exact on any machine and over any devices, as long as no
+      value lies within rounding of the threshold or of a bin's edge.
     Raises:
       UserError: from `step` at tracing: a batch with 2^24 or more tokens. From `finish`: a group without counted
         tokens, or values that are not finite.
