@@ -15,10 +15,10 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from ..errors import UserError
-from .pickled import Refused, Storage, TensorOf, interpret
+from ..errors import UserError, quoted, shown
+from .files import open_regular
+from .pickled import DEEPEST, LONGEST_PICKLE, Refused, Storage, TensorOf, interpret
 
-_LONGEST_PICKLE: Final = 100_000_000  # names and shapes only; tensors lie outside
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 
 
@@ -34,24 +34,34 @@ def read_torch(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             if zipfile.is_zipfile(f):
                 return _read_zip(f)
             f.seek(0)
             return _read_legacy(f)
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}.") from e
+    except MemoryError:
+        raise UserError(f"{path} does not fit into memory ({path.stat().st_size:,} bytes).") from None
     except Refused as e:
         raise UserError(
             f"{path} holds {e}. Only tensors and plain containers are read from a .pt file, as a pickle can run any "
             "code. Where you trust the file, load it with torch and save its state_dict alone."
         ) from None
-    except (zipfile.BadZipFile, EOFError, ValueError, LookupError, TypeError, RuntimeError, struct.error) as e:
+    except UserError:
+        raise
+    except _DAMAGED as e:
         raise UserError(f"{path} is no whole file of torch.save: {_said(e)}. Download or convert it again.") from None
 
 
+_DAMAGED: Final = (
+    *(zipfile.BadZipFile, EOFError, ValueError, LookupError, TypeError, struct.error),
+    *(RuntimeError, OverflowError, AttributeError),  # of zipfile and pickletools
+)
+
+
 def _said(e: Exception) -> str:
-    return f"no entry {e}" if isinstance(e, KeyError) else str(e) or type(e).__name__
+    return f"no entry {quoted(e.args[0])}" if isinstance(e, KeyError) else shown(str(e), 300) or type(e).__name__
 
 
 def _read_zip(f: BinaryIO) -> Any:
@@ -59,14 +69,16 @@ def _read_zip(f: BinaryIO) -> Any:
         infos = {}
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-                raise ValueError(f"{info.filename} is compressed, which torch.save never does")
+                raise ValueError(f"{shown(info.filename)} is compressed, which torch.save never does")
             infos[info.filename.partition("/")[2]] = info
         if len(infos) < len(archive.infolist()):
             raise ValueError("an entry occurs twice")
         if "data.pkl" not in infos:
             raise ValueError("it is a zip without data.pkl")
-        if infos["data.pkl"].file_size > _LONGEST_PICKLE:
-            raise ValueError(f"its pickle has {infos['data.pkl'].file_size} bytes, more than {_LONGEST_PICKLE}")
+        if (length := infos["data.pkl"].file_size) > LONGEST_PICKLE:
+            raise ValueError(f"its pickle has {length:,} bytes, more than {LONGEST_PICKLE:,}")
+        if "byteorder" in infos and infos["byteorder"].file_size > 16:
+            raise ValueError("its byte order is no word")
         order = archive.read(infos["byteorder"]).decode("ascii") if "byteorder" in infos else "little"
         if order not in ("little", "big"):
             raise ValueError(f"its byte order is {order!r}")
@@ -74,7 +86,7 @@ def _read_zip(f: BinaryIO) -> Any:
         def bytes_of(storage: Storage) -> bytes:
             info = infos[f"data/{storage.key}"]
             if info.file_size != (want := storage.numel * storage.dtype.itemsize):
-                raise ValueError(f"{info.filename} has {info.file_size} bytes, its tensors need {want}")
+                raise ValueError(f"{shown(info.filename)} has {info.file_size} bytes, its tensors need {want}")
             return archive.read(info)  # checks the CRC
 
         return _filled(interpret(io.BytesIO(archive.read(infos["data.pkl"]))), bytes_of, order)
@@ -85,14 +97,15 @@ def _read_legacy(f: BinaryIO) -> Any:
     if f.read(2)[:1] != b"\x80":
         raise ValueError("it is neither a zip nor a pickle")
     f.seek(0)
-    if interpret(f) != _LEGACY_MAGIC:
+    magic = interpret(f)
+    if type(magic) is not int or magic != _LEGACY_MAGIC:
         raise ValueError("it is a pickle that torch.save did not write")
     interpret(f)
     machine = interpret(f)
     value, keys = interpret(f), interpret(f)
     size, content = os.fstat(f.fileno()).st_size, {}
     wanted = {s.key: s for s in _storages(value)}
-    if set(wanted) != set(keys):
+    if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys) or sorted(wanted) != sorted(set(keys)):
         raise ValueError("its list of storages is not that of its tensors")
     for key in keys:
         (numel,) = struct.unpack("<q", f.read(8))
@@ -100,7 +113,10 @@ def _read_legacy(f: BinaryIO) -> Any:
         if numel != wanted[key].numel or n_bytes > size - f.tell():
             raise ValueError(f"storage {key} should have {wanted[key].numel} elements; it was cut short")
         content[key] = f.read(n_bytes)
-    return _filled(value, lambda storage: content[storage.key], "little" if machine["little_endian"] else "big")
+    little = machine.get("little_endian") if isinstance(machine, dict) else None
+    if type(little) is not bool:
+        raise ValueError("it does not say its byte order")
+    return _filled(value, lambda storage: content[storage.key], "little" if little else "big")
 
 
 def _storages(value: Any) -> list[Storage]:
@@ -116,6 +132,8 @@ def _filled(value: Any, bytes_of: Callable[[Storage], bytes], order: str) -> Any
     def array(t: TensorOf) -> np.ndarray:
         if t.storage not in read:
             words = np.frombuffer(bytes_of(t.storage), f"u{t.storage.dtype.itemsize}")
+            if t.storage.dtype == bool and words.size and words.max() > 1:
+                raise ValueError(f"a storage of booleans holds {words.max()}")
             read[t.storage] = (words if order == sys.byteorder else words.byteswap()).view(t.storage.dtype)
         step = t.storage.dtype.itemsize
         base = read[t.storage][t.offset :] if 0 not in t.shape else read[t.storage][:0]
@@ -125,7 +143,7 @@ def _filled(value: Any, bytes_of: Callable[[Storage], bytes], order: str) -> Any
     return _mapped(value, array, {})
 
 
-def _mapped(value: Any, f: Callable[[TensorOf], Any], done: dict[int, Any]) -> Any:
+def _mapped(value: Any, f: Callable[[TensorOf], Any], done: dict[int, Any], depth: int = 0) -> Any:
     """value with f of every tensor in it; a container that occurs twice is made once."""
     if isinstance(value, TensorOf):
         return f(value)
@@ -133,14 +151,14 @@ def _mapped(value: Any, f: Callable[[TensorOf], Any], done: dict[int, Any]) -> A
         raise Refused("a storage or a type that is no tensor")
     if not isinstance(value, dict | list | tuple):
         return value
+    if depth > DEEPEST:
+        raise Refused(f"containers nested more than {DEEPEST} levels deep")
     if id(value) not in done:
         done[id(value)] = _UNFINISHED
         if isinstance(value, dict):
-            if not all(isinstance(key, str | int | float | None) for key in value):
-                raise Refused("a dict whose keys are not text or numbers")
-            done[id(value)] = {k: _mapped(v, f, done) for k, v in value.items()}
+            done[id(value)] = {k: _mapped(v, f, done, depth + 1) for k, v in value.items()}
         else:
-            done[id(value)] = type(value)(_mapped(v, f, done) for v in value)
+            done[id(value)] = type(value)(_mapped(v, f, done, depth + 1) for v in value)
     if done[id(value)] is _UNFINISHED:
         raise Refused("a container that contains itself")
     return done[id(value)]

@@ -209,10 +209,84 @@ def test_other_files_are_no_torch_files(tmp_path, content):
 
 
 def test_deep_nesting_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="no whole file"):
+    with pytest.raises(UserError, match="nested more than 64 levels"):
         read_torch(archive(tmp_path / "a.pt", b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b"."))
 
 
 def test_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*No such file"):
         read_torch(tmp_path / "nothing.pt")
+
+
+# 60 memoised tuples, each twice the one before: 2^60 things for whoever walks it. `h\x3c` fetches the last.
+DOUBLED = b"(" + b"K\x01\x85q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"t0"
+DEEP = b")" + b"\x85" * 200_000
+FETCHED = b"h\x3c"
+
+
+def text(s):
+    return b"X" + len(s).to_bytes(4, "little") + s
+
+
+HOSTILE = {
+    "a deep key": b"}" + DEEP + b"K\x01s",
+    "a deep key of a dict from a mark": b"(" + DEEP + b"K\x01d",
+    "a deep key of an OrderedDict": b"ccollections\nOrderedDict\n]" + DEEP + b"K\x01\x86a\x85R",
+    "a deep name of an object": DEEP + text(b"x") + b"\x93",
+    "a deep value": b"}K\x01" + DEEP + b"s",
+    "a deep list": b"]" * 70 + b"a" * 69,
+    "a list deepened from within": b"]q\x00" + b"]" * 60 + b"a" * 60 + b"0h\x00",
+    "a doubled key": DOUBLED + b"}" + FETCHED + b"K\x01s",
+    "a doubled key of many": DOUBLED + b"}(" + FETCHED + b"K\x01u",
+    "a doubled key of an OrderedDict": DOUBLED + b"ccollections\nOrderedDict\n]" + FETCHED + b"K\x01\x86a\x85R",
+    "a doubled persistent id": DOUBLED + FETCHED + b"Q",
+    "a doubled storage key": DOUBLED + b"(" + text(b"storage") + b"ctorch\nFloatStorage\n" + FETCHED + b"K\x01K\x01tQ",
+    "a doubled kind of storage": DOUBLED + b"(" + FETCHED + b"ctorch\nFloatStorage\nK\x01K\x01K\x01tQ",
+    "a doubled name of an object": DOUBLED + FETCHED + text(b"x") + b"\x93",
+    "a doubled call": DOUBLED + FETCHED + b")R",
+    "a doubled state": DOUBLED + b"}" + FETCHED + b"b",
+    "a long name of an object": text(b"m" * 1_000_000) + text(b"\x1b[2J") + b"\x93",
+    "a shape of many": DOUBLED + b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00" + FETCHED + FETCHED + b"tR",
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=list(HOSTILE))
+def test_a_pickle_that_would_never_end_is_refused_at_once(tmp_path, body):
+    path = archive(tmp_path / "a.pt", b"\x80\x02" + body + b".")
+    with pytest.raises(UserError) as e:
+        read_torch(path)
+    assert len(str(e.value)) < 700
+    assert "\x1b" not in str(e.value)
+
+
+def test_containers_of_64_levels_are_read(tmp_path):
+    value = 1
+    for _ in range(60):
+        value = {"a": [value]} if isinstance(value, int) else [value]
+    assert read_torch(archive(tmp_path / "a.pt", pickle.dumps(value, 2))) == value
+
+
+def test_more_than_ten_megabytes_of_instructions_are_refused(tmp_path):
+    body = b"\x80\x02]" + b"K\x01a" * 4_000_000 + b"."
+    with pytest.raises(UserError, match="more than 10,000,000"):
+        read_torch(archive(tmp_path / "a.pt", body))
+    (tmp_path / "b.pt").write_bytes(body)
+    with pytest.raises(UserError):
+        read_torch(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("byte", [0, 1, 2, 7, 255])
+def test_booleans_are_0_and_1(tmp_path, byte):
+    pickled = pickled_tensor(numel=2, shape=(2,), strides=(1,), storage="BoolStorage")
+    path = archive(tmp_path / "a.pt", pickled, {"data/0": bytes([1, byte])})
+    if byte < 2:
+        assert read_torch(path)["w"].tolist() == [True, bool(byte)]
+    else:
+        with pytest.raises(UserError, match=f"booleans holds {byte}"):
+            read_torch(path)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.pt")
+    with pytest.raises(UserError, match="a pipe, not a file"):
+        read_torch(tmp_path / "a.pt")
