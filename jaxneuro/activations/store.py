@@ -5,9 +5,13 @@
     scale    float32 [n], beside int8                  meta.json
 
 Each is cut into blocks of 1 to 2 MiB of x (the chunks, each with a crc32c), 32 of them to a file (the zarr shard,
-whose index has a crc32c too). Nothing is compressed, so the size is known beforehand. Any zarr3 reader opens the
-arrays. The rows of a file are stored in a shuffled order (`writer.py`), so a block holds tokens of many texts, and
-`blocks.py` says how they are read back in random order.
+whose index has a crc32c too). Nothing is compressed, so the size is known beforehand. The rows of a file are stored in
+a shuffled order (`writer.py`), so a block holds tokens of many texts, and `blocks.py` says how they are read back in
+random order.
+
+The folder is a zarr3 group whose attributes say what the arrays are, for readers that do not know this page. Any zarr3
+reader opens float32 and int8; bfloat16, which zarr-python does not have, is read by tensorstore (and handed to torch
+as `torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)`).
 """
 
 import contextlib
@@ -27,7 +31,9 @@ from .source import check_request, stream
 
 FORMAT: Final = 1
 META: Final = "meta.json"
+GROUP: Final = "zarr.json"
 LABELS: Final = ("window", "pos", "group")
+DIMENSIONS: Final = {"x": ["token", "d"], "scale": ["token"], "labels": ["token", "label"]}
 SCALE: Final = {"scale": ("float32", ())}
 DTYPES: Final[dict[str, dict]] = {"float32": {}, "bfloat16": {}, "int8": SCALE}
 """Storage type of x -> what is stored beside it. float16 is not offered: activations exceed its 65,504."""
@@ -91,10 +97,13 @@ class Layout:
         shards = range(-(-first // self.shard), -(-(self.n if last is None else last) // self.shard))
         return sum(self.file_bytes(name, shard) for name in self.columns for shard in shards)
 
-    def open(self, folder: Path, name: str, *, mode: str = "default", create: bool = False) -> Any:
+    def open(self, folder: Path, name: str, *, mode: str = "default", created: Mapping[str, Any] | None = None) -> Any:
         """A TensorStore of one array.
 
         A missing block is an error and never zeros; a block of zeros is written like any other.
+
+        Args:
+          created: the array is made if it is not there, with these attributes.
         """
         import tensorstore as ts
 
@@ -107,6 +116,8 @@ class Layout:
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [self.shard, *shape]}},
             "codecs": [{"name": "sharding_indexed", "configuration": blocks}],
         }
+        if created is not None:
+            metadata |= {"dimension_names": DIMENSIONS[name], "attributes": dict(created)}
         spec = {
             "driver": "zarr3",
             "kvstore": {"driver": "file", "path": f"{(folder / name).absolute()}/"},
@@ -115,7 +126,7 @@ class Layout:
             "fill_missing_data_reads": False,
         }
         context = ts.Context({"file_io_mode": {"mode": mode}})
-        return ts.open(spec, open=True, create=create, context=context).result()
+        return ts.open(spec, open=True, create=created is not None, context=context).result()
 
 
 def predicted_bytes(n: int, d: int, dtype: str) -> int:
@@ -364,6 +375,24 @@ def existing(path: Path, request: Mapping[str, Any]) -> ActivationArray | None:
 def description(request: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     """What meta.json says."""
     return {"format": FORMAT, "layout": asdict(layout), "request": plain(request)}
+
+
+def attributes(request: Mapping[str, Any], layout: Layout) -> dict[str, dict[str, Any]]:
+    """What each array says of itself to a reader of zarr, by name; "" is the group of them."""
+    about = {key: request[key] for key in ("site", "group_names", "model") if key in request}
+    value = "x * scale[:, None]" if "scale" in layout.columns else "x"
+    found = {
+        "": {**about, "value": value, "rows": "one token each, in no particular order; row i of every array is one"},
+        "x": {"what": "activations"},
+        "scale": {"what": "the factor of each row of x"},
+        "labels": {
+            "what": "window: the number of the text window; pos: the position in it; group: index into group_names",
+            "columns": list(LABELS),
+        },
+    }
+    if layout.dtype == "bfloat16":
+        found["x"]["dtype"] = "bfloat16: read it with tensorstore; zarr-python has no such type"
+    return {name: plain(value) for name, value in found.items() if name in ("", *layout.columns)}
 
 
 def check_dtype(dtype: str) -> None:

@@ -14,7 +14,7 @@ from ..io.files import atomic_write, read_json, write_json
 from .checkpoint import need_space
 from .identity import differences
 from .source import Shuffle
-from .store import LABELS, META, Layout, description
+from .store import GROUP, LABELS, META, Layout, attributes, description
 
 
 class Writer:
@@ -43,7 +43,7 @@ class Writer:
             for name, (dtype, shape) in layout.columns.items()
         }
         self._writing: list[Any] = []
-        self.done, self.rows, self._filled = self._begin()
+        self.done, self.rows, self._filled = self._begin(request)
 
     done: int
     """Batches up to the last mark."""
@@ -52,7 +52,7 @@ class Writer:
     needed: int
     """Bytes of files that were not there when it was made."""
 
-    def _begin(self) -> tuple[int, int, int]:
+    def _begin(self, request: Mapping[str, Any]) -> tuple[int, int, int]:
         self._claim()
         done, rows, filled = 0, self.first, 0
         if (mark := self._mark_file(self.shard[0])).exists():
@@ -64,7 +64,10 @@ class Writer:
         self.needed = self.layout.n_bytes(rows - filled, self.last)
         need_space(self.folder, self.needed, f"a harvest of {self.last - self.first:,} rows x {self.layout.d}")
         with _kept(self.folder):
-            self._arrays = {name: self.layout.open(self.folder, name, create=True) for name in self._buffer}
+            says = attributes(request, self.layout)
+            if self.shard[0] == 0:  # the folder gets its name when all have finished, this one too
+                write_json(self.folder / GROUP, {"zarr_format": 3, "node_type": "group", "attributes": says[""]})
+            self._arrays = {name: self.layout.open(self.folder, name, created=says[name]) for name in self._buffer}
         return done, rows, filled
 
     def _claim(self) -> None:

@@ -56,7 +56,7 @@ def test_equals_the_plain_forward_pass(tmp_path, toy, toy_windows, site):
     assert len(set(zip(acts.window.tolist(), acts.pos.tolist(), strict=True))) == len(acts)
     assert np.array_equal(acts.group, toy_windows.group[acts.window])
     assert sorted(os.listdir(tmp_path)) == ["acts"]
-    assert sorted(os.listdir(tmp_path / "acts")) == ["labels", "meta.json", "x"]
+    assert sorted(os.listdir(tmp_path / "acts")) == ["labels", "meta.json", "x", "zarr.json"]
 
 
 SITES = [SITE, "blocks.1.resid_post", "embed"]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is written is what is read, checked, of a known size, in random order, from many writers to many readers."""
 
+import json
 import math
 import os
 import resource
@@ -22,6 +23,7 @@ from jaxneuro.activations import blocks, open_activations
 from jaxneuro.activations.store import DTYPES, META, Layout, predicted_bytes, verify
 from jaxneuro.activations.writer import Writer, partial
 from jaxneuro.errors import UserError
+from jaxneuro.io.files import read_json
 
 REQUEST = {"site": "embed"}
 T = 7
@@ -502,3 +504,40 @@ def test_blocks_of_an_accelerator_s_width():
         layout = Layout.of(10**7, d, dtype)
         assert (layout.block, layout.shard) == (block, 32 * block)
     assert math.isclose(predicted_bytes(10**9, 768, "bfloat16") / (10**9 * (768 * 2 + 12)), 1, rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_store_says_what_it_is_to_readers_of_zarr(tmp_path, dtype):
+    import tensorstore as ts
+
+    layout = Layout(40, 3, dtype, 4, 16)
+    request = {"site": "blocks.1.mlp.post", "group_names": ["de", "en"], "model": "Config(...)", "seed": 0}
+    writer = Writer(tmp_path / "acts", request, layout)
+    writer.append(columns(layout, 0, 40))
+    assert writer.finish()
+    group = read_json(tmp_path / "acts" / "zarr.json")
+    assert (group["zarr_format"], group["node_type"]) == (3, "group")
+    about = {"site": "blocks.1.mlp.post", "group_names": ["de", "en"], "model": "Config(...)"}
+    assert group["attributes"].items() >= about.items()
+    assert group["attributes"]["value"] == ("x * scale[:, None]" if dtype == "int8" else "x")
+    found = {name: read_json(tmp_path / "acts" / name / "zarr.json") for name in layout.columns}
+    axes = {"x": ["token", "d"], "scale": ["token"], "labels": ["token", "label"]}
+    assert {name: a["dimension_names"] for name, a in found.items()} == {name: axes[name] for name in found}
+    assert found["labels"]["attributes"]["columns"] == ["window", "pos", "group"]
+    assert ("bfloat16" in found["x"]["attributes"].get("dtype", "")) == (dtype == "bfloat16")
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{tmp_path / 'acts' / 'x'}/"}}
+    assert ts.open(spec, open=True).result().shape == (40, 3)  # by what is in the file alone
+
+
+def test_a_store_without_attributes_is_read(tmp_path):
+    layout = Layout(20, 3, "float32", 4, 16)
+    assert write(tmp_path / "acts", layout)
+    (tmp_path / "acts" / "zarr.json").unlink()
+    for name in layout.columns:
+        file = tmp_path / "acts" / name / "zarr.json"
+        meta = read_json(file)
+        del meta["attributes"], meta["dimension_names"]
+        file.write_text(json.dumps(meta))
+    acts = open_activations(tmp_path / "acts")
+    np.testing.assert_array_equal(acts.x[:], expected(layout, acts))
+    assert verify(tmp_path / "acts") > 0
