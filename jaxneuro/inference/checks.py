@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What cannot be generated, said before anything is computed."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,28 +103,52 @@ def edits_of(edits: Any) -> list[Edit]:
     return jax.tree.leaves(edits, is_leaf=lambda e: isinstance(e, Edit))
 
 
-def first_position(index: Any, length: int) -> int:
-    """The lowest position that a selector selects in a text of `length`; `length` if none, 0 if it is not known."""
-    if isinstance(index, Tracer):
-        return 0
-    found = np.asarray(index)
-    if found.dtype == bool:
-        return int(found.argmax(-1).min()) if found.any(-1).all() else 0
-    found = np.where(found < 0, found + length, found).reshape(-1)
-    return int(max(0, found.min())) if found.size else length
-
-
 def of_encoder(edit: Edit) -> bool:
     """It acts while the encoder reads the context, which is before the loop."""
     return edit.site.startswith(ENCODER)
 
 
-def check_positions(edits: Any, prompt: int, slots: int, context: int = 0) -> None:
-    """Positions that edits name must be reached: 0 .. slots-1; of what the encoder reads: 0 .. context-1.
+class Rows(NamedTuple):
+    """Where each row of a batch of prompts begins and ends, in columns."""
 
+    first: np.ndarray
+    """int [batch]: of its first real token, which is position 0."""
+    end: np.ndarray
+    """int [batch]: one behind its last."""
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "Rows":
+        """Of a mask in which every row has a real token."""
+        return cls(mask.argmax(1), mask.shape[1] - mask[:, ::-1].argmax(1))
+
+    @property
+    def longest(self) -> int:
+        """Positions of the longest row."""
+        return int((self.end - self.first).max())
+
+    def first_column(self, index: Any) -> int:
+        """The lowest column that a selector of positions selects in any row; 0 if it is not known."""
+        if isinstance(index, Tracer):
+            return 0
+        found = np.asarray(index)
+        if found.dtype == bool:
+            found = np.argmax(found, -1) if found.any(-1).all() else np.zeros(1, np.int64)
+        found = found.reshape(-1, 1)
+        here = np.where(found < 0, found + self.end, found + self.first)
+        # A row that is too short for a negative position has none there.
+        here = here[here >= self.first]
+        return int(here.min()) if here.size else int(self.end.max())
+
+
+def check_positions(edits: Any, rows: Rows, new: int, context: int = 0) -> None:
+    """Positions that edits name must be reached in the longest row; of what the encoder reads: in the longest text.
+
+    Args:
+      new: tokens that are generated; the last of them is not run.
     Raises:
       UserError: a position behind the last token that the model will see, or before the first.
     """
+    prompt, slots = rows.longest, rows.longest + new - 1
     for edit in edits_of(edits):
         for axis in {*_POSITIONS} & {*getattr(edit, "at", {})}:
             index = edit.at[axis]
@@ -143,6 +167,13 @@ def check_positions(edits: Any, prompt: int, slots: int, context: int = 0) -> No
                 )
 
 
+def longest(context: Any, mask: Any) -> int:
+    """Positions of the longest text that the encoder reads; 0 without one."""
+    if context is None:
+        return 0
+    return context.shape[1] if mask is None else Rows.of(np.asarray(mask)).longest
+
+
 def first_layer(edits: Any, n_layers: int) -> int:
     """The layer of their stack that must run again for these edits; -1 if the embedding must, n_layers if only what
     follows the layers."""
@@ -158,7 +189,16 @@ def _layer(edit: Edit, n_layers: int) -> int:
         return min(site.layers)
     if edit.layer is None or isinstance(edit.layer, Tracer):
         return 0
-    return first_position(edit.layer, n_layers)
+    return _first_layer(edit.layer, n_layers)
+
+
+def _first_layer(index: Any, n_layers: int) -> int:
+    """The lowest layer that a selector selects; n_layers if none, 0 if it is not known."""
+    found = np.asarray(index)
+    if found.dtype == bool:
+        return int(found.argmax(-1).min()) if found.any(-1).all() else 0
+    found = np.where(found < 0, found + n_layers, found).reshape(-1)
+    return int(max(0, found.min())) if found.size else n_layers
 
 
 def last_real(mask: np.ndarray) -> tuple[int, bool]:

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..models import Config, Transformer, Weights, init_cache
 from ..taps import intervene
 from .checks import (
+    Rows,
     check_ids,
     check_model,
     check_positions,
@@ -22,6 +23,7 @@ from .checks import (
     dtype_of,
     edits_of,
     last_real,
+    longest,
     of_encoder,
 )
 from .decode import Rules, State, begin, read_prompt, until
@@ -67,17 +69,17 @@ def generate(
     Args:
       model: a decoder.
       tokens: the prompts.
-      mask: True at real tokens, padding on either side; None: no padding. As in `forward`, positions count from the
-        left edge (real tokens only in models with `Config.masked_positions`). A row goes on at the position behind its
-        last real token.
+      mask: True at real tokens, padding on either side; None: no padding. Positions count from each row's first real
+        token, and a row goes on at the position behind its last: each gets what it would get alone.
       context, context_mask: of a model with an encoder: what the encoder reads, once (`forward`). Prompts are then how
         its answers begin, for T5 [[0]] * batch. Edits of sites of the encoder act there.
       max_new: tokens per row, at most.
       sampler: `greedy`, a `Sampler`, or a function (logits [batch, vocab], keys [batch]) -> tokens [batch].
       key: of the draws. One row's draws do not depend on the other rows. None: `jax.random.key(0)`.
       edits: any edits (`jaxneuro.taps`); they act on the prompt and on every new token. Positions are absolute:
-        pos=7 acts when position 7 is run, wherever that is; pos=-1 at the newest position of every pass. A value with a
-        batch axis edits every row in its own way: `add(site, vectors[:, None, :])`.
+        pos=7 acts when position 7 of a row is run, wherever that is; negative ones count from each row's own end in
+        every pass, so -1 is the last token of its prompt and then the newest. A value with a batch axis edits every row
+        in its own way: `add(site, vectors[:, None, :])`.
       prompt_edits: edits of the pass over the prompt alone, whose values may have its position axis (`patch`).
       stop: ids that end a row.
       fill: id behind a row's end.
@@ -103,8 +105,7 @@ def generate(
     check_model(cfg)
     ids, real = check_prompt(cfg, tokens, mask, max_new)
     source = check_source(cfg, context, context_mask, len(ids))
-    read = 0 if source[0] is None else source[0].shape[1]
-    check_positions((edits, prompt_edits), ids.shape[1], ids.shape[1] + max_new - 1, read)
+    check_positions((edits, prompt_edits), Rows.of(real), max_new, longest(*source))
     later = [edit for edit in edits_of(edits) if not of_encoder(edit)]
     if every < 1:
         raise UserError(f"every={every}; it is a number of steps, at least 1.")

@@ -13,6 +13,7 @@ from ..models import Config, Transformer, Weights, encode, forward, init_cache
 from ..models.cache import Carried
 from ..taps import intervene, sweep
 from .checks import (
+    Rows,
     check_ids,
     check_model,
     check_positions,
@@ -21,8 +22,8 @@ from .checks import (
     dtype_of,
     edits_of,
     first_layer,
-    first_position,
     last_real,
+    longest,
     of_encoder,
 )
 from .decode import Rules, advance, begin, read_prompt
@@ -89,9 +90,9 @@ def steer_sweep(
     check_model(cfg)
     ids, real = check_prompt(cfg, tokens, mask, max_new)
     source = check_source(cfg, context, context_mask, len(ids))
-    read = 0 if source[0] is None else source[0].shape[1]
+    rows = Rows.of(real)
     made = jax.vmap(edits)(points)
-    check_positions(made, ids.shape[1], ids.shape[1] + max_new - 1, read)
+    check_positions(made, rows, max_new, longest(*source))
     shortest, even = last_real(real)
     rules = Rules(
         as_tree(sampler),
@@ -110,13 +111,13 @@ def steer_sweep(
         new=max_new,
         even=even,
         shortest=shortest,
-        **_begins(made, cfg, source[0], ids.shape[1], shortest),
+        **_begins(made, cfg, source[0], rows),
         measure=measure,
         chunk=chunk,
     )
 
 
-def _begins(edits: Any, cfg: Config, context: Array | None, length: int, shortest: int) -> dict[str, Any]:
+def _begins(edits: Any, cfg: Config, context: Array | None, rows: Rows) -> dict[str, Any]:
     """What runs again for every point: of the encoder, of the decoder's layers, of the prompt's positions.
 
     Returns:
@@ -126,14 +127,14 @@ def _begins(edits: Any, cfg: Config, context: Array | None, length: int, shortes
     if inner and cfg.encoder is not None and context is not None and context.ndim == 2:
         return {"encoder": first_layer(inner, cfg.encoder.n_layers), "layer": -1, "pos": 0}
     outer = [edit for edit in edits_of(edits) if not of_encoder(edit)]
-    pos = min(_first(outer, length), shortest - 1)
+    pos = min(_first(outer, rows), int(rows.end.min()) - 1)
     return {"encoder": None, "layer": first_layer(outer, cfg.n_layers), "pos": pos}
 
 
-def _first(edits: Any, length: int) -> int:
-    """The first position that any edit may change; the last one of the prompt if they begin behind it."""
+def _first(edits: Any, rows: Rows) -> int:
+    """The first column that any edit may change; one behind the prompts if they begin there."""
     starts = [e.at.get("pos", e.at.get("query")) for e in edits_of(edits)]
-    return min((0 if at is None else first_position(at, length) for at in starts), default=length)
+    return min((0 if at is None else rows.first_column(at) for at in starts), default=int(rows.end.max()))
 
 
 _STATIC: Final = ("cfg", "new", "even", "shortest", "encoder", "layer", "pos", "measure", "chunk")

@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..errors import UserError, unknown
 from ..taps import tap, wants
 from . import fused
+from .positions import EVEN, Columns
 from .quantised import matmul
 
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -44,6 +45,8 @@ class Visible(NamedTuple):
     """Added to the scaled scores: T5's relative positions."""
     form: str | None = None
     """The row of `FORMS` that was asked for; None: the device's."""
+    where: Columns = EVEN
+    """Which positions queries and keys have, for the sites."""
 
     def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
         """True where a query sees a key; None when every pair is visible."""
@@ -173,7 +176,7 @@ def _scores(
 def _explicit(q: Array, k: Array, v: Array, visible: Visible, softcap: float | None, place: tuple[Array, str]) -> Array:
     layer, site = place
     (b, t, n, h), s = q.shape, k.shape[1]
-    at: Any = {"layer": layer, "pos": visible.start, "axes": ("batch", "head", "query", "key")}
+    at: Any = {"layer": layer, **visible.where._asdict(), "axes": ("batch", "head", "query", "key")}
     scores = _scores(q, k, visible.pairs(jnp.arange(t), jnp.arange(s)), softcap, visible.bias).reshape(b, n, t, s)
     scores = tap(scores, f"{site}.scores", **at)
     pattern = jax.nn.softmax(scores, axis=-1).astype(v.dtype)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from .config import Config
-from .mixers import MixerState, empty_state, ends
+from .mixers import MixerState, empty_state
+from .positions import behind_last, first_real
 
 type Carried = Cache | MixerState
 """What a model carries from token to token: `forward` takes it as `cache=` and gives it back."""
@@ -24,7 +25,7 @@ class Kept(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What `forward` remembers of the tokens before. Slot s holds position s, in every row.
+    """What `forward` remembers of the tokens before. Slot s holds column s of what was run, in every row.
 
     A pytree of arrays to be carried by a loop and donated: layers and steps write into it where it is.
     """
@@ -34,13 +35,18 @@ class Cache(NamedTuple):
     real: Bool[Array, "batch slot"]
     """Slots that hold a real token; the others are seen by nobody."""
     at: int | Int[Array, ""] | Int[Array, "batch"]
-    """Position of the next token, of all rows or of each. While it is a Python int, nothing is computed for the slots
+    """Slot of the next token, of all rows or of each. While it is a Python int, nothing is computed for the slots
     that are still empty."""
     context: Kept | None = None
     """Of a model with an encoder: there once `forward` was given a context."""
 
+    @property
+    def first(self) -> Int[Array, "batch"]:
+        """Slot of each row's first real token: its position 0."""
+        return first_real(self.real)
+
     def positions(self, n: int) -> Int[Array, "n"] | Int[Array, "batch n"]:
-        """Those of the next n tokens."""
+        """Slots of the next n tokens."""
         return jnp.asarray(self.at, jnp.int32)[..., None] + jnp.arange(n, dtype=jnp.int32)
 
     def write(self, layer: Array, k: Array, v: Array) -> "Cache":
@@ -67,7 +73,7 @@ class Cache(NamedTuple):
         """Ready for what follows n tokens: behind the last real one of each row."""
         if mask is None:
             return self._replace(at=self.at + n)
-        return self._replace(at=self.at + ends(mask))
+        return self._replace(at=self.at + behind_last(mask))
 
     def rewound(self) -> "Cache":
         """For the same tokens again, in layers that have not seen them."""

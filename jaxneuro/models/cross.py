@@ -12,6 +12,7 @@ from ..taps import tap
 from .attention import Visible, attend, to_heads, written
 from .cache import Cache, Kept
 from .config import Config
+from .positions import Columns, columns
 
 _SITE: Final = "blocks.cross_attn"
 
@@ -83,12 +84,12 @@ def cross_attention(
     seen: Context | Kept,
     scale: Any,
     layer: Array,
-    at: Any,
+    visible: Visible,
 ) -> Float[Array, "batch pos d_model"]:
     """softmax(scale q(x) k(context)^T + mask) v(context) per head, then W_o; no positions.
 
     Args:
-      at: position of the first of x, for its sites.
+      visible: of the layer's own attention: where x is.
     """
 
     def heads(value: Array, name: str) -> Array:
@@ -97,10 +98,11 @@ def cross_attention(
     def kept(name: str) -> Array:
         of_layer = getattr(seen, name)[layer] if isinstance(seen, Kept) else heads(seen.hidden, name)
         # What a cache keeps is what the weights made; an edit acts whenever it is read.
-        return tap(of_layer, f"{_SITE}.{name}", layer=layer, axes=("batch", "key", "head", "d_head"))
+        return tap(of_layer, f"{_SITE}.{name}", layer=layer, key=keys, axes=("batch", "key", "head", "d_head"))
 
+    at, keys = visible.where.pos, columns(seen.real, 0).key
     x = tap(x, f"{_SITE}.in", layer=layer, pos=at, axes=("batch", "pos", "d_model"))
     q = tap(heads(x, "q"), f"{_SITE}.q", layer=layer, pos=at, axes=("batch", "pos", "head", "d_head"))
-    visible = Visible(causal=False, window=None, mask=seen.real, start=at)
-    z = attend(q, kept("k"), kept("v"), visible, scale, layer, site=_SITE)
+    here = Visible(causal=False, window=None, mask=seen.real, start=visible.start, where=Columns(at, keys))
+    z = attend(q, kept("k"), kept("v"), here, scale, layer, site=_SITE)
     return written(w, z, layer, at, _SITE)

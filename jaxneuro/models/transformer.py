@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..taps import scope, tap
+from ..taps.spans import Span
 from .attention import Visible, attend, to_heads, written
 from .cache import Cache, Carried, Kept
 from .classify import classified
@@ -20,6 +21,7 @@ from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
 from .patches import check_hidden, hide
+from .positions import EVEN, Columns, columns
 from .quantised import matmul
 from .remat import rematerialised
 from .rope import rotate
@@ -63,9 +65,9 @@ def forward(
       tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit). For a model
         of pictures (`Config.image`): pixels, channels last, resized, cropped and normalised as its
         preprocessor_config.json says, which `jaxneuro.data.load_processor` does.
-      mask: True at real tokens, padding allowed on either side; None: all real. Positions count from the left edge
-        all the same, as in transformers, or real tokens only (`Config.masked_positions`). What comes out at padding is
-        finite and means nothing.
+      mask: True at real tokens, padding allowed on either side; None: all real. Each row gets what it would get alone:
+        learned positions, and those that edits name, count from its first real token (`positions`). What comes out at
+        padding is finite and means nothing.
       token_types: segment ids of an encoder that has them; None: all 0.
       stop_at: run layers start_at .. stop_at-1 and return the residual stream entering layer stop_at; nothing above
         is computed. None: the whole stack, final norm and head.
@@ -108,24 +110,26 @@ def forward(
         check_context(cfg, context, context_mask, cache, tokens.shape[0])
     if context is not None and context.ndim == 2:
         context = encode(weights, context, cfg=cfg, mask=context_mask, remat=remat)
+    n = (tokens if resid is None else resid).shape[1]
+    before: Any = None if cache is None else cache.announced(mask, n)
+    where = EVEN if cfg.image is not None else columns(mask, n, before)
     if resid is not None:
         x = resid
     elif cfg.image is not None:
         x = embed_image(weights["embed"], tokens, cfg, hidden_patches)
     else:
-        x = embed(weights["embed"], tokens, cfg, token_types, mask, cache)
-    n = x.shape[1]
-    before: Any = None if cache is None else cache.announced(mask, n)
+        x = embed(weights["embed"], tokens, cfg, token_types, mask, cache, where.pos)
     if cfg.mixer is not None:
         if attention is not None:
             raise UserError(f"attention={attention!r}, but this {cfg.family} model has no attention.")
         part: dict[str, Any] = {"mask": mask, "layers": (start_at, stop), "remat": remat, "state": before}
+        part["where"] = where
         x, after = mix_layers(weights, x, cfg, ACTS[cfg.act], _norm, **part)
     else:
         bias = _relative(weights.get("relative", {}).get("table"), n, cfg, cache)
         seen, before = seen_by(weights["blocks"].get("cross_attn"), context, context_mask, before)
-        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, before, bias, seen, attention)
-    x = x if stop_at is not None else head(weights, x, cfg, None if cache is None else cache.at)
+        x, after = _stack(weights["blocks"], x, cfg, mask, start_at, stop, remat, before, bias, seen, attention, where)
+    x = x if stop_at is not None else head(weights, x, cfg, where.pos)
     return x if after is None else (x, after.advanced(mask, n))
 
 
@@ -194,6 +198,7 @@ def embed(
     token_types: Array | None = None,
     mask: Array | None = None,
     cache: Carried | None = None,
+    at: Span | None = None,
 ) -> Float[Array, "batch pos d_model"]:
     """Token, position and type embeddings, and their norm where the model has one."""
     x = jnp.take(w["tok"], tokens, axis=0)
@@ -201,10 +206,9 @@ def embed(
         x = x @ w["proj_in"].astype(x.dtype)
     if cfg.embed_scale:
         x = x * jnp.asarray(cfg.d_model**0.5, x.dtype)
-    at = None if cache is None else cache.at
     x = tap(x, "embed", pos=at, axes=_RESIDUAL)
     if "pos" in w:
-        x = x + tap(_positions(w["pos"], tokens, cfg, mask, cache), "pos_embed", pos=at, axes=_RESIDUAL)
+        x = x + tap(_positions(w["pos"], tokens, cfg, mask, cache, at), "pos_embed", pos=at, axes=_RESIDUAL)
     if "type" in w:
         x = x + (w["type"][0] if token_types is None else jnp.take(w["type"], token_types, axis=0))
     return _norm(x, w.get("norm", {}), cfg) if cfg.embed_norm else x
@@ -232,17 +236,18 @@ def embed_image(
 
 
 def _positions(
-    table: Array, tokens: Array, cfg: Config, mask: Array | None, cache: Any
+    table: Array, tokens: Array, cfg: Config, mask: Array | None, cache: Any, at: Span | None
 ) -> Float[Array, "batch pos d_model"]:
     if cfg.masked_positions and (mask is not None or cache is not None):
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         before = 0 if cache is None else jnp.sum(cache.real, axis=1, keepdims=True, dtype=jnp.int32)
         counted = jnp.where(mask, before + jnp.cumsum(mask, axis=1, dtype=jnp.int32), 0)
         return jnp.take(table, counted + (cfg.position_offset - 1), axis=0)
-    if cache is None:
+    if at is None:
         rows = table[cfg.position_offset :][: tokens.shape[1]]
     else:
-        rows = jnp.take(table, cache.positions(tokens.shape[1]) + cfg.position_offset, axis=0)
+        numbers = jnp.asarray(at.start)[..., None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        rows = jnp.take(table, jnp.maximum(numbers, 0) + cfg.position_offset, axis=0)
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 
 
@@ -267,6 +272,7 @@ def _stack(
     bias: Array | None = None,
     seen: Context | Kept | None = None,
     attention: str | None = None,
+    where: Columns = EVEN,
 ) -> tuple[Array, Cache | None]:
     length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
@@ -283,7 +289,7 @@ def _stack(
         (x, kv), (layer, w) = carry, of
         w = layer_in_run(blocks, layer, run) if w is None else w
         own = _relative(w["attn"]["relative"], x.shape[1], cfg, cache) if "relative" in w["attn"] else bias
-        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, own, attention)
+        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, own, attention, where)
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)
@@ -313,7 +319,7 @@ def _block(
     seen: Context | Kept | None,
 ) -> tuple[Array, Cache | None]:
     def site(value: Array, name: str, axes: tuple[str, ...] = _RESIDUAL) -> Array:
-        return tap(value, f"blocks.{name}", layer=layer, pos=visible.start, axes=axes)
+        return tap(value, f"blocks.{name}", layer=layer, pos=visible.where.pos, axes=axes)
 
     def normed(value: Array, name: str) -> Array:
         return _norm(value, w.get(name, {}), cfg, lambda v, part, axes: site(v, f"{name}.{part}", axes))
@@ -338,9 +344,7 @@ def _block(
     elif cfg.norm_placement == "pre":
         x = site(x + site(attention(normed(x, "ln1")), "attn_out"), "resid_mid")
         if seen is not None:
-            out = cross_attention(
-                w["cross_attn"], normed(x, "ln_cross"), seen, _scale(cfg, layer), layer, visible.start
-            )
+            out = cross_attention(w["cross_attn"], normed(x, "ln_cross"), seen, _scale(cfg, layer), layer, visible)
             x = site(x + site(out, "cross_attn_out"), "resid_mid_cross")
         x = x + site(mlp(normed(x, "ln2")), "mlp_out")
     elif cfg.norm_placement == "sandwich":
@@ -357,7 +361,7 @@ def _attention(
 ) -> tuple[Array, Cache | None]:
     def heads(name: str) -> Array:
         y = to_heads(x, w[f"w{name}"], w.get(f"b{name}"))
-        return tap(y, f"blocks.attn.{name}", layer=layer, pos=visible.start, axes=_HEADS)
+        return tap(y, f"blocks.attn.{name}", layer=layer, pos=visible.where.pos, axes=_HEADS)
 
     q, k, v = heads("q"), heads("k"), heads("v")
     if cfg.qk_norm:
@@ -368,7 +372,7 @@ def _attention(
         cache = cache.write(layer, k, v)
         k, v = cache.read(layer, x.shape[1])
     z = attend(q, k, v, visible, _scale(cfg, layer), layer, softcap=cfg.attn_softcap)
-    return written(w, z, layer, visible.start), cache
+    return written(w, z, layer, visible.where.pos), cache
 
 
 def _scale(cfg: Config, layer: Array) -> Array | float:
@@ -419,7 +423,7 @@ def gain(norm: Weights, cfg: Config) -> Float[Array, "... d_model"]:
 def head(weights: Weights, x: Array, cfg: Config, at: Any = None) -> Float[Array, "batch pos d_out"]:
     """What comes after the last block, position by position: final norm, unembedding, bias, soft-cap.
 
-    at: the position of the first of them, where it is not 0 (a cache).
+    at: which positions they have, where column i is not position i of every row.
     """
     if cfg.norm_placement != "post" and not cfg.norm_pooled:
         site = {"normalized": "ln_final.normalized", "scale": "ln_final.scale"}

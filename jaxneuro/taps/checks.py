@@ -14,8 +14,9 @@ from ..errors import UserError, unknown
 from .definitions import OTHERS
 from .edits import Edit
 from .names import SiteName, parse
+from .spans import SPAN_OF
 from .survey import Occurrence, Survey
-from .views import ABSOLUTE_AXES, broadcasts, describe
+from .views import broadcasts, describe
 
 _HINT = "jaxneuro.taps.sites(fn, *args) lists them."
 _REBUILT = ("jit", "call", "remat", "scan", "while", "cond", "custom_jvp", "custom_vjp", "shard_map")
@@ -157,7 +158,8 @@ def _check_axis(axis: str, index: Any, here: list[Occurrence], where: str) -> No
     axes = here[0].axes or ()
     if axis not in axes:
         raise unknown("axis", axis, axes, where=where, hint=f"The site has shape {here[0].shape}.")
-    if axis in ABSOLUTE_AXES and any(o.absolute for o in here):
+    span = SPAN_OF.get(axis, "")
+    if any(o.spans.get(span, 0) is None for o in here):
         return  # how far positions go is known only when the program runs
     sizes = {o.shape[axes.index(axis)] for o in here}  # the steps of a decoding loop see other sizes than the prompt
     n = max(sizes)

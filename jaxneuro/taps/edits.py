@@ -46,12 +46,12 @@ class Edit:
         """The site's name without the layer."""
         return parse(self.site).name
 
-    def apply(self, x: Array, layer: Any, pos: Any, params: dict[str, Any]) -> Array:
-        """The value with the edit made. `layer`, `pos` and `params` are the tap's."""
+    def apply(self, x: Array, layer: Any, spans: dict[str, Any], params: dict[str, Any]) -> Array:
+        """The value with the edit made. `layer`, `spans` and `params` are the tap's."""
         layers = parse(self.site).layers
         if isinstance(layer, int) and layers is not None and layer not in layers:
             return x
-        view = View(self.site, x, pos, params)
+        view = View(self.site, x, spans, params)
         args = self.args
         if self.per_layer:
             args = jax.tree.map(lambda a: _row(a, layer, self.rows), args)

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike
 
 from ..errors import UserError
 from .names import parse
+from .spans import Span, packed
 
 tap_p = Primitive("tap")
 
@@ -47,7 +48,8 @@ def tap(
     name: str,
     *,
     layer: int | Array | None = None,
-    pos: int | Array | None = None,
+    pos: int | Array | Span | None = None,
+    key: Span | None = None,
     axes: Sequence[str] | None = None,
     spec: Sequence[Any] | None = None,
 ) -> Array:
@@ -58,7 +60,9 @@ def tap(
       name: the site, without a layer: "blocks.mlp.post". One name, one meaning; two calls need two names.
       layer: which layer this is; a Python int in an unrolled model, the scanned index under `lax.scan`.
       pos: absolute position of index 0 of the "pos" (or "query") axis, for decoding with a cache. Default 0. An array
-        has one for each entry of the site's first axes ([batch]); under vmap each example may have its own.
+        has one for each entry of the site's first axes ([batch]); under vmap each example may have its own. A `Span`
+        says where the row ends, too, for padding: edits count negative positions from there.
+      key: the same of the "key" axis.
       axes: one name per axis, ("batch", "pos", "neuron"); edits select by them. Axes added by vmap do not count.
       spec: inside `shard_map`, the mesh axis (or None) along which each axis is split, as in a PartitionSpec.
         With it captures are global arrays and edits count in global indices; without it a capture has one
@@ -82,16 +86,18 @@ def tap(
         layer = site.layers[0]
     static = operator.index(layer) if layer is not None and isinstance(layer, int | np.integer) else None
     operands = [] if layer is None or static is not None else [jnp.asarray(layer, jnp.int32)]
-    operands += [] if pos is None else [jnp.asarray(pos, jnp.int32)]
+    given = {"pos": pos, "key": key}
+    spans = {n: s if isinstance(s, Span) else Span(s) for n, s in given.items() if s is not None}
+    ends = [packed(span) for span in spans.values()]
     return tap_p.bind(
         x,
         *operands,
+        *ends,
         name=site.name,
         ndim=x.ndim,
         static_layer=static,
         traced_layer=layer is not None and static is None,
-        traced_pos=pos is not None,
-        pos_ndim=jnp.ndim(pos) if pos is not None else 0,
+        spans=tuple((n, a.ndim - 1, s.size) for (n, s), a in zip(spans.items(), ends, strict=True)),
         axes=None if axes is None else tuple(axes),
         spec=None if spec is None else (*spec, *[None] * (x.ndim - len(spec))),
     )
@@ -110,11 +116,11 @@ def wants(*names: str) -> bool:
     return EVERYTHING in asked or any(parse(_prefix.value + n).base in asked for n in names)
 
 
-def split_operands(params: dict[str, Any], operands: Sequence[Any]) -> tuple[Any, Any]:
-    """(layer, position offset) of a bound tap: the static or traced layer, None where there is none."""
+def split_operands(params: dict[str, Any], operands: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+    """(layer, {name of a span: its operand}) of a bound tap: the static or traced layer, None where there is none."""
     rest = list(operands)
     layer = rest.pop(0) if params["traced_layer"] else params["static_layer"]
-    return layer, rest.pop(0) if params["traced_pos"] else None
+    return layer, {name: operand for (name, _, _), operand in zip(params["spans"], rest, strict=True)}
 
 
 def _jvp(primals, tangents, **params):
@@ -146,12 +152,14 @@ def _batch(args, dims, **params):
         )
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
     x = jnp.broadcast_to(x, (size, *x.shape)) if dims[0] is None else jnp.moveaxis(x, dims[0], 0)
-    if params["traced_pos"]:
-        pos = jnp.expand_dims(operands[-1], 0) if dims[-1] is None else jnp.moveaxis(operands[-1], dims[-1], 0)
-        lead, own = pos.ndim - params["pos_ndim"], pos.shape[pos.ndim - params["pos_ndim"] :]
-        if dims[-1] is not None or lead > 1:
+    first = len(operands) - len(params["spans"])
+    for i, (_, ndim, _) in enumerate(params["spans"], first):
+        span, dim = operands[i], dims[1 + i]
+        span = jnp.expand_dims(span, 0) if dim is None else jnp.moveaxis(span, dim, 0)
+        lead = span.ndim - ndim - 1
+        if dim is not None or lead > 1:
             rest = (1,) * (x.ndim - params["ndim"] - lead)
-            operands[-1] = pos.reshape(pos.shape[:lead] + rest + own)
+            operands[i] = span.reshape(span.shape[:lead] + rest + span.shape[lead:])
     return tap_p.bind(x, *operands, **params), 0
 
 

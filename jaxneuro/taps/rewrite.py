@@ -118,7 +118,7 @@ def _tap(eqn: JaxprEqn, args: list[Any], plan: Plan, frame: Frame) -> Array:
     x, *operands = args
     x = jnp.asarray(x)  # it may be a literal
     p = eqn.params
-    layer, pos = split_operands(p, operands)
+    layer, spans = split_operands(p, operands)
     static = p["static_layer"]
     key = NO_LAYER if static is None else static
     if not (plan.recomputed and (p["name"], key) in plan.outside):
@@ -128,7 +128,7 @@ def _tap(eqn: JaxprEqn, args: list[Any], plan: Plan, frame: Frame) -> Array:
                 put(frame, {(i, key, 0): entry})
     for edit in plan.edits:
         if edit.name == p["name"]:
-            x = edit.apply(x, layer, pos, p)
+            x = edit.apply(x, layer, spans, p)
     return tap_p.bind(x, *operands, **p)
 
 

@@ -34,8 +34,8 @@ class Occurrence:
     """Axes in front of it that vmap put there."""
     dtype: Any
     axes: tuple[str, ...] | None
-    absolute: bool
-    """Its positions are counted from an offset that is known only when the program runs."""
+    spans: dict[str, int | None]
+    """Of the spans that its tap was given, how many positions a row has at most; None: known when the program runs."""
     around: tuple[str, ...]
     """Kinds of the equations around it, outermost first."""
     recomputed: bool
@@ -132,7 +132,7 @@ def _walk(scope: Scope, live: list[bool], place: _Place, skip: frozenset[tuple[s
 
 def _occurrence(scope: Scope, eqn: JaxprEqn, read: bool, place: _Place) -> Occurrence:
     p = eqn.params
-    layer, pos = split_operands(p, eqn.invars[1:])
+    layer, _ = split_operands(p, eqn.invars[1:])
     if layer is not None:
         layer = scope.known(layer) if p["traced_layer"] else scope.constant(layer)
     value: Any = eqn.invars[0].aval
@@ -149,7 +149,7 @@ def _occurrence(scope: Scope, eqn: JaxprEqn, read: bool, place: _Place) -> Occur
         full[:cut],
         dtype,
         p["axes"],
-        pos is not None,
+        {name: size for name, _, size in p["spans"]},
         place.around,
         place.recomputed,
         read,

@@ -13,9 +13,8 @@ from jaxtyping import Array
 
 from ..errors import UserError
 from . import reading
+from .spans import SPAN_OF, Span, unpacked
 from .survey import manual_mesh, mesh_axes, whole_shape
-
-ABSOLUTE_AXES = ("pos", "query")  # whose indices count from the tap's `pos`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,7 @@ class View:
 
     site: str
     x: Array
-    pos: Any
+    spans: dict[str, Any]
     params: dict[str, Any]
 
     @property
@@ -81,19 +80,27 @@ class View:
     def hit(self, axis: str, index: Any) -> Array:
         """Where an index, index array or mask along one axis selects, shaped to broadcast with the site."""
         k = (self.params["axes"] or ()).index(axis)
-        n, start, end = self.shape[k], self.start(k), self.whole[k]
-        if axis in ABSOLUTE_AXES and self.pos is not None:
-            start, end = start + self.pos, end + self.pos
-        start, end = jnp.asarray(start)[..., None], jnp.asarray(end)[..., None]
-        here = start + jnp.arange(n, dtype=jnp.int32)
+        first, span, own = self.start(k), self.span(axis), self.span_ndim(axis)
+        start = jnp.asarray(first + span.start)[..., None]
+        end = jnp.asarray(self.whole[k] + span.start if span.end is None else span.end)[..., None]
+        here = start + jnp.arange(self.shape[k], dtype=jnp.int32)
         index = jnp.asarray(index)
         if index.dtype == bool:
             hit = index.at[here].get(mode="fill", fill_value=False)
         else:
             index = index.astype(jnp.int32).reshape(-1)
             hit = jnp.any(here[..., None] == jnp.where(index < 0, index + end, index)[..., None, :], axis=-1)
-        own = self.params["pos_ndim"] if axis in ABSOLUTE_AXES else 0  # axes of the site that the offset has too
-        return hit.reshape(hit.shape[:-1] + (1,) * (k - own) + (n,) + (1,) * (self.ndim - k - 1))
+        hit &= here >= 0  # padding before the first real token has no position
+        return hit.reshape(hit.shape[:-1] + (1,) * (k - own) + (-1,) + (1,) * (self.ndim - k - 1))
+
+    def span(self, axis: str) -> Span:
+        """Which positions the indices of an axis hold: counted from 0 where the tap does not say otherwise."""
+        operand = self.spans.get(SPAN_OF.get(axis, ""))
+        return Span(0) if operand is None else unpacked(operand)
+
+    def span_ndim(self, axis: str) -> int:
+        """Of how many of the site's own axes the span has an entry each."""
+        return next((n for name, n, _ in self.params["spans"] if name == SPAN_OF.get(axis)), 0)
 
     def _check(self, shape: tuple[int, ...], target: tuple[int, ...], what: str) -> None:
         if not broadcasts(shape, target):

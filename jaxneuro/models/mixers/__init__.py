@@ -31,7 +31,6 @@ from .mamba import Mamba as Mamba
 from .mamba2 import Mamba2 as Mamba2
 from .stack import MixerState as MixerState
 from .stack import empty_state as empty_state
-from .stack import ends as ends
 from .stack import mix_layers as mix_layers
 
 type Mixer = Mamba | Mamba2 | Bdh

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ...errors import UserError, shown
 from ...taps import tap
+from ...taps.spans import Span
 from ..quantised import matmul
 
 type Axes = tuple[str, ...]
@@ -28,13 +29,15 @@ class At(NamedTuple):
     act: Callable[[Array], Array]
     eps: float
     start: Any = None
-    """Position of the first of these tokens, of all rows or of each; None: 0."""
+    """Column of the first of these tokens, of all rows or of each; None: 0."""
     taken: Int[Array, "batch"] | None = None
     """How many of these tokens a row's state takes in; None: all."""
+    span: Span | None = None
+    """Which positions these tokens have, for their sites."""
 
     def site(self, value: Array, name: str, axes: Axes) -> Array:
         """The value, under the name blocks.mixer.<name>."""
-        return tap(value, f"blocks.mixer.{name}", layer=self.layer, pos=self.start, axes=axes)
+        return tap(value, f"blocks.mixer.{name}", layer=self.layer, pos=self.span, axes=axes)
 
     def real(self, value: Float[Array, "batch pos *rest"]) -> Float[Array, "batch pos *rest"]:
         """The value, with 0 at padding."""

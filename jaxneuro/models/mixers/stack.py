@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from ...errors import UserError
 from ...taps import tap
+from ..positions import EVEN, Columns, behind_last, first_real
 from ..remat import rematerialised
 from ..scan import layer_of
 from .parts import At, Axes
@@ -32,15 +33,21 @@ class MixerState(NamedTuple):
     begun: Bool[Array, "batch"]
     """Rows that had a real token."""
     at: int | Int[Array, ""] | Int[Array, "batch"]
-    """Position of the next token, of all rows or of each."""
+    """Column of the next token, of all rows or of each."""
+    first: Int[Array, "batch"] | int = 0
+    """Column of the first real token of the rows that have begun."""
 
     def announced(self, mask: Bool[Array, "batch n"] | None, n: int) -> "MixerState":
         """With those rows begun that have a real token among the next n."""
-        return self._replace(begun=jnp.ones_like(self.begun) if mask is None else self.begun | mask.any(1))
+        if mask is None:
+            begun, first = jnp.ones_like(self.begun), jnp.zeros_like(self.begun, jnp.int32)
+        else:
+            begun, first = self.begun | mask.any(1), first_real(mask)
+        return self._replace(begun=begun, first=jnp.where(self.begun, self.first, self.at + first))
 
     def taken(self, mask: Bool[Array, "batch n"] | None) -> Int[Array, "batch"] | None:
         """How many of the next n tokens each row takes in; None: all."""
-        return None if mask is None else jnp.where(self.begun, ends(mask), mask.shape[1])
+        return None if mask is None else jnp.where(self.begun, behind_last(mask), mask.shape[1])
 
     def advanced(self, mask: Bool[Array, "batch n"] | None, n: int) -> "MixerState":
         """Ready for what follows n tokens: behind the last real one of each row."""
@@ -50,11 +57,6 @@ class MixerState(NamedTuple):
     def rewound(self) -> "MixerState":
         """For the same tokens again, in layers that have not seen them."""
         return self._replace(begun=jnp.zeros_like(self.begun), at=0)
-
-
-def ends(mask: Bool[Array, "batch n"]) -> Int[Array, "batch"]:
-    """One behind the last real token of each row; 0 without one."""
-    return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[1] + 1, dtype=jnp.int32), 0), axis=1)
 
 
 def empty_state(cfg: "Config", batch: int, dtype: Any = jnp.float32) -> MixerState:
@@ -69,7 +71,7 @@ def empty_state(cfg: "Config", batch: int, dtype: Any = jnp.float32) -> MixerSta
         raise UserError(f"this {cfg.family} model has attention, which has no state of a fixed size.")
     one = cfg.mixer.empty(batch, cfg.d_model, dtype)
     layers = jax.tree.map(lambda a: jnp.broadcast_to(a, (cfg.n_layers, *a.shape)), one)
-    return MixerState(layers, jnp.zeros(batch, bool), 0)
+    return MixerState(layers, jnp.zeros(batch, bool), 0, jnp.zeros(batch, jnp.int32))
 
 
 def mix_layers(
@@ -83,6 +85,7 @@ def mix_layers(
     layers: tuple[int, int] | None = None,
     state: MixerState | None = None,
     remat: str | None = None,
+    where: Columns = EVEN,
 ) -> tuple[Array, MixerState | None]:
     """The residual stream after some layers, and the state with theirs after these tokens where it was given.
 
@@ -90,6 +93,7 @@ def mix_layers(
       norm: (x, its leaves, cfg, site) -> x, the model's.
       layers: first, and one after the last; None: all.
       remat: what a layer keeps for the backward pass, a row of `remat.POLICIES`.
+      where: which positions these tokens have.
       state: `announced` these tokens; None: before the first token, and no state comes back.
     """
     mixer, dtype = cfg.mixer, weights["embed"]["tok"].dtype
@@ -107,12 +111,12 @@ def mix_layers(
             w = layer_of(blocks, layer)
 
         def site(value: Array, name: str, axes: Axes = _RESIDUAL) -> Array:
-            return tap(value, f"blocks.{name}", layer=layer, pos=pos, axes=axes)
+            return tap(value, f"blocks.{name}", layer=layer, pos=where.pos, axes=axes)
 
         def normed(value: Array, name: str) -> Array:
             return norm(value, w.get(name, {}), cfg, lambda v, part, axes: site(v, f"{name}.{part}", axes))
 
-        at, before = At(layer, mask, act, cfg.norm_eps, pos, taken), layer_of(states, layer)
+        at, before = At(layer, mask, act, cfg.norm_eps, pos, taken, where.pos), layer_of(states, layer)
         x = site(x, "resid_pre")
         if cfg.norm_placement == "pre":
             y, after = mixer.mix(w["mixer"], site(normed(x.astype(dtype), "ln1"), "mixer.in"), at, before)
