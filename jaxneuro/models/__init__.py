@@ -19,6 +19,7 @@ says which leaves there are. Every value a method may want goes through `jaxneur
 | `layout.py` | leaves, their axes and shapes; random weights | |
 | `transformer.py` | forward | arXiv 1706.03762, 1810.04805, 2302.13971 |
 | `attention.py`, `fused.py` | one attention, a table of forms that compute it | |
+| `positions.py` | which position each column of a padded batch has | |
 | `cross.py` | attention of a decoder to what its encoder read | arXiv 1706.03762 |
 | `cache.py` | keys and values, or a state, of the text so far | |
 | `scan.py`, `runs.py` | layers of a stack; stacks whose layers have different leaves | |
@@ -100,6 +101,7 @@ from .pictures import resized as resized
 from .pooling import pool as pool
 from .pooling import pooled as pooled
 from .pooling import project as project
+from .positions import positions as positions
 from .quantised import Quantised as Quantised
 from .quantised import quantise as quantise
 from .relative import RelativeBias as RelativeBias

@@ -47,6 +47,8 @@ class Visible(NamedTuple):
     """The row of `FORMS` that was asked for; None: the device's."""
     where: Columns = EVEN
     """Which positions queries and keys have, for the sites."""
+    real: Bool[Array, "batch pos"] | None = None
+    """Which of the tokens that are run are real; None: all, or those of `mask`."""
 
     def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
         """True where a query sees a key; None when every pair is visible."""
@@ -63,6 +65,11 @@ class Visible(NamedTuple):
         for f in found:
             out = f if out is None else out & f
         return out
+
+
+def blank(value: Float[Array, "batch key head d_head"], real: Bool[Array, "batch key"] | None) -> Array:
+    """Keys or values with 0 at padding: nobody sees them, but 0 times NaN is NaN."""
+    return value if real is None else jnp.where(real[:, :, None, None], value, jnp.zeros_like(value))
 
 
 def attend(

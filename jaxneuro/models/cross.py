@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..errors import UserError
-from ..taps import tap
-from .attention import Visible, attend, to_heads, written
+from ..taps import tap, wants
+from .attention import Visible, attend, blank, to_heads, written
 from .cache import Cache, Kept
 from .config import Config
 from .positions import Columns, columns
@@ -71,7 +71,7 @@ def seen_by(
     if hidden is not None:
 
         def of_layer(w: dict[str, Any]) -> list[Array]:
-            return [to_heads(hidden, w[f"w{name}"], w.get(f"b{name}")) for name in "kv"]
+            return [blank(to_heads(hidden, w[f"w{name}"], w.get(f"b{name}")), real) for name in "kv"]
 
         k, v = jax.lax.map(of_layer, w)
         cache = cache._replace(context=Kept(k, v, jnp.ones(hidden.shape[:2], bool) if real is None else real))
@@ -101,8 +101,14 @@ def cross_attention(
         return tap(of_layer, f"{_SITE}.{name}", layer=layer, key=keys, axes=("batch", "key", "head", "d_head"))
 
     at, keys = visible.where.pos, columns(seen.real, 0).key
+
+    def shown(name: str) -> Array:
+        # An edit may have put something at padding; what nobody edits is blank there already where a cache keeps it.
+        value, edited = kept(name), wants(f"{_SITE}.{name}")
+        return value if isinstance(seen, Kept) and not edited else blank(value, seen.real)
+
     x = tap(x, f"{_SITE}.in", layer=layer, pos=at, axes=("batch", "pos", "d_model"))
     q = tap(heads(x, "q"), f"{_SITE}.q", layer=layer, pos=at, axes=("batch", "pos", "head", "d_head"))
     here = Visible(causal=False, window=None, mask=seen.real, start=visible.start, where=Columns(at, keys))
-    z = attend(q, kept("k"), kept("v"), here, scale, layer, site=_SITE)
+    z = attend(q, shown("k"), shown("v"), here, scale, layer, site=_SITE)
     return written(w, z, layer, at, _SITE)

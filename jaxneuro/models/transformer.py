@@ -12,11 +12,12 @@ from jaxtyping import Array, Bool, Float, Int
 from ..errors import UserError
 from ..taps import scope, tap
 from ..taps.spans import Span
-from .attention import Visible, attend, to_heads, written
+from .attention import Visible, attend, blank, to_heads, written
 from .cache import Cache, Carried, Kept
 from .classify import classified
 from .config import Config
 from .cross import Context, check_context, cross_attention, seen_by
+from .inputs import embedded
 from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
@@ -62,7 +63,8 @@ def forward(
     Args:
       weights: as `init` and `load` make them; their dtype is the dtype of the computation (norms, rope and softmax
         are float32 inside).
-      tokens: ids. One outside the vocabulary makes its whole sequence NaN (values cannot raise under jit). For a model
+      tokens: ids. One outside the vocabulary is NaN at its position, and so at those that see it (values cannot raise
+        under jit); behind a mask it is any other padding. For a model
         of pictures (`Config.image`): pixels, channels last, resized, cropped and normalised as its
         preprocessor_config.json says, which `jaxneuro.data.load_processor` does.
       mask: True at real tokens, padding allowed on either side; None: all real. Each row gets what it would get alone:
@@ -201,7 +203,7 @@ def embed(
     at: Span | None = None,
 ) -> Float[Array, "batch pos d_model"]:
     """Token, position and type embeddings, and their norm where the model has one."""
-    x = jnp.take(w["tok"], tokens, axis=0)
+    x = embedded(w["tok"], tokens, mask)
     if "proj_in" in w:
         x = x @ w["proj_in"].astype(x.dtype)
     if cfg.embed_scale:
@@ -210,7 +212,7 @@ def embed(
     if "pos" in w:
         x = x + tap(_positions(w["pos"], tokens, cfg, mask, cache, at), "pos_embed", pos=at, axes=_RESIDUAL)
     if "type" in w:
-        x = x + (w["type"][0] if token_types is None else jnp.take(w["type"], token_types, axis=0))
+        x = x + (w["type"][0] if token_types is None else embedded(w["type"], token_types, mask))
     return _norm(x, w.get("norm", {}), cfg) if cfg.embed_norm else x
 
 
@@ -276,7 +278,7 @@ def _stack(
 ) -> tuple[Array, Cache | None]:
     length = x.shape[1] if cache is None else cache.real.shape[1]
     tables = [r.tables(cfg.d_head, length) for r in (cfg.rope, cfg.local_rope) if r is not None]
-    at = None
+    at, real = None, mask
     if cache is not None:
         at, mask = cache.at, cache.real
         tables = jax.tree.map(lambda t: t[cache.positions(x.shape[1])], tables)
@@ -289,7 +291,9 @@ def _stack(
         (x, kv), (layer, w) = carry, of
         w = layer_in_run(blocks, layer, run) if w is None else w
         own = _relative(w["attn"]["relative"], x.shape[1], cfg, cache) if "relative" in w["attn"] else bias
-        visible = Visible(cfg.causal, None if windows is None else windows[layer], mask, at, own, attention, where)
+        visible = Visible(
+            cfg.causal, None if windows is None else windows[layer], mask, at, own, attention, where, real
+        )
         angles = tables[0] if len(tables) == 1 else None
         if len(tables) == 2:
             angles = jax.tree.map(lambda whole, local: jnp.where(local_layer[layer], local, whole), *tables)
@@ -368,6 +372,7 @@ def _attention(
         q, k = _norm(q, w.get("q_norm", {}), cfg), _norm(k, w.get("k_norm", {}), cfg)
     if cfg.rope is not None:
         q, k = (rotate(a, *angles, interleaved=cfg.rope.interleaved) for a in (q, k))
+    k, v = blank(k, visible.real), blank(v, visible.real)
     if cache is not None:
         cache = cache.write(layer, k, v)
         k, v = cache.read(layer, x.shape[1])

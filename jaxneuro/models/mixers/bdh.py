@@ -79,9 +79,9 @@ class Bdh:
         """[batch, pos, d_model] to the same, and the state after the last token."""
         rows, length, _ = x.shape
         neurons = at.act(jax.vmap(matmul, (None, 0), 2)(x, w["enc"]))
-        neurons = at.real(at.site(neurons, "x", _NEURON))
+        neurons, values = at.real(at.site(neurons, "x", _NEURON)), at.real(x)
         turned = rotate(neurons, *self._angles(0 if at.start is None else at.start, length), interleaved=True)
-        synapses, a = _read(turned, x, None if state is None else state.synapses, at)
+        synapses, a = _read(turned, values, None if state is None else state.synapses, at)
         a = _layer_norm(at.site(a, "a", _READ), at.eps).astype(x.dtype)
         y = at.site(at.act(jax.vmap(matmul, (2, 0), 2)(a, w["enc_v"])), "y", _NEURON)
         both = at.site(neurons * y, "xy", _NEURON).reshape(rows, length, -1)

@@ -51,7 +51,8 @@ class Mamba:
         h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t;   y_t = h_t C_t + D x_t
         out = (y silu(z)) W_out
 
-    Padding is 0 before the projection and after the convolution, as in transformers.
+    Padding is 0 before the projection, before and after the convolution, and no time passes at it: a row gets what it
+    would get alone.
 
     Source: arXiv 2312.00752.
     Example:
@@ -116,12 +117,12 @@ class Mamba:
         """[batch, pos, d_model] to the same, and the state after the last token."""
         before = self.empty(u.shape[0], u.shape[2], u.dtype) if state is None else state
         u = at.real(u)
-        x = at.site(linear(u, w["wx"], w.get("bx")), "x", CHANNEL)
+        x = at.real(at.site(linear(u, w["wx"], w.get("bx")), "x", CHANNEL))
         x, past = conv(x, w["conv"], w.get("conv_bias"), before.conv, at.taken)
-        x = at.site(at.real(at.act(x)), "conv", CHANNEL)
+        x = at.real(at.site(at.act(x), "conv", CHANNEL))
         rate = linear(linear(x, w["dt_down"]), w["dt_up"]).astype(jnp.float32) + w["dt_bias"].astype(jnp.float32)
         dt = at.lasting(at.site(jax.nn.softplus(rate), "dt", CHANNEL))
-        b, c = (at.site(linear(x, w[f"w{name}"]), name, _SHARED) for name in "BC")
+        b, c = (at.real(at.site(linear(x, w[f"w{name}"]), name, _SHARED)) for name in "BC")
         x32, b, c = (a.astype(jnp.float32) for a in (x, b, c))
         last, y = _scan(dt, x32, b, c, -jnp.exp(w["A_log"].astype(jnp.float32)), before.ssm, at)
         y = at.site(y + w["D"].astype(jnp.float32) * x32, "y", CHANNEL)

@@ -135,10 +135,10 @@ class Mamba2:
         filtered, past = {}, {}
         for name in "xBC":
             kernel, bias = w[f"conv_{name}"], w.get(f"conv_{name}_bias")
-            y, past[name] = conv(raw[name], kernel, bias, before.conv[name], at.taken)
-            filtered[name] = at.real(at.act(y))
-        x = at.site(filtered["x"].reshape(rows, length, self.n_heads, self.d_head), "conv", HEADS)
-        b, c = (at.site(filtered[n].reshape(rows, length, self.n_groups, -1), n, _GROUPS) for n in "BC")
+            y, past[name] = conv(at.real(raw[name]), kernel, bias, before.conv[name], at.taken)
+            filtered[name] = at.act(y)
+        x = at.real(at.site(filtered["x"].reshape(rows, length, self.n_heads, self.d_head), "conv", HEADS))
+        b, c = (at.real(at.site(filtered[n].reshape(rows, length, self.n_groups, -1), n, _GROUPS)) for n in "BC")
         dt = linear(u, w["wdt"], w.get("bdt")).astype(jnp.float32) + w["dt_bias"].astype(jnp.float32)
         dt = at.lasting(at.site(jnp.clip(jax.nn.softplus(dt), *self.dt_limits), "dt", HEADS[:3]))
         x, b, c = (a.astype(jnp.float32) for a in (x, b, c))

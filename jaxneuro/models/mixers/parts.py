@@ -44,7 +44,9 @@ class At(NamedTuple):
         return value if self.mask is None else _where(self.mask, value)
 
     def lasting(self, dt: Float[Array, "batch pos *rest"]) -> Float[Array, "batch pos *rest"]:
-        """Time steps, with 0 behind the tokens that are taken in: a state stays as it is when no time passes."""
+        """Time steps, with 0 at padding and behind the tokens that are taken in: a state stays as it is when no time
+        passes."""
+        dt = self.real(dt)
         if self.taken is None:
             return dt
         return _where(jnp.arange(dt.shape[1], dtype=jnp.int32) < self.taken[:, None], dt)
