@@ -198,7 +198,7 @@ def _rows(
     for i, prompt in enumerate(given):
         own = next(texts) if isinstance(prompt, str) else [int(t) for t in prompt]
         row = around(own, tokenizer.prefix, tokenizer.suffix if encoder else ()) if isinstance(prompt, str) else own
-        if not row:
+        if not own and not tokenizer.prefix:
             raise UserError(f"prompt {i} is empty. Give it at least one word.")
         tokenizer.check_vocabulary(model.cfg.d_vocab, row)
         fronts.append([model.start_token] if encoder else row[: len(row) - len(own)])

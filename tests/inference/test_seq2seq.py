@@ -119,8 +119,10 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def answers(umt5, tokenizer):
-    endless = dataclasses.replace(tokenizer, eos_id=None)  # all of max_new, by the programs that `answer` compiled
-    return functools.partial(complete, umt5.model, endless, TEXTS, max_new=NEW, edits=[])
+    """All of max_new, by the programs that `answer` compiled."""
+    endless = dataclasses.replace(tokenizer, eos_id=None, end_ids=())
+    model = Transformer(umt5.model.cfg, umt5.model.weights, '{"decoder_start_token_id": 0}')
+    return functools.partial(complete, model, endless, TEXTS, max_new=NEW, edits=[])
 
 
 def test_texts_are_answered_as_if_each_were_alone(umt5, answers):
