@@ -37,7 +37,7 @@ mapping of names to sequences of strings, `batches` any `Windows`. A batch is a 
 | `rows.py` | texts to padded rows, what stands around a text once: `tokens, mask = tokenizer.batch(texts)` | NumPy |
 | `store.py` | tokenize once, into memory or a cache that proves itself | NumPy |
 | `subset.py`, `paired.py` | some of the rows, for splits; texts beside their answers, for T5 | NumPy |
-| `windows.py` | packing into rows; labels and their permutations for nulls | NumPy |
+| `windows.py`, `packing.py` | packing into rows; blocks that share documents; permuted labels | NumPy |
 | `batches.py` | shuffle, shards, epochs, resume | Grain |
 | `processor.py`, `processor_config.py` | pictures as a model's folder says | Pillow (extra `images`) |
 
@@ -65,6 +65,9 @@ from .rows import TokenBatch as TokenBatch
 from .store import TokenStore as TokenStore
 from .store import tokenize as tokenize
 from .subset import Subset as Subset
+from .subset import counted_per_row as counted_per_row
+from .subset import draw_windows as draw_windows
+from .subset import in_turns as in_turns
 from .tokenizer import Tokenizer as Tokenizer
 from .tokenizer import load_tokenizer as load_tokenizer
 from .windows import Windows as Windows

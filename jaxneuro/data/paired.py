@@ -36,7 +36,7 @@ class Paired(Sequence[dict[str, np.ndarray]]):
                 "same groups with the same numbers of documents, packing='documents'."
             )
         self.texts, self.answers, self.start = texts, answers, start
-        self.group_names, self.group = answers.group_names, answers.group
+        self.group_names, self.group, self.block = answers.group_names, answers.group, answers.block
         self.length, self.tokenizer = answers.length, answers.tokenizer
 
     def __len__(self) -> int:

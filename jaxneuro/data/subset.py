@@ -36,13 +36,36 @@ class Counted(Protocol):
         ...
 
 
+def counted_per_row(rows: Counted) -> np.ndarray:
+    """int64 [n_rows]: counted positions of every row."""
+    starts = range(0, len(rows.group), CHUNK)
+    found = [rows.rows(range(a, min(a + CHUNK, len(rows.group))))["counted"].sum(1) for a in starts]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
 def counted_per_group(rows: Counted) -> np.ndarray:
     """int64 [n_groups]: counted positions of all rows."""
     total = np.zeros(len(rows.group_names), np.int64)
-    for start in range(0, len(rows.group), CHUNK):
-        found = rows.rows(range(start, min(start + CHUNK, len(rows.group))))
-        np.add.at(total, found["group"], found["counted"].sum(1))
+    np.add.at(total, rows.group, counted_per_row(rows))
     return total
+
+
+def draw_windows(rows: "Windows | Paired", max_tokens_per_group: int | None, seed: int) -> "Subset":
+    """Windows drawn at random over every whole group, until one more would be too much; at least two of each.
+
+    Args:
+      rows: all windows.
+      max_tokens_per_group: counted tokens; None: all of them.
+      seed: same seed, same windows. A group's draw depends on the seed and its number alone.
+    Returns:
+      Subset, in the order of `rows`.
+    """
+    n, chosen = counted_per_row(rows), []
+    for g in range(len(rows.group_names)):
+        mine = np.random.default_rng([seed, g]).permutation(np.flatnonzero(rows.group == g))
+        enough = len(mine) if max_tokens_per_group is None else np.sum(np.cumsum(n[mine]) <= max_tokens_per_group)
+        chosen.append(np.sort(mine[: max(enough, 2)]))
+    return Subset(rows, np.concatenate(chosen))
 
 
 class Subset(Sequence[dict[str, np.ndarray]]):
@@ -62,7 +85,7 @@ class Subset(Sequence[dict[str, np.ndarray]]):
         if not self.indices.size or self.indices.min() < 0 or self.indices.max() >= len(base):
             raise UserError(f"a subset needs window numbers from 0 to {len(base) - 1}, at least one of them.")
         self.group_names, self.length, self.tokenizer = base.group_names, base.length, base.tokenizer
-        self.group = base.group[self.indices]
+        self.group, self.block = base.group[self.indices], base.block[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -91,3 +114,13 @@ class Subset(Sequence[dict[str, np.ndarray]]):
     def fingerprint(self) -> str:
         """A hash of the whole's fingerprint and the chosen numbers."""
         return hashlib.sha256(self.base.fingerprint.encode() + self.indices.tobytes()).hexdigest()
+
+
+def in_turns(rows: Subset, seed: int) -> Subset:
+    """The same windows, the blocks of every group taking turns: however few of the first are kept, many documents are
+    among them. Windows of a block are in random order."""
+    shuffled = np.random.default_rng(seed).permutation(len(rows))
+    by_block = shuffled[np.argsort(rows.block[shuffled], kind="stable")]
+    block = rows.block[by_block]
+    turn = np.arange(len(rows)) - np.searchsorted(block, block)
+    return Subset(rows.base, rows.indices[by_block[np.lexsort((block, turn))]])

@@ -5,70 +5,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 
 from ..errors import UserError, unknown
+from ..stats import permuted_labels
+from .packing import PACKINGS, Apart, Concatenated, OneDocument, Packing
 from .store import Progress, TokenStore, tokenize
 from .tokenizer import Tokenizer
-
-
-class Packing(Protocol):
-    """How the documents of one group become rows: how many, and the token ids of each, without specials around."""
-
-    per_document: bool
-
-    def __init__(self, store: TokenStore, capacity: int, separator: int | None): ...
-    def __len__(self) -> int: ...
-    def row(self, i: int) -> np.ndarray:
-        """int32 [at most capacity]"""
-        ...
-
-
-class _Concatenated:
-    """All documents in one sequence, the separator between two of them, cut every `capacity` tokens."""
-
-    per_document = False
-
-    def __init__(self, store: TokenStore, capacity: int, separator: int | None):
-        self._ids, self._capacity, self._separator = store.ids, capacity, separator
-        self._gap = 0 if separator is None else 1
-        n = store.n_documents
-        self._n = len(store.ids) + self._gap * max(0, n - 1)
-        # Where each document starts in the sequence (a separator in front of all but the first), and an end mark.
-        self._starts = np.append(store.offsets[:-1] + self._gap * np.arange(n, dtype=np.int64), self._n + 1)
-
-    def __len__(self) -> int:
-        return -(-self._n // self._capacity)
-
-    def row(self, i: int) -> np.ndarray:
-        first, last = i * self._capacity, min((i + 1) * self._capacity, self._n)
-        if self._separator is None:
-            return self._ids[first:last]
-        position = np.arange(first, last, dtype=np.int64)
-        begun = np.searchsorted(self._starts, position, side="right")  # documents that start at or before it
-        # A separator has no id of its own: it reads its neighbour's, which is replaced.
-        ids = self._ids[position - (begun - 1)]
-        return np.where(position + 1 == self._starts[begun], np.int32(self._separator), ids)
-
-
-class _OneDocument:
-    """One document per row."""
-
-    per_document = True
-
-    def __init__(self, store: TokenStore, capacity: int, separator: int | None):
-        self._store = store
-
-    def __len__(self) -> int:
-        return self._store.n_documents
-
-    def row(self, i: int) -> np.ndarray:
-        return self._store.ids[self._store.offsets[i] : self._store.offsets[i + 1]]
-
-
-PACKINGS: Final = {"windows": _Concatenated, "documents": _OneDocument}
 
 
 class Windows(Sequence[dict[str, np.ndarray]]):
@@ -93,11 +38,17 @@ class Windows(Sequence[dict[str, np.ndarray]]):
         self._max_id = max(int(s.ids.max()) for s in stores)
         if not self._packers[0].per_document and any(s.n_documents > 1 for s in stores):
             self._max_id = max(self._max_id, tokenizer.separator_id or 0)
-        about = [length, type(self._packers[0]).__name__, *zip(packers, (s.fingerprint for s in stores), strict=True)]
+        each = [p.block() for p in self._packers]
+        first = np.cumsum([0, *(int(b[-1]) + 1 for b in each[:-1])])
+        self.block = np.concatenate([b + f for b, f in zip(each, first, strict=True)])
+        about = [length, _NAMES[type(self._packers[0])], *zip(packers, (s.fingerprint for s in stores), strict=True)]
         self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     group: np.ndarray
     """int32 [n_windows]: the group of every window, as a number into `group_names`."""
+    block: np.ndarray
+    """int64 [n_windows]: windows that share a document, directly or through other windows, have the same number. Blocks
+    are what is independent: nulls permute them (`shuffled_labels`), and studied and measured text are split by them."""
     tokens_per_group: np.ndarray
     """int64 [n_groups]: counted tokens, over all windows."""
     truncated_documents: np.ndarray
@@ -151,6 +102,10 @@ class Windows(Sequence[dict[str, np.ndarray]]):
         return f"Windows({len(self)} of {self.length} tokens: {', '.join(f'{g} {n}' for g, n in sizes)})"
 
 
+_NAMES: Final = {Concatenated: "_Concatenated", OneDocument: "_OneDocument", Apart: "Apart"}
+"""In fingerprints, where they stay what they were."""
+
+
 def _of(stores: Sequence[TokenStore], name: str) -> np.ndarray:
     return np.array([getattr(s, name) for s in stores], np.int64)
 
@@ -170,6 +125,7 @@ def windows(
     | packing | a row is | too long | too short |
     |---|---|---|---|
     | "windows" | the group's next tokens, `separator_id` between documents | never cut | only the last row is padded |
+    | "apart" | a piece of one document, or whole short ones with `separator_id` between | cut into pieces | padded |
     | "documents" | one document | cut, and counted in `truncated_*` | padded |
 
     Every row begins and ends with the special tokens that the tokenizer's own convention puts around a text (BOS
@@ -211,46 +167,44 @@ def windows(
         )
         stores.append(store)
         packers[name] = pack(store, capacity, tokenizer.separator_id)
-        _enough(name, packers[name], store, capacity, max_tokens_per_group, per_document=pack.per_document)
+        _enough(name, packers[name], store, capacity, max_tokens_per_group, padded=pack is not Concatenated)
     return Windows(packers, tokenizer, length, stores)
 
 
-def _enough(
-    name: str, packer: Packing, store: TokenStore, capacity: int, limit: int | None, *, per_document: bool
-) -> None:
+def _enough(name: str, packer: Packing, store: TokenStore, capacity: int, limit: int | None, *, padded: bool) -> None:
     if not len(packer):
         raise UserError(f"group {name!r} is empty: its text gives no tokens. Add text to it or leave it out.")
-    if not per_document and len(packer.row(0)) < capacity:
+    if not padded and len(packer.row(0)) < capacity:
         cut = f" (max_tokens_per_group={limit})" if limit is not None and limit < capacity else ""
         raise UserError(
             f"group {name!r} has {len(store.ids)} tokens{cut}, fewer than one window of {capacity}. Add text to it, "
-            f"choose a smaller length, or use packing='documents' (one padded row per document)."
+            f"choose a smaller length, or use packing='apart' or 'documents' (padded rows)."
         )
 
 
-def shuffled_labels(windows: Windows | np.ndarray, n_shuffles: int, seed: int) -> np.ndarray:
+def shuffled_labels(
+    windows: Windows | np.ndarray, n_shuffles: int, seed: int, *, block: np.ndarray | None = None
+) -> np.ndarray:
     """Group labels of all windows, true and permuted, for permutation nulls.
 
-    A permutation moves labels between whole windows, so every group keeps its number of windows (with "documents"
-    packing not its number of tokens, as rows differ), and tokens of one window stay together, as they must: they
-    are not independent.
+    A permutation moves labels between blocks: all windows of a document get one label, for they are not independent.
+    Every group keeps its number of blocks (not its number of windows or tokens, as documents differ in length).
 
     Args:
       windows: `Windows`, or their labels, integers [n_windows].
       n_shuffles: how many permutations, at least 0.
+      block: integers [n_windows], the windows' documents; None: `windows.block`, or, for labels alone, every window a
+        block of its own, which is right only if each is of another document.
     Returns:
-      int32 [n_windows, 1 + n_shuffles]: column 0 the true labels, the others permutations of it. Column s depends
-      on seed and s alone, so more shuffles keep the first ones. Index it with a batch's `window`, and mask the
-      filler rows, whose window is -1.
+      int32 [n_windows, 1 + n_shuffles]: column 0 the true labels, the others permutations of it
+      (`jaxneuro.stats.permuted_labels`). Index it with a batch's `window`; mask the filler rows, whose window is -1.
     Raises:
-      UserError: n_shuffles or seed is negative.
+      UserError: n_shuffles or seed is negative, or a block lies in two groups.
     Example:
-      >>> labels = shuffled_labels(np.array([0, 0, 1]), 2, seed=0)
-      >>> labels.shape, labels[:, 0].tolist(), np.sort(labels, axis=0)[:, 1].tolist()
-      ((3, 3), [0, 0, 1], [0, 0, 1])
+      >>> labels = shuffled_labels(np.array([0, 0, 1]), 2, seed=0, block=np.array([0, 0, 1]))
+      >>> labels.shape, labels[:, 0].tolist(), labels[:, 1].tolist()
+      ((3, 3), [0, 0, 1], [1, 1, 0])
     """
-    if n_shuffles < 0 or seed < 0:
-        raise UserError(f"n_shuffles={n_shuffles}, seed={seed}: both must be at least 0.")
-    true = np.asarray(windows if isinstance(windows, np.ndarray) else windows.group, np.int32)
-    shuffles = (np.random.default_rng([seed, s]).permutation(true) for s in range(n_shuffles))
-    return np.stack([true, *shuffles], axis=1)
+    if not isinstance(windows, np.ndarray):
+        windows, block = windows.group, windows.block if block is None else block
+    return permuted_labels(windows, n_shuffles, seed, block=block)

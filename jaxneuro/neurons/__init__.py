@@ -66,6 +66,7 @@ from .measures import Measure as Measure
 from .null import ClassCounts as ClassCounts
 from .null import Selectivity as Selectivity
 from .null import discoveries as discoveries
+from .null import permuted_rates as permuted_rates
 from .null import selectivity as selectivity
 from .selectivity import AGNOSTIC as AGNOSTIC
 from .selectivity import CLASSES as CLASSES

@@ -36,6 +36,29 @@ class Responses(NamedTuple):
     window: Int[Array, " slot"]
 
 
+class Blocks(NamedTuple):
+    """Firing counts per block (document)."""
+
+    fired: Int[Array, "block layer neuron"]
+    tokens: Int[Array, " block"]
+    group: Int[Array, " block"]
+
+
+def no_blocks(shape: tuple[int, ...]) -> Blocks:
+    """Counters at zero for blocks of shape [D, L, F]; group -1 where nothing was counted."""
+    return Blocks(jnp.zeros(shape, jnp.int32), jnp.zeros(shape[:1], jnp.int32), jnp.full(shape[:1], -1, jnp.int32))
+
+
+def add_blocks(old: Blocks, fired: Array, n: Array, block: Array, real: Array, true: Array) -> Blocks:
+    """Rows into their blocks; rows that are not real, or of block -1, nowhere."""
+    at = jnp.where(real & (block >= 0), block, old.tokens.shape[0])
+    return Blocks(
+        old.fired.at[at].add(fired.swapaxes(0, 1), mode="drop"),
+        old.tokens.at[at].add(n, mode="drop"),
+        old.group.at[at].set(true, mode="drop"),
+    )
+
+
 def no_examples(shape: tuple[int, ...]) -> Examples:
     """Empty lists of shape [K, n, L, F]."""
     # three arrays of their own: the state is donated, and one buffer cannot be donated twice

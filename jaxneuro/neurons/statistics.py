@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics per neuron and group in one pass over the text: one forward per batch, reduced at the site."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,15 +15,18 @@ from ..protocols import Method
 from ..sums import Tally, tally, tally_add, tally_float, tally_total
 from ..taps import capture
 from .accumulators import (
+    Blocks,
     Examples,
     Moments,
     Responses,
+    add_blocks,
     add_examples,
     add_moments,
     add_responses,
     add_saturating,
     add_up_fired,
     add_up_tokens,
+    no_blocks,
     no_examples,
     no_responses,
 )
@@ -43,6 +45,7 @@ class StatisticsState(NamedTuple):
     histogram: Int[Array, "layer group neuron bin"] | None
     examples: Examples | None
     responses: Responses | None
+    blocks: Blocks | None
 
 
 def group_statistics(
@@ -55,6 +58,7 @@ def group_statistics(
     histogram_every: int = 1,
     n_examples: int = 8,
     responses_per_group: int = 0,
+    n_blocks: int = 0,
 ) -> Method:
     """Count, average, bin and rank every neuron's values per group.
 
@@ -63,7 +67,7 @@ def group_statistics(
     true labels and for each shuffled set of labels the firing counts are `sum over rows of one_hot(label) * fired`.
 
     Batches: `weights`; `tokens` int [B, T]; `mask`, `counted` bool [B, T]; `labels` int [B, 1 + S] (column 0 the true
-    group, -1 for rows to leave out); `window` int [B].
+    group, -1 for rows to leave out); `window` int [B]; with `n_blocks` also `block` int [B], a row's document.
 
     Args:
       apply: pure function (weights, tokens, mask) with the site in it.
@@ -78,6 +82,8 @@ def group_statistics(
         that differ only by rounding may change places on another machine, in other batches or over other devices.
       responses_per_group: keep the mean response of every neuron to the first windows of each group, for average
         precision; K * n * L * F floats on the device.
+      n_blocks: D, count firing per block 0 .. D - 1 too, D * L * F integers on the device: permuted labellings of whole
+        documents, as many as wanted, are sums of these (`permuted_rates`).
     Returns:
       Method whose `finish` gives `GroupStatistics`. Counts are exact on any machine and over any devices, as long as no
       value lies within rounding of the threshold or of a bin's edge.
@@ -126,6 +132,7 @@ def group_statistics(
             histogram=jnp.zeros(histogram.shape, jnp.int32) if bins else None,
             examples=no_examples((n_groups, n_examples, *plane)) if n_examples else None,
             responses=no_responses((n_groups * responses_per_group, *plane)) if responses_per_group else None,
+            blocks=no_blocks((n_blocks, *plane)) if n_blocks else None,
         )
 
     def step(state, batch):
@@ -149,6 +156,7 @@ def group_statistics(
             responses=add_responses(state.responses, state.windows, rows.mean, true, batch["window"])
             if responses_per_group
             else None,
+            blocks=add_blocks(state.blocks, rows.fired, n, batch["block"], true < n_groups, true) if n_blocks else None,
         )
         return new, {"tokens": jnp.sum(n)}
 
@@ -179,6 +187,7 @@ def _table(s: StatisticsState, site: str, threshold: float, bins: int, per_group
         **_histogram(s, bins, (plane[0], n_groups, plane[1])),
         **_examples(s.examples, (n_groups, 0, *plane)),
         **_responses(s.responses, plane, per_group),
+        **({f"block_{k}": np.asarray(v) for k, v in s.blocks._asdict().items()} if s.blocks else {}),
     )
 
 
@@ -208,6 +217,6 @@ def _responses(kept: Responses | None, plane: list[int], per_group: int) -> dict
 
 def statistics_bytes(n_layers: int, n_neurons: int, n_groups: int, n_shuffles: int, **options: int) -> int:
     """Bytes of the state for these sizes, to plan a run: see the arguments of `group_statistics` for `options`."""
-    o = {"bins": 64, "n_examples": 8, "responses_per_group": 0, **options}
+    o = {"bins": 64, "n_examples": 8, "responses_per_group": 0, "n_blocks": 0, **options}
     per_plane = 2 * (1 + n_shuffles) + 4 + o["bins"] + 3 * o["n_examples"] + o["responses_per_group"]
-    return 4 * math.prod((n_layers, n_neurons, n_groups, per_plane))
+    return 4 * n_layers * n_neurons * (n_groups * per_plane + o["n_blocks"])

@@ -48,6 +48,12 @@ class GroupStatistics:
     response_group: np.ndarray
     response_window: np.ndarray
     """int32 [R]"""
+    block_fired: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 0), np.int32))
+    """int32 [D, L, F]: firing counts per block, a document or several of one group; D = 0 if not asked for."""
+    block_tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [D]"""
+    block_group: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    """int32 [D]: -1 for blocks without a counted token."""
 
     @property
     def rates(self) -> np.ndarray:
@@ -101,12 +107,13 @@ class GroupStatistics:
           UserError: no such file, not an .npz of group statistics, or fields are missing.
         """
         names = [f.name for f in dataclasses.fields(cls)]
+        needed = [f.name for f in dataclasses.fields(cls) if f.default_factory is dataclasses.MISSING]
         try:
             with np.load(Path(path), allow_pickle=False) as z:
                 have = {n: z[n] for n in names if n in z.files}
         except (OSError, ValueError, EOFError) as e:
             raise UserError(f"{path} cannot be read as group statistics: {e}.") from e
-        if missing := [n for n in names if n not in have]:
+        if missing := [n for n in needed if n not in have]:
             raise UserError(f"{path} is no table of group statistics: {', '.join(missing)} missing. Compute it again.")
         have["site"], have["threshold"] = str(have["site"]), float(have["threshold"])
         return cls(**have)

@@ -16,14 +16,20 @@ class TextConfig(TextFields):
     window: int = 128
     """Tokens per window."""
     max_tokens_per_group: int | None = 16_384
-    """Use at most this much of each group; None: all of it."""
-    packing: Literal["auto", "windows", "documents"] = "auto"
-    """windows: documents of a group one after another. documents: one per row. auto: windows for a decoder."""
+    """Use at most this much of each group, in windows drawn at random over all of it; None: all of it."""
+    packing: Literal["auto", "apart", "windows", "documents"] = "auto"
+    """apart: pieces of long documents, short ones together; no document is in two independent windows. windows: all
+    documents one after another, which makes one block of neighbours. documents: one per row, cut. auto: apart for a
+    decoder, documents for an encoder."""
+    min_windows: int = 2
+    """A group with fewer windows is refused, or left out:"""
+    leave_out_small: bool = False
+    """Leave groups out that have fewer than text.min-windows windows, and say so, instead of refusing the study."""
     bos: Bos = "auto"
     """Whether windows begin with the begin token: as the tokenizer's own convention has it, always (GPT-2, Pythia) or
     never."""
     measured: float = 0.25
-    """At most this share of every group's windows is kept from the statistics, to measure effects on."""
+    """At most this share of every group's text, in whole documents, is kept to measure effects on."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,7 @@ class SelectConfig:
     by: Literal["expertise", "lape"] = "expertise"
     """Whose neurons are silenced and shown on cards: the group's best detectors by average precision, or LAPE's."""
     share: float = 0.02
-    """expertise: a group gets at most this share of all neurons, and none that shuffled labels explain."""
+    """expertise: a group gets at most this share of all neurons, and none that permuted labels explain."""
 
     site: str | None = None
     """Where neurons are read and silenced; None: `mlp.gate` of a gated MLP (as in LAPE), else `mlp.post`."""
@@ -43,10 +49,12 @@ class SelectConfig:
     """LAPE drops neurons whose firing rate is below this quantile in every group."""
     bar_ratio: float = 0.95
     """A selected neuron belongs to each group in which its firing rate is above this quantile."""
-    shuffles: int = 5
-    """Shuffled labellings of the windows, for the nulls."""
+    shuffles: int = 500
+    """Labellings with the labels permuted between documents, for the nulls."""
     responses_per_group: int = 64
-    """Windows per group whose mean responses are kept for average precision."""
+    """Windows per group whose mean responses are kept for average precision, of as many documents as possible."""
+    blocks_per_group: int = 32
+    """Firing is counted per document for LAPE's null; with more documents than this several are counted together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +62,7 @@ class EffectConfig:
     """The proof by silencing."""
 
     tokens_per_group: int = 768
-    """Measured tokens per group, about; in windows or documents spread evenly over the group."""
+    """Measured tokens per group, about; in windows spread evenly over the documents that are kept for it."""
     random_sets: int = 10
     """Random sets per group, matched in size per layer."""
     batch: int = 12
@@ -166,7 +174,9 @@ _RANGES = {
     "select.top_rate": (1e-6, 1.0),
     "select.filter_rate": (0.0, 1.0),
     "select.bar_ratio": (0.0, 1.0),
-    "select.shuffles": (2, None),
+    "text.min_windows": (2, None),
+    "select.shuffles": (19, None),
+    "select.blocks_per_group": (3, None),
     "select.responses_per_group": (1, None),
     "effect.tokens_per_group": (1, None),
     "effect.random_sets": (10, None),

@@ -3,7 +3,6 @@
 
 import dataclasses
 import functools
-import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +13,19 @@ import numpy as np
 
 from ..activations import fingerprint
 from ..activations.text import model_and_tokenizer
-from ..data import Subset, Tokenizer, Windows, batches, read_groups, require_groups, windows
-from ..errors import UserError
+from ..data import (
+    Subset,
+    Tokenizer,
+    Windows,
+    batches,
+    counted_per_row,
+    draw_windows,
+    in_turns,
+    read_groups,
+    require_groups,
+    windows,
+)
+from ..errors import UserError, shown
 from ..models import Transformer
 from ..taps import capture
 from .config import StudyConfig
@@ -29,10 +39,14 @@ class Inputs:
     model: Transformer
     tokenizer: Tokenizer
     windows: Windows
+    used: Subset
+    """The windows drawn for this study, of which the two below are parts."""
     studied: Subset
     """Windows for statistics, examples and training."""
     measured: Subset
-    """Windows kept from them, on which effects and reconstructions are measured."""
+    """Windows of other documents, on which effects and reconstructions are measured."""
+    left_out: tuple[str, ...]
+    """Groups that were too small, if these are left out."""
     site: str
     """Where a neuron is read, all layers: blocks.mlp.gate, say."""
     dictionary_site: str
@@ -46,6 +60,39 @@ class Inputs:
     def groups(self) -> tuple[str, ...]:
         """Names of the groups, in the order of every axis K."""
         return self.windows.group_names
+
+    @functools.cached_property
+    def texts(self) -> dict[str, dict[str, int | bool]]:
+        """What was read of every group: see `results.json`."""
+        parts = {"used": self.used, "studied": self.studied, "measured": self.measured}
+        found: dict[str, dict[str, int | bool]] = {}
+        for k, name in enumerate(self.groups):
+            mine = found[name] = {"tokens_of_all": int(self.windows.tokens_per_group[k])}
+            for part, rows in parts.items():
+                mine[f"tokens_{part}"] = int(rows.tokens_per_group[k])
+                mine[f"windows_{part}"] = int(np.sum(rows.group == k))
+                mine[f"documents_{part}"] = len(np.unique(rows.block[rows.group == k]))
+            both = np.intersect1d(self.studied.block[self.studied.group == k], self.measured.block)
+            mine["split_by_document"] = not len(both)
+        return found
+
+    def said(self) -> list[str]:
+        """What a user should know of the text before the study begins, one line each."""
+        lines = []
+        for name, t in self.texts.items():
+            drawn = "" if t["tokens_used"] == t["tokens_of_all"] else f" of {t['tokens_of_all']:,}, drawn at random"
+            lines.append(
+                f"{shown(name)}: {t['tokens_used']:,} tokens{drawn}; {t['documents_used']} documents, "
+                f"{t['documents_studied']} of them studied, {t['documents_measured']} measured"
+            )
+            if not t["split_by_document"]:
+                lines.append(
+                    f"{shown(name)}: one document, so what is studied and what is measured are windows of the same one"
+                )
+        lines += [
+            f"{shown(name)}: left out, fewer than {self.config.text.min_windows} windows" for name in self.left_out
+        ]
+        return lines
 
     def measured_batches(self, per_group: int | None = None) -> list[dict[str, np.ndarray]]:
         """The measured windows, or the first `per_group` of each group, in batches of one shape."""
@@ -75,30 +122,20 @@ def load_inputs(config: StudyConfig) -> Inputs:
     site = neuron_site(config.select.site, model.cfg)
     dictionary_site = config.dictionary.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
     _check_sites(model, site, dictionary_site, config)
-    groups = read_groups(config.groups, **config.text.arguments())
-    if note := groups.skipped_note():
-        print(note, file=sys.stderr)
-    require_groups(groups, 2)
-    packing = config.text.packing
-    if packing == "auto":
-        packing = "windows" if model.cfg.causal else "documents"
-    rows = windows(
-        groups,
-        tokenizer,
-        length=_length(config, model.cfg),
-        packing=packing,
-        max_tokens_per_group=config.text.max_tokens_per_group,
-    )
+    rows, left_out = _windows(config, model, tokenizer)
     rows.check_vocabulary(model.cfg.d_vocab)
-    studied, measured = _split(rows, config)
+    used = draw_windows(rows, config.text.max_tokens_per_group, config.seed)
+    studied, measured = _split(used, config)
     causal = model.cfg.causal and model.cfg.has_head
     return Inputs(
         config=config,
         model=model,
         tokenizer=tokenizer,
         windows=rows,
+        used=used,
         studied=studied,
         measured=measured,
+        left_out=left_out,
         site=site,
         dictionary_site=dictionary_site,
         output=model.apply if causal else functools.partial(model.apply, stop_at=model.cfg.n_layers),
@@ -118,26 +155,75 @@ def neuron_site(asked: str | None, cfg: Any) -> str:
     return site if site.startswith("blocks.") else f"blocks.{site}"
 
 
-def _split(rows: Windows, config: StudyConfig) -> tuple[Subset, Subset]:
-    """Every group's windows into studied and measured ones, the measured spread evenly over the group.
+def _windows(config: StudyConfig, model: Transformer, tokenizer: Tokenizer) -> tuple[Windows, tuple[str, ...]]:
+    """All windows of all groups that have enough of them, and the names of the others.
 
-    As many are measured as hold about `effect.tokens_per_group` tokens, at most the share `text.measured`.
+    Raises:
+      UserError: as `read_groups` and `windows`; a group with too few windows, unless such are left out.
     """
-    studied, measured = [], []
-    for k, name in enumerate(rows.group_names):
-        mine = np.flatnonzero(rows.group == k)
-        if len(mine) < 2:
-            raise UserError(
-                f"group {name!r} has one window of {rows.length} tokens; at least 2 are needed, one to study and one "
-                "to measure on. Add text to it or choose a smaller text.window."
-            )
-        tokens = sum(len(rows.tokens(int(i))) for i in mine)
-        enough = math.ceil(config.effect.tokens_per_group * len(mine) / tokens)
-        keep = min(enough, max(1, round(len(mine) * config.text.measured)), len(mine) - 1)
-        chosen = mine[np.linspace(0, len(mine) - 1, keep).round().astype(int)]
-        studied.append(np.setdiff1d(mine, chosen))
-        measured.append(chosen)
-    return Subset(rows, np.concatenate(studied)), Subset(rows, np.concatenate(measured))
+    text, length = config.text, _length(config, model.cfg)
+    groups, packing = read_groups(config.groups, **text.arguments()), text.packing
+    if note := groups.skipped_note():
+        print(note, file=sys.stderr)
+    if packing == "auto":
+        packing = "apart" if model.cfg.causal else "documents"
+    require_groups(groups, 2)
+    try:
+        rows = windows(groups, tokenizer, length=length, packing=packing)
+    except UserError as e:
+        hint = " Here that is --text.packing apart, or a smaller --text.window." if packing == "windows" else ""
+        raise UserError(f"{e}{hint}") from None
+    sizes = dict(zip(rows.group_names, np.bincount(rows.group, minlength=len(groups)).tolist(), strict=True))
+    small = tuple(name for name, n in sizes.items() if n < text.min_windows)
+    if not small:
+        return rows, ()
+    if not text.leave_out_small:
+        shown = ", ".join(f"{name!r} has {sizes[name]} ({rows.tokens_per_group[k]} tokens)"
+                          for k, name in enumerate(sizes) if name in small)  # fmt: skip
+        raise UserError(
+            f"at least {text.min_windows} windows of {length} tokens are needed per group, to study and to measure on; "
+            f"group {shown}. Add text, choose a smaller --text.window, or leave them out: --text.leave-out-small."
+        )
+    kept = {name: groups[name] for name in sizes if name not in small}
+    require_groups(kept, 2)
+    return windows(kept, tokenizer, length=length, packing=packing), small
+
+
+LEAST_DOCUMENTS = 3
+"""Measured, where a group has the text for it: fewer say more of themselves than of their group."""
+
+
+def _split(rows: Subset, config: StudyConfig) -> tuple[Subset, Subset]:
+    """Every group's documents into studied and measured ones; of the measured as many windows as are wanted.
+
+    Documents are taken at random until they hold `effect.tokens_per_group` tokens and are `LEAST_DOCUMENTS`, at most
+    the share `text.measured` of the group's tokens, but at least one. A group of one document is split by windows.
+    """
+    tokens, studied, measured = counted_per_row(rows), [], []
+    for k in range(len(rows.group_names)):
+        mine, rng = np.flatnonzero(rows.group == k), np.random.default_rng([config.seed, k])
+        block = rows.block[mine] if len(np.unique(rows.block[mine])) > 1 else np.arange(len(mine))
+        kept = _kept_blocks(block, tokens[mine], config, rng)
+        whole = Subset(rows.base, rows.indices[mine[np.isin(block, kept)]])
+        turns = in_turns(whole, config.seed)
+        wanted = np.searchsorted(np.cumsum(counted_per_row(turns)), config.effect.tokens_per_group) + 1
+        studied.append(rows.indices[mine[~np.isin(block, kept)]])
+        measured.append(np.sort(turns.indices[:wanted]))
+    return Subset(rows.base, np.concatenate(studied)), Subset(rows.base, np.concatenate(measured))
+
+
+def _kept_blocks(block: np.ndarray, tokens: np.ndarray, config: StudyConfig, rng: np.random.Generator) -> np.ndarray:
+    """The blocks of one group that are measured: not all."""
+    names, number = np.unique(block, return_inverse=True)
+    size = np.bincount(number, tokens)
+    most, kept, have = config.text.measured * size.sum(), [], 0.0
+    for b in rng.permutation(len(names)):
+        if have >= config.effect.tokens_per_group and len(kept) >= LEAST_DOCUMENTS:
+            break
+        if have + size[b] <= most and len(kept) < len(names) - 1:
+            kept.append(b)
+            have += size[b]
+    return names[kept or [int(np.argmin(size))]]
 
 
 def _check_sites(model: Transformer, site: str, dictionary_site: str, config: StudyConfig) -> None:

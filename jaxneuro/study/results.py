@@ -29,6 +29,23 @@ DOSED: Final = "blocks.mlp.post"
 MOST_GROUPS: Final = 10
 """Named in a title."""
 
+NULL: Final = (
+    "labels permuted between whole documents. expert and significant: with 95 % confidence over all groups at most "
+    "5 % of a group's neurons are false; of meaningless groups at most 5 % of studies report any. claim: 'documents' "
+    "of the group, or, with too few documents to say more, only other 'windows' of the same documents. smallest_p: no "
+    "test of the group can give less, however clear its neurons are."
+)
+
+LEGEND: Final = {
+    "specific": "neurons of LAPE's finer variant whose rate is high in one group",
+    "related": "the same, high in some groups; a neuron counts in each",
+    "agnostic": "neurons whose rate is high in every group",
+    "lape": "neurons of the lowest entropies that LAPE gives to the group: a fixed share, whatever the data",
+    "significant": "of those, the ones whose entropy is lower than permuted labels explain",
+    "expert": "neurons whose average precision for the group is higher than permuted labels explain",
+    "shuffled": "means over permuted labellings, which find nothing but for a few that find much; share_with_any",
+}
+
 _UNCLASSED: Final = {"expertise": "expert", "lape": CLASSES[0]}
 
 
@@ -38,7 +55,9 @@ def write_results(inputs: Inputs, folder: RunFolder) -> None:
     dictionary = read_json(folder / "dictionary.json")
     results = {
         "groups": list(inputs.groups),
-        "tokens": dict(zip(inputs.groups, inputs.windows.tokens_per_group.tolist(), strict=True)),
+        "tokens": {name: t["tokens_used"] for name, t in inputs.texts.items()},
+        "text": inputs.texts,
+        "left_out": list(inputs.left_out),
         "neurons": counts(inputs, found),
         "effect": effect,
         "dictionary": dictionary["metrics"],
@@ -55,7 +74,7 @@ def write_results(inputs: Inputs, folder: RunFolder) -> None:
 
 
 def counts(inputs: Inputs, found: dict[str, Any]) -> dict[str, Any]:
-    """Neurons per class and group, and the same under shuffled labels (means over the shuffles)."""
+    """Neurons per class and group, the same under permuted labels (means), and what can be claimed."""
     true, null = found["counts"], found["null"]
 
     def named(per_group: Any) -> dict[str, Any]:
@@ -66,10 +85,19 @@ def counts(inputs: Inputs, found: dict[str, Any]) -> dict[str, Any]:
         **{kind: named(np.sum(true[kind], -1)) for kind in kinds},
         "agnostic": int(np.sum(true["agnostic"])),
         "shuffled": {
-            **{kind: named(np.sum(null[kind], -1).mean(0)) for kind in kinds},
-            "agnostic": float(np.sum(null["agnostic"], -1).mean()),
-            "n_shuffles": len(null["agnostic"]),
+            **{kind: named(np.sum(null[kind], -1)) for kind in kinds},
+            "agnostic": float(np.sum(null["agnostic"])),
+            "n_shuffles": found["n_shuffles"],
+            "share_with_any": found["null_any"],
         },
+        "null": {
+            "what": NULL,
+            "claim": named(found["claim"]),
+            "documents": named(found["documents"]),
+            "smallest_p": named(found["smallest_p"]),
+        },
+        "entropy": found["entropy"],
+        "legend": LEGEND,
     }
 
 
@@ -78,7 +106,7 @@ def report_data(
 ) -> dict[str, Any]:
     """The report's data: see jaxneuro.reports for the keys."""
     cfg, run = inputs.model.cfg, read_json(folder / "run.json")
-    null_specific = np.asarray(found["null"]["specific"]).sum(1).mean(0)
+    null_specific = np.asarray(found["null"]["specific"]).sum(0)
     return {
         "title": title(inputs.config, inputs.groups),
         "run": {
@@ -100,10 +128,10 @@ def report_data(
             "tokens": results["tokens"],
             "text": inputs.config.groups,
             "folder": folder.path.resolve().name,
-            "notes": notes(inputs),
+            "notes": notes(inputs, found),
         },
         "groups": list(inputs.groups),
-        "counts": {k: v for k, v in results["neurons"].items() if k not in ("lape", "significant")}
+        "counts": {k: v for k, v in results["neurons"].items() if k not in ("lape", "significant", "legend")}
         | {"shuffled": {k: v for k, v in results["neurons"]["shuffled"].items() if k not in ("lape", "significant")}},
         "profile": {
             "specific": found["counts"]["specific"],
@@ -111,7 +139,7 @@ def report_data(
             "agnostic": found["counts"]["agnostic"],
             "shuffled_specific": null_specific.tolist(),
             "expert": found["counts"]["expert"],
-            "shuffled_expert": np.asarray(found["null"]["expert"]).sum(1).mean(0).tolist(),
+            "shuffled_expert": np.asarray(found["null"]["expert"]).sum(0).tolist(),
         },
         "selectivity": sizes(folder, found),
         "effect": results["effect"]
@@ -165,13 +193,16 @@ def recovered_values(metrics: dict[str, Any]) -> dict[str, Any]:
     return metrics["recovered_values"] | {"measure": names[0], "short": names[1], "unit": measure.unit}
 
 
-def notes(inputs: Inputs) -> list[str]:
+def notes(inputs: Inputs, neurons: dict[str, Any]) -> list[str]:
     """What a reader has to know to read the numbers right."""
     found = [
+        *(line + "." for line in inputs.said()),
         f"A neuron is one coordinate of {inputs.site}; it fires where its value is above 0.",
         "Special tokens and padding are in no statistic.",
         f"Silenced and shown on cards: {_CHOSEN[inputs.config.select.by]}.",
-        f"Effects are measured on {len(inputs.measured)} windows on which nothing was chosen or trained.",
+        f"Effects are measured on {len(inputs.measured)} windows of documents on which nothing was chosen or trained.",
+        "The null permutes labels between whole documents: windows of one document are not independent.",
+        *few_documents(inputs.groups, neurons),
     ]
     if inputs.site != DOSED:
         found.append(
@@ -184,6 +215,17 @@ def notes(inputs: Inputs) -> list[str]:
     if cut:
         found.append(f"{cut} documents were longer than {inputs.windows.length} tokens and were cut.")
     return found
+
+
+def few_documents(groups: Sequence[str], neurons: dict[str, Any]) -> list[str]:
+    """What cannot be claimed of groups with too few documents."""
+    each = zip(groups, neurons["claim"], neurons["documents"], neurons["smallest_p"], strict=True)
+    return [
+        f"Group {name} has {n} studied document{'s' * (n != 1)}: of its expert neurons nothing can be claimed beyond "
+        f"windows of these documents (no test over documents could give less than p = {p:.2g})."
+        for name, claim, n, p in each
+        if claim == "windows"
+    ]
 
 
 def neuron_cards(inputs: Inputs, folder: RunFolder) -> list[dict[str, Any]]:
@@ -202,7 +244,9 @@ def neuron_cards(inputs: Inputs, folder: RunFolder) -> list[dict[str, Any]]:
                 "neuron": neuron,
                 "class": CLASSES[table["label"][at]] if table["label"][at] else _UNCLASSED[inputs.config.select.by],
                 "groups": [inputs.groups[k] for k in mine],
-                "lape": float(table["entropy"][at]),
+                "lape": float(table["entropy"][at]) if np.isfinite(table["entropy"][at]) else None,
+                "lape_largest": float(np.log(len(inputs.groups))),
+                "lape_groups": float(np.exp(table["entropy"][at])) if np.isfinite(table["entropy"][at]) else None,
                 "ap": float(table["ap"][at][best]),
                 "ap_group": inputs.groups[best],
                 "rate": stats.rate[at].tolist(),

@@ -31,6 +31,8 @@ def run_study(config: StudyConfig) -> Path:
 
         inputs = load_inputs(config)
         folder.same_inputs(inputs.fingerprint())
+        for line in inputs.said():
+            say(line)
         if _title(folder) != title(config, inputs.groups):
             folder.forget("report")
         for number, step in enumerate(STEPS, 1):

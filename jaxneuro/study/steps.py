@@ -12,11 +12,12 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ..activations import harvest, rich_progress, run
-from ..data import batches, shuffled_labels
+from ..data import batches, in_turns
 from ..dictionaries import Placement, Reconstruction, Recovered, Training, reconstruction, recovered, save_saelens, topk
-from ..io import save_npz, write_json
+from ..io import write_json
 from ..neurons import (
     MEASURES,
+    Experts,
     GroupStatistics,
     LabelledStream,
     decode_neurons,
@@ -26,9 +27,12 @@ from ..neurons import (
     four_stages,
     group_statistics,
     neuron_examples,
+    permuted_rates,
 )
 from ..neurons.null import selectivity
+from ..stats import merged_blocks
 from ..taps import capture
+from .explain import save_explained
 from .folder import RunFolder
 from .inputs import Inputs
 from .latents import latent_cards
@@ -47,8 +51,9 @@ class Step(NamedTuple):
 def statistics(inputs: Inputs, folder: RunFolder) -> None:
     """Stream every group's text through the model; per neuron and group: counts, moments, histogram, examples."""
     config, rows = inputs.config, inputs.studied
-    table = np.full((len(inputs.windows), 1 + config.select.shuffles), -1, np.int32)
-    table[rows.indices] = shuffled_labels(rows.group, config.select.shuffles, config.seed)
+    label, block = np.full((len(inputs.windows), 1), -1, np.int32), np.full(len(inputs.windows), -1, np.int32)
+    block[rows.indices], of_block = merged_blocks(rows.group, rows.block, config.select.blocks_per_group)
+    label[rows.indices, 0] = rows.group
     method = group_statistics(
         inputs.model.apply,
         inputs.site,
@@ -56,56 +61,114 @@ def statistics(inputs: Inputs, folder: RunFolder) -> None:
         bins=48,
         n_examples=config.cards.examples,
         responses_per_group=config.select.responses_per_group,
+        n_blocks=len(of_block),
     )
     with rich_progress("1/6 statistics") as progress:
         result = run(
             method,
-            LabelledStream(batches(rows, batch_size=config.batch), table),
+            LabelledStream(batches(in_turns(rows, config.seed), batch_size=config.batch), label, block),
             key=jax.random.key(config.seed),
             constants={"weights": inputs.model.weights},
             steps=-(-len(rows) // config.batch),
             checkpoint_dir=folder.unfinished / "statistics",
             progress=progress,
         )
-    result.save(folder / "statistics.npz")
+    save_explained(folder / "statistics.npz", inputs.groups, **vars(result))
 
 
 def select(inputs: Inputs, folder: RunFolder) -> None:
-    """LAPE, the finer classes and expert neurons, beside the same under shuffled labels."""
-    stats, s = GroupStatistics.load(folder / "statistics.npz"), inputs.config.select
+    """LAPE, the finer classes and expert neurons, beside the same with labels permuted between documents."""
+    stats, s, seed = GroupStatistics.load(folder / "statistics.npz"), inputs.config.select, inputs.config.seed
     n_groups = len(inputs.groups)
     top_rate = s.top_rate or min(1.0, max(0.01, 20 * n_groups / stats.rate[..., 0].size))
-    found = selectivity(stats.rates, top_rate=top_rate, filter_rate=s.filter_rate, bar=s.bar_ratio)
-    expert = expert_neurons(
-        stats.responses,
-        stats.response_group,
-        n_groups,
-        share=s.share,
-        n_shuffles=s.shuffles,
-        seed=inputs.config.seed,
-    )
+    rates = permuted_rates(stats, s.shuffles, seed)
+    found = selectivity(rates, top_rate=top_rate, filter_rate=s.filter_rate, bar=s.bar_ratio)
+    expert, claim = experts(inputs, stats)
     chosen, rank = {
         "expertise": (expert.member, -expert.found.ap),
         "lape": (found.lape_member, np.repeat(found.entropy[..., None], n_groups, -1)),
     }[s.by]
     names = ("entropy", "lape_member", "score", "label", "member", "n_active", "significant")
-    arrays = {name: getattr(found, name) for name in names}
-    save_npz(folder / "neurons.npz", **arrays, **expert.found._asdict(), chosen=chosen, rank=rank)
-    counts, null = ({k: v.tolist() for k, v in vars(c).items()} for c in (found.counts, found.null))
-    counts["expert"], null["expert"] = expert.significant.tolist(), expert.null_significant.tolist()
+    arrays = {name: getattr(found, name) for name in names} | expert.found._asdict()
+    save_explained(
+        folder / "neurons.npz", inputs.groups, **arrays, rate=stats.rate, expert=expert.passed, chosen=chosen, rank=rank
+    )
+    counts = {k: v.tolist() for k, v in vars(found.counts).items()} | {"expert": expert.significant.tolist()}
+    null = {k: v.mean(0).tolist() for k, v in vars(found.null).items()}
     grouped = found.counts.specific.sum(0) + found.counts.related.sum(0)
     stages = four_stages(grouped, found.counts.agnostic)._asdict() if len(grouped) >= 4 else None
     write_json(
         folder / "neurons.json",
         {
             "counts": counts,
-            "null": null,
+            "null": null | {"expert": expert.null_significant.mean(0).tolist()},
+            "null_any": {
+                "expert": float(expert.null_significant.any((1, 2)).mean()),
+                "significant": float(found.null.significant.any((1, 2)).mean()),
+            },
+            "n_shuffles": s.shuffles,
+            "claim": claim,
+            "documents": expert.blocks.tolist(),
+            "smallest_p": expert.smallest_p.tolist(),
+            "entropy": selective(found.entropy, stats.rate, n_groups),
             "stages": stages,
             "top_rate": top_rate,
             "weight": found.weight,
             "tau": found.tau,
         },
     )
+
+
+LEVEL: Final = 0.05
+"""How often a study of meaningless groups may report expert or significant neurons."""
+LEAST_BLOCKS: Final = 3
+"""Documents of a group below which its neurons are claimed for windows of these documents only."""
+
+
+def experts(inputs: Inputs, stats: GroupStatistics) -> tuple[Experts, list[str]]:
+    """Each group's experts, and of what they are: "documents" of the group, or only "windows" of these few documents.
+
+    Groups with too few documents for the level are judged again with windows permuted one by one.
+    """
+    s, n_groups = inputs.config.select, len(inputs.groups)
+    block = inputs.windows.block[stats.response_window]
+
+    def judged(block: np.ndarray | None) -> Experts:
+        return expert_neurons(
+            stats.responses, stats.response_group, n_groups, block=block, share=s.share, n_shuffles=s.shuffles,
+            seed=inputs.config.seed, level=LEVEL,
+        )  # fmt: skip
+
+    found = judged(block)
+    few = (found.blocks < LEAST_BLOCKS) | (found.smallest_p > LEVEL / 2)
+    if few.any():
+        alone = judged(None)
+        member, passed = (np.where(few, getattr(alone, n), getattr(found, n)) for n in ("member", "passed"))
+        significant = np.where(few[:, None], alone.significant, found.significant)
+        null = np.where(few[:, None], alone.null_significant, found.null_significant)
+        found = found._replace(member=member, passed=passed, significant=significant, null_significant=null)
+    return found, ["windows" if f else "documents" for f in few]
+
+
+def selective(entropy: np.ndarray, rate: np.ndarray, n_groups: int) -> dict[str, Any]:
+    """How selective firing is, as a size: entropies beside their largest value, and exp(H), the groups that is like."""
+    h = entropy[np.isfinite(entropy)]
+    size: dict[str, Any] = {"unit": "nats", "largest_possible": math.log(n_groups), "n_groups": n_groups}
+    if not h.size:
+        return size
+    lowest, median = float(h.min()), float(np.median(h))
+    layer, neuron = map(int, np.argwhere(entropy == h.min())[0])
+    return size | {
+        "lowest": lowest,
+        "median": median,
+        "groups_lowest": math.exp(lowest),
+        "groups_median": math.exp(median),
+        "most_selective": {"layer": layer, "neuron": neuron, "rate": rate[layer, neuron].tolist()},
+    }
+
+
+LEAST_WINDOWS: Final = 5
+"""Measured windows of a group below which no verdict is given: their mean says more of them than of the group."""
 
 
 def effect(inputs: Inputs, folder: RunFolder) -> None:
@@ -125,8 +188,9 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
             chunk=config.effect.chunk,
             progress=progress,
         )
-    save_npz(
+    save_explained(
         folder / "effect.npz",
+        inputs.groups,
         matrix=result.matrix,
         random=result.random,
         base=result.base,
@@ -142,7 +206,15 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
             "random_mean": result.random_mean.tolist(),
             "random_std": result.random_std.tolist(),
             "n_random": config.effect.random_sets,
+            "axes": {
+                "matrix": ["silenced group", "measured group"],
+                "random_mean": ["silenced group", "measured group"],
+            },
             "set_size": result.set_size.sum(1).tolist(),
+            "windows": [t["windows_measured"] for t in inputs.texts.values()],
+            "documents": [t["documents_measured"] for t in inputs.texts.values()],
+            "least_windows": LEAST_WINDOWS,
+            "enough": [t["windows_measured"] >= LEAST_WINDOWS for t in inputs.texts.values()],
             "base": result.base.tolist(),
         },
     )

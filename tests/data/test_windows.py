@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,6 +34,8 @@ def reference(texts, tokenizer, capacity, packing):
     ids = [tokenizer.encode(t) for t in texts]
     if packing == "documents":
         return [d[:capacity] for d in ids]
+    if packing == "apart":
+        return [row for row, _ in apart(ids, tokenizer.separator_id, capacity)]
     joined = []
     for d in ids:
         gap = [tokenizer.separator_id] if joined and tokenizer.separator_id is not None else []
@@ -39,7 +43,21 @@ def reference(texts, tokenizer, capacity, packing):
     return [joined[i : i + capacity] for i in range(0, len(joined), capacity)]
 
 
-@pytest.mark.parametrize("packing", ["windows", "documents"])
+def apart(documents, separator, capacity):
+    """[(ids, numbers of the documents in them)]: pieces of a long document, or whole short ones that fit together."""
+    rows, gap = [], [] if separator is None else [separator]
+    for d, ids in enumerate(documents):
+        last = rows[-1] if rows and rows[-1][2] else None
+        if last and len(last[0]) + len(gap) + len(ids) <= capacity:
+            rows[-1] = (last[0] + gap + ids, last[1] | {d}, True)
+            continue
+        n = -(-len(ids) // capacity)
+        edges = [len(ids) * i // n for i in range(n + 1)]
+        rows += [(ids[a:b], {d}, n == 1) for a, b in itertools.pairwise(edges)]
+    return [(ids, of) for ids, of, _ in rows]
+
+
+@pytest.mark.parametrize("packing", ["windows", "documents", "apart"])
 @pytest.mark.parametrize("which", ["bpe", "wordpiece", "sentencepiece"])
 @settings(max_examples=12, deadline=None)
 @given(a=documents, b=documents, length=st.integers(3, 9))
@@ -153,7 +171,9 @@ def test_bad_requests(bpe, wordpiece):
         windows(groups, bpe, length=16)
     with pytest.raises(UserError, match=r"'long' has 5 tokens \(max_tokens_per_group=5\), fewer than one window of 15"):
         windows(groups, bpe, length=16, max_tokens_per_group=5)
-    with pytest.raises(UserError, match=r"no packing 'window'\. Did you mean 'windows'\? Known: windows, documents"):
+    with pytest.raises(
+        UserError, match=r"no packing 'window'\. Did you mean 'windows'\? Known: windows, apart, documents"
+    ):
         windows(groups, bpe, length=16, packing="window")
     with pytest.raises(UserError, match="length 2 leaves no room beside the 2 special tokens"):
         windows(groups, wordpiece, length=2)
@@ -189,3 +209,59 @@ def test_shuffles_differ_and_take_windows(bpe):
     assert abs((labels[:, 1:] == labels[:, :1]).mean() - (p**2).sum()) < 0.06
     with pytest.raises(UserError, match="n_shuffles=-1"):
         shuffled_labels(rows, -1, seed=1)
+
+
+@pytest.mark.parametrize("which", ["bpe", "sentencepiece"])
+@settings(max_examples=25, deadline=None)
+@given(a=documents, b=documents, length=st.integers(3, 9))
+def test_windows_of_a_document_are_one_block(which, request, a, b, length):
+    """Two rows are in one block if a chain of shared documents joins them: against a union of all pairs."""
+    tokenizer = request.getfixturevalue(which)
+    capacity = length - len(tokenizer.prefix) - len(tokenizer.suffix)
+    groups, of = {"a": a, "b": b}, {}
+    for packing in ("windows", "apart", "documents"):
+        try:
+            rows = windows(groups, tokenizer, length=length, packing=packing)
+        except UserError:  # fewer tokens than one window
+            continue
+        of[packing] = []
+        for name, texts in groups.items():
+            ids = [tokenizer.encode(t) for t in texts]
+            if packing == "documents":
+                of[packing] += [{(name, d)} for d in range(len(ids))]
+            elif packing == "apart":
+                of[packing] += [{(name, d) for d in s} for _, s in apart(ids, tokenizer.separator_id, capacity)]
+            else:
+                gap = [] if tokenizer.separator_id is None else [None]
+                owner = [o for d, x in enumerate(ids) for o in [(name, d)] * len(x) + (gap if d + 1 < len(ids) else [])]
+                of[packing] += [set(owner[i : i + capacity]) - {None} for i in range(0, len(owner), capacity)]
+        parts = of[packing]
+        assert len(parts) == len(rows) == len(rows.block)
+        block = list(range(len(parts)))
+        for i in range(len(parts)):
+            for j in range(i):
+                if parts[i] & parts[j]:
+                    old, new = block[i], block[j]
+                    block = [new if x == old else x for x in block]
+        same = np.equal.outer(block, block)
+        np.testing.assert_array_equal(np.equal.outer(rows.block, rows.block), same)
+        if packing == "apart":
+            assert len(np.unique(rows.block)) <= len(a) + len(b)
+
+
+def test_apart_leaves_no_scrap(bpe):
+    text = "was the best fox " * 20
+    n, rows = len(bpe.encode(text)), windows({"g": [text, "x", "fox"]}, bpe, length=12, packing="apart")
+    sizes = rows.rows(range(len(rows)))["counted"].sum(1)
+    assert sizes[:-1].sum() == n
+    assert np.ptp(sizes[:-1]) <= 1
+    assert rows.block.tolist() == [*[0] * (len(rows) - 1), 1]
+
+
+def test_labels_move_with_their_documents(bpe):
+    rows = windows({"a": ["was the best " * 6] * 9, "b": ["fox dog " * 3] * 7}, bpe, length=6, packing="apart")
+    labels = shuffled_labels(rows, 30, seed=0)
+    for b in np.unique(rows.block):
+        assert (labels[rows.block == b] == labels[rows.block == b][0]).all()
+    single = shuffled_labels(rows, 30, seed=0, block=np.arange(len(rows)))
+    assert (single[rows.block == 0] != single[rows.block == 0][0]).any()

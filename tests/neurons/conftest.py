@@ -140,7 +140,7 @@ def run_method(method, batches, weights, labels):
 
 @pytest.fixture(scope="session")
 def labels(toy):
-    return shuffled_labels(toy.group, 6, seed=3)
+    return shuffled_labels(toy.group, 40, seed=3)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from jaxneuro.neurons import (
     histogram_average_precision,
     response_histogram,
 )
+from jaxneuro.neurons.expertise import above_chance
 
 
 def reference(score, true):
@@ -135,6 +136,75 @@ def test_no_experts_where_labels_mean_nothing():
     label = np.random.default_rng(5).permutation(label)
     responses[:, 1, :15] = np.random.default_rng(6).normal(size=(len(label), 15))
     assert expert_neurons(responses, label, 3, share=0.1).member.sum() <= 3
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "uint32", "bool"])
+def test_integers_and_booleans_are_ordered_as_they_are(dtype):
+    """-score wraps around in unsigned integers and at the lowest signed one, and is no operation on booleans."""
+    info = np.iinfo(dtype) if dtype != "bool" else None
+    score = np.array([info.min, 1, 2, info.max] if info else [0, 1, 1, 1], dtype)
+    true = np.array([True, False, False, False])
+    assert float(average_precision(jnp.asarray(score), jnp.asarray(true))) == 0.25
+    got = expertise(score[:, None, None], true.astype(int), 2)
+    assert (got.ap[0, 0, 1], got.ap_negative[0, 0, 1]) == (0.25, 1.0)
+
+
+def test_nan_has_no_place_in_an_order():
+    assert np.isnan(average_precision(jnp.array([0.0, jnp.nan, 1.0]), jnp.array([True, False, True])))
+    assert float(average_precision(jnp.array([0.0, -jnp.inf, jnp.inf]), jnp.array([False, False, True]))) == 1.0
+    responses = np.zeros((4, 1, 3), np.float32)
+    responses[2, 0, 1] = np.nan
+    with pytest.raises(UserError, match="1 of 3 neurons have NaN"):
+        expertise(responses, np.array([0, 0, 1, 1]), 2)
+
+
+def test_many_labellings_at_once_have_the_precision_of_each():
+    rng = np.random.default_rng(3)
+    responses = rng.integers(0, 6, (7, 40)).astype(np.float32)
+    labels = np.stack([rng.permutation(np.arange(40) % 3) for _ in range(5)], 1)
+    got = above_chance(responses, labels, 3, chunk=4)
+    for f, s, k in np.ndindex(7, 5, 3):
+        chance = chance_precision((labels[:, s] == k).sum(), 40)
+        want = (reference(responses[f], labels[:, s] == k) - chance) / (1 - chance)
+        assert got[f, s, k] == pytest.approx(want, abs=1e-6)
+
+
+def documents(seed, topic, n=24, windows=20, neurons=600, effect=0.0):
+    """n documents in three groups; every document has a level of its own in every neuron, of deviation `topic`."""
+    rng = np.random.default_rng(seed)
+    block = np.repeat(np.arange(n), windows)
+    responses = rng.normal(size=(len(block), 1, neurons)) + topic * rng.normal(size=(n, 1, neurons))[block]
+    label = block % 3
+    responses[label == 1, 0, :60] += effect
+    return responses.astype(np.float32), label, block
+
+
+def test_what_tells_documents_apart_is_no_knowledge_of_their_group():
+    """Windows permuted one by one make experts of topics: here topics differ as much as the windows of one do."""
+    counts = []
+    for seed in range(4):
+        responses, label, block = documents(seed, 1.0, neurons=200)
+        counts.append(expert_neurons(responses, label, 3, share=1.0, block=block, n_shuffles=60).significant.sum(1))
+    assert (np.sum(counts, 1) > 0).sum() <= 1  # of 4 studies at a level of 5 %: two or more have a probability of 1.4 %
+    alone = expert_neurons(responses, label, 3, share=1.0, n_shuffles=60)
+    assert alone.significant.sum(1).min() > 10, "the test can fail: windows taken for independent"
+
+
+def test_what_is_planted_beside_topics_is_found():
+    responses, label, block = documents(7, 1.0, effect=4.0)
+    found = expert_neurons(responses, label, 3, share=1.0, block=block, n_shuffles=100)
+    assert found.passed[0, :60, 1].mean() > 0.9
+    assert found.passed[0, 60:].sum() <= 0.05 * found.passed[..., 1].sum()
+    assert found.blocks.tolist() == [8, 8, 8]
+    assert (found.null_significant.sum((1, 2)) > 0).mean() <= 0.05
+
+
+def test_too_few_documents_have_no_experts_however_clear():
+    responses, label, block = documents(8, 1.0, n=6, effect=50.0)
+    found = expert_neurons(responses, label, 3, share=1.0, block=block, n_shuffles=100)
+    assert found.smallest_p.tolist() == [1 / 15] * 3
+    assert not found.passed.any()
+    assert not found.member.any()
 
 
 @pytest.mark.parametrize(("options", "said"), [({"n_shuffles": 1}, "n_shuffles=1"), ({"share": 0.0}, "share=0.0")])

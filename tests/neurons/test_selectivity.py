@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,13 +9,18 @@ from jaxneuro.neurons import (
     AGNOSTIC,
     RELATED,
     SPECIFIC,
+    GroupStatistics,
+    LabelledStream,
     discoveries,
     finer,
     four_stages,
+    group_statistics,
     kth_smallest,
     lape,
+    permuted_rates,
     selectivity,
 )
+from jaxneuro.stats import merged_blocks, permuted_labels
 
 
 def random_rates(seed=0, shape=(4, 250, 5)):
@@ -164,8 +170,8 @@ def test_planted_neurons_are_recovered_with_precision_1(table, toy):
 
 def test_nothing_is_significant_under_shuffled_labels(table, toy):
     got = selectivity(table.rates, top_rate=5 / (toy.L * toy.F))
-    assert got.null.lape.shape == (6, toy.K, toy.L)
-    assert got.null.significant.sum() == 0
+    assert got.null.lape.shape == (40, toy.K, toy.L)
+    assert (got.null.significant.sum((1, 2)) > 0).mean() <= 0.05
     shuffled = selectivity(table.rates[1:], top_rate=5 / (toy.L * toy.F))
     assert not shuffled.significant.any()
     assert not (shuffled.member.transpose(2, 0, 1) & toy.chosen).any()  # the planted ones fire for every shuffled group
@@ -173,7 +179,7 @@ def test_nothing_is_significant_under_shuffled_labels(table, toy):
 
 def test_discoveries_hold_the_rate_asked_for():
     rng = np.random.default_rng(0)
-    null = rng.normal(size=(10, 4, 500))
+    null = rng.normal(size=(60, 4, 500))
     entropy = rng.normal(size=(4, 500))
     entropy[0, :50] -= 8.0
     found = discoveries(entropy, null, 0.05)
@@ -183,7 +189,10 @@ def test_discoveries_hold_the_rate_asked_for():
     assert not discoveries(entropy, null[:0], 0.05).any()
     one = np.full((1, 9), 5.0)
     one[0, 0] = -100.0
-    assert not discoveries(one, np.zeros((2, 1, 9)), 0.05).any()  # two shuffles cannot prove a single neuron
+    assert not discoveries(one, np.zeros((18, 1, 9)), 0.05).any()  # so few permutations cannot prove a single neuron
+    assert discoveries(one, np.full((19, 1, 9), 5.0), 0.05)[0].nonzero()[0].tolist() == [0]
+    counts = np.array([[3, 200, 200]], np.uint8)  # integers do not wrap around
+    assert discoveries(counts, np.full((30, 1, 3), 200, np.uint8), 0.05).tolist() == [[True, False, False]]
 
 
 @pytest.mark.parametrize("n", [4, 5, 9, 12])
@@ -208,3 +217,39 @@ def test_stage_borders_equal_brute_force(n):
 def test_three_layers_have_no_four_stages():
     with pytest.raises(UserError, match="at least 4"):
         four_stages(np.ones(3), np.ones(3))
+
+
+def test_permuted_rates_are_those_of_permuted_labels(toy):
+    """Counts per document give the rates under any labelling that moves whole documents, and under the true one."""
+    document = np.cumsum(np.r_[0, np.diff(toy.group) != 0])  # runs of windows of one group
+    number, of_block = merged_blocks(toy.group, document, 5)
+    labels = permuted_labels(of_block, 3, 0)[number]
+    method = group_statistics(toy.apply, toy.site, toy.K, bins=0, n_examples=0, n_blocks=len(of_block))
+    state = None
+    for b in LabelledStream(toy.batches, labels, number):
+        b = {**b, "weights": toy.weights}
+        state = method.init(jax.random.key(0), b) if state is None else state
+        state, _ = method.step(state, b)
+    table = method.finish(state)
+    assert table.block_group.tolist() == of_block.tolist()
+    assert table.block_fired.sum() == table.fired[0].sum()
+    np.testing.assert_array_equal(table.block_tokens.sum(), table.tokens[0].sum())
+    every = list(permuted_rates(table, 3, 0))
+    np.testing.assert_allclose(every[0], table.rate, rtol=1e-6)
+    np.testing.assert_allclose(np.stack(every), table.rates, rtol=1e-6)
+    with pytest.raises(UserError, match="no counts per block"):
+        next(permuted_rates(GroupStatistics(**{**vars(table), "block_tokens": np.zeros(0, np.int64)}), 1, 0))
+
+
+def test_meaningless_groups_of_documents_are_rarely_significant():
+    """Firing that follows documents, in groups that mean nothing: shuffled windows would have far higher entropies."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(20):
+        of_block = rng.permutation(np.arange(18) % 3)
+        level = rng.beta(2.0, 2.0, (18, 1, 300))
+        rates = [
+            np.stack([level[labels == k].mean(0) for k in range(3)], -1)
+            for labels in permuted_labels(of_block, 60, 1).T
+        ]
+        hits += selectivity(rates, top_rate=0.1).significant.any()
+    assert hits <= 4  # 20 at a level of 5 %: five or more have a probability of 0.3 %

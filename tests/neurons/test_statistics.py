@@ -23,9 +23,9 @@ def values(toy):
 
 def test_counts_equal_a_loop_bit_for_bit(toy, table, labels, values):
     x, counted, _, window = values
-    tokens, fired = np.zeros((7, toy.K), np.int64), np.zeros((7, toy.L, toy.F, toy.K), np.int64)
+    tokens, fired = (np.zeros((labels.shape[1], *n), np.int64) for n in ((toy.K,), (toy.L, toy.F, toy.K)))
     for i in np.flatnonzero(window >= 0):
-        for s in range(7):
+        for s in range(labels.shape[1]):
             k = labels[window[i], s]
             for t in np.flatnonzero(counted[i]):
                 tokens[s, k] += 1

@@ -37,5 +37,6 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def groups_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("groups") / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": t, "group": g}) + "\n" for g, t in TEXT.items()))
+    documents = [{"text": f"{i} {t[: len(t) // 6]}", "group": g} for g, t in TEXT.items() for i in range(6)]
+    path.write_text("".join(json.dumps(d) + "\n" for d in documents))
     return path

@@ -27,7 +27,7 @@ def config(model_folder, groups_file, tmp_path_factory):
         out=tmp_path_factory.mktemp("studies") / "whole",
         batch=8,
         text=TextConfig(window=16, max_tokens_per_group=320),
-        select=SelectConfig(top_rate=0.1, shuffles=2, responses_per_group=8),
+        select=SelectConfig(top_rate=0.1, shuffles=40, responses_per_group=8),
         effect=EffectConfig(tokens_per_group=32, batch=4, chunk=8),
         cards=CardConfig(per_group=2, dosed=1, latents=4, tokens=3, examples=2, context=3, doses=(0.0, 4.0)),
         dictionary=DictionaryConfig(expansion=4, k=4, steps=6, batch=32, max_tokens=200),
@@ -159,7 +159,7 @@ def test_one_group_only(model_folder, tmp_path):
 def test_too_little_text(model_folder, tmp_path):
     path = tmp_path / "short.jsonl"
     path.write_text("".join(json.dumps({"text": "a b", "group": g}) + "\n" for g in "ab"))
-    with pytest.raises(UserError, match=r"group 'a' has \d+ tokens, fewer than one window"):
+    with pytest.raises(UserError, match=r"group 'a' has 1 \(\d+ tokens\), 'b' has 1 .*--text.leave-out-small"):
         run_study(StudyConfig(model=str(model_folder), groups=str(path), out=tmp_path / "run"))
 
 
