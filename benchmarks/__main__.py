@@ -8,8 +8,8 @@ from . import harness
 
 LARGE = ("large:pythia-1.4b", "large:gemma-2-2b", "large:llama-3.1-8b")
 """For an accelerator; not among all."""
-PEERS = "dictionaries:peers"
-"""A part of `dictionaries`."""
+PARTS = ("dictionaries:peers", "dictionary_quality:400k", "dictionary_quality:4m")
+"""A part of `dictionaries`; how well dictionaries reconstruct, which takes hours. Not among all."""
 _MODELS = ("capture", "hooks", "sweep", "ablations", "decoding", "attention")
 NAMES = (*_MODELS, "topk_step", "kernels", "store", "dictionaries", "synthsae")
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure, print tables, keep the results."
     )
-    names = (*NAMES, *LARGE, PEERS, "all")
+    names = (*NAMES, *LARGE, *PARTS, "all")
     parser.add_argument("names", nargs="*", choices=names, default="all", help="which; all by default")
     parser.add_argument("--repeats", type=int, default=15, help="timed samples per program")
     asked = parser.parse_args()

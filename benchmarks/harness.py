@@ -198,8 +198,15 @@ class Peer:
 
     def sample(self, steps: int) -> float:
         """Time so many."""
-        print(steps, file=self._in, flush=True)
-        return float(self._out.readline())
+        return float(self.ask(str(steps)))
+
+    def ask(self, line: str) -> str:
+        """Its answer to one line."""
+        print(line, file=self._in, flush=True)
+        answer = self._out.readline()
+        if not answer:
+            raise RuntimeError(f"the peer ended without an answer to {line!r}: see its error above.")
+        return answer
 
     def stop(self) -> None:
         """End the process."""
@@ -267,10 +274,20 @@ def cpu_name() -> str:
     return f"CPU {found[1]}" if found else f"CPU {platform.machine()}"
 
 
+def label_of(device: str) -> str:
+    """A device's name as files have it.
+
+    Example:
+      >>> label_of("CPU Example(R) 3 @ 2 GHz")
+      'cpu-example-r-3-2-ghz'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
 def save(name: str, rows: list[dict]) -> Path:
     """Write the rows with the machine's description, and what `benchmarks.correctness` found there at this commit."""
     where = machine()
-    label = re.sub(r"[^a-z0-9]+", "-", where["device"].lower()).strip("-")
+    label = label_of(where["device"])
     if name != "correctness":
         where["correctness"] = _correctness(RESULTS / f"correctness-{label}.json", where["commit"])
     path = RESULTS / f"{name}-{label}.json"

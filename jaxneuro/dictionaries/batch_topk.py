@@ -19,12 +19,12 @@ def batch_topk(
 
         pre = (x - b_dec) W_enc + b_enc;   z = relu(pre) at the n k largest of all pre of the batch's n valid tokens
 
-    One token alone has no batch: at inference a latent is on above a threshold, the running mean (rate 0.01) of the
+    One token alone has no batch: at inference a latent is on above a threshold, the running mean (rate 0.1) of the
     batches' smallest kept pre-activation. `finish` returns a `SparseCoder` with `JumpReLU` at that one threshold;
     `info["threshold"]` shows it, in units of the scaled input.
 
     Args, Raises: see `topk`. With `training.accumulate`, each part of the batch chooses for itself.
-    Source: arXiv:2412.06410; the running mean as in SAELens.
+    Source: arXiv:2412.06410; a running mean as in SAELens (rate 0.01 there, which lags in short runs).
     Example:
       >>> import jax
       >>> method = batch_topk(n_latents=16, k=2)

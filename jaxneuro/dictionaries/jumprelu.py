@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxneuro_kernels import jumprelu as above
 from jaxneuro_kernels import step as counts
 from jaxtyping import Array, Key
@@ -37,15 +38,15 @@ def jumprelu(
         loss = (mean_n |y_n - x_hat_n|^2 + sparsity * (L0 / target_l0 - 1)^2) / V                 target_l0 given
 
     L0 = mean_n sum_i [pre_ni > theta_i]. Its derivative to theta, 0 almost everywhere, and that of z are the published
-    pseudo-derivatives: `jaxneuro_kernels.jumprelu` and `step`. theta = exp(log theta) stays positive. V: see `topk`.
+    pseudo-derivatives: `jaxneuro_kernels.jumprelu` and `step`. theta itself is trained, and used as 0 where it
+    is below. V: see `topk`.
 
     Args:
       n_latents: latents.
       sparsity: coefficient; with target_l0, None means 1.
       target_l0: drive L0 to this number, instead of weighing it against the error.
       bandwidth: width of the kernel around theta from which theta learns.
-      threshold_start: theta at first. It moves by about the learning rate, relatively, in a step of Adam: in a short
-        run it must start near where it shall end.
+      threshold_start: theta at first. It moves by at most about the learning rate in a step of Adam.
       sparsity_warmup_steps: coefficient from 0, linear, over so many steps.
       training: see `Training`. All four numbers above are for inputs whose mean squared norm is 1, as published; they
         are converted where `training.normalise` makes it d.
@@ -53,7 +54,8 @@ def jumprelu(
       A Method; `finish` gives a `SparseCoder` with `JumpReLU`.
     Raises:
       UserError: neither sparsity nor target_l0; numbers that are not positive.
-    Source: arXiv:2407.14435 (loss, pseudo-derivatives), 2408.05147 (bandwidth, start); dictionary_learning (target).
+    Source: arXiv:2407.14435 (loss, pseudo-derivatives), 2408.05147 (bandwidth, start); dictionary_learning (target, and
+      theta itself: the paper's exp(log theta) moves by a share of itself, so that short runs miss the target).
     Example:
       >>> import jax
       >>> method = jumprelu(n_latents=16, target_l0=4)
@@ -92,11 +94,11 @@ def thresholded(
         raise UserError(f"{name}: sparsity = {weight}, sparsity_warmup_steps = {warmup_steps}: neither is below 0.")
     coefficient = ramp(0.0, weight, warmup_steps)
     axes, size_of = training.axes, functools.partial(against, "unit", training)
-    theta = "log_theta" if shared else "log_threshold"
+    theta = "theta" if shared else "threshold"
 
     def latents(p: Parameters, pre: Array, inputs: Inputs, now: Now) -> Latents:
         size = size_of(inputs.x.shape[1])
-        threshold, width = jnp.exp(p[theta]), bandwidth * size
+        threshold, width = p[theta] + lax.stop_gradient(_above_zero(p[theta]) - p[theta]), bandwidth * size
         on = jnp.sum(jnp.where(inputs.valid[:, None], counts(pre, threshold, width), jnp.float32(0)))
         penalty = coefficient(now.step) * jnp.float32(size**2) * _excess(on, inputs, now)
         return Latents(above(pre, threshold, width), penalty)
@@ -110,11 +112,16 @@ def thresholded(
         return jnp.square(l0 / jnp.float32(target_l0) - 1) * tokens / jnp.float32(axes.shards)
 
     def begin_above(key: Key[Array, ""], inputs: Inputs, tied: bool) -> Parameters:
-        value = jnp.log(jnp.float32(threshold_start * size_of(inputs.x.shape[1])))
+        value = jnp.float32(threshold_start * size_of(inputs.x.shape[1]))
         thresholds = {theta: jnp.full(() if shared else (n_latents,), value, jnp.float32)}
         return (start or begin(n_latents, training))(key, inputs, tied) | thresholds
 
     def activation(p: Parameters, unit: Array) -> JumpReLU:
-        return JumpReLU(jnp.exp(p[theta]) / unit)
+        return JumpReLU(_above_zero(p[theta]) / unit)
 
     return dense(n_latents, latents, activation, training=training, start=begin_above)
+
+
+def _above_zero(theta: Array) -> Array:
+    """Thresholds as they are used: below 0 a latent would pass negative pre-activations."""
+    return jnp.maximum(theta, jnp.float32(0))

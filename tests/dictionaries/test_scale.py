@@ -133,10 +133,12 @@ def test_clipping_shortens_the_whole_gradient():
         move = [np.ravel(after.parameters[k] - before.parameters[k]) for k in before.parameters]
         return np.concatenate(move).astype(np.float64)
 
-    free, short = moved(None), moved(1e-3)
+    free, short, unit = moved(None), moved(1e-3), moved("unit")
     assert np.linalg.norm(free) > 2e-3
     assert np.linalg.norm(short) == pytest.approx(1e-3, rel=1e-2)  # differences of float32 numbers of size 1
-    assert free @ short / np.linalg.norm(free) / np.linalg.norm(short) == pytest.approx(1, abs=1e-3)
+    assert np.linalg.norm(unit) == pytest.approx(1, rel=1e-3)
+    for other in (short, unit):
+        assert free @ other / np.linalg.norm(free) / np.linalg.norm(other) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["batch_topk"])

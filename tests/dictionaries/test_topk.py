@@ -28,6 +28,9 @@ def sgd(rate):
     return optax.sgd(1.0)
 
 
+DESCENT = {"optimiser": sgd, "clip_norm": None}
+
+
 @functools.cache
 def method(**kw):
     """Without AuxK unless asked: a third of the program. Cached, so that tests share compiled steps."""
@@ -63,13 +66,13 @@ def dense_loss(p, x, y, variance, tied):
 
 @pytest.mark.parametrize("d_out", [None, 5])
 def test_gradients_equal_dense_autodiff(d_out):
-    m = method(optimiser=sgd)
+    m = method(**DESCENT)
     batch = {"x": tokens()} | ({} if d_out is None else {"y": tokens(d=d_out, seed=4)})
     state = started(m, batch)
     p = state.parameters
     x, y = batch["x"] * state.scale_x, batch.get("y", batch["x"]) * state.scale_y
     loss, gradient = jax.jit(jax.value_and_grad(dense_loss), static_argnums=4)(p, x, y, state.variance, d_out is None)
-    new, info = stepper(optimiser=sgd)(state, batch)
+    new, info = stepper(**DESCENT)(state, batch)
     assert float(info["loss"]) == pytest.approx(float(loss), rel=1e-5)
     for name in ("w_enc", "b_enc", "b_dec"):
         want = np.asarray(gradient[name])
@@ -90,14 +93,14 @@ def test_what_finish_returns_takes_raw_activations():
     """Scales are folded: the dictionary reconstructs unscaled input as well as the state did scaled input."""
     x = 30 * tokens()
     for kw in ({}, {"y": 0.01 * tokens(d=5, seed=2)}):
-        m, batch = method(optimiser=sgd), {"x": x, **kw}
+        m, batch = method(**DESCENT), {"x": x, **kw}
         state = started(m, batch)
         assert float(state.scale_x) == pytest.approx(np.sqrt(D_IN) / np.linalg.norm(x, axis=1).mean(), rel=1e-5)
         y = np.asarray(batch.get("y", x), np.float64)
         dictionary = m.finish(state)
         x_hat = np.asarray(jax.jit(type(dictionary).__call__)(dictionary, x))
         error = np.square(y - x_hat).sum() / np.square(y - y.mean(0)).sum()
-        _, info = stepper(optimiser=sgd)(state, batch)
+        _, info = stepper(**DESCENT)(state, batch)
         assert float(info["fvu"]) == pytest.approx(error, rel=1e-4)
         assert dictionary.apply_b_dec_to_input == ("y" not in kw)
         if "y" not in kw:

@@ -125,7 +125,7 @@ def centred(inputs: Inputs, b_dec: Array, tied: bool) -> Array:
     return jnp.where(inputs.valid[:, None], inputs.x - lax.stop_gradient(b_dec), jnp.float32(0))
 
 
-REPLICATED = ("b_dec", "w_skip", "log_theta")
+REPLICATED = ("b_dec", "w_skip", "theta")
 """Parameters without an axis of latents: the same on all devices. Of all others it is the first."""
 
 

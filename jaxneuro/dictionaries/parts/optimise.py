@@ -3,7 +3,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,25 +33,33 @@ class Row(NamedTuple):
     """An optimiser and the peak learning rate that is its own for a number of latents."""
 
     make: Optimiser
-    rate: Callable[[int], float]
+    rate: Callable[[int, int | None], float]
+    """(latents, steps of the run or None) -> peak."""
 
 
-def scaled_rate(n_latents: int, at_16k: float = 2e-4) -> float:
-    """at_16k / sqrt(n_latents / 2^14) (arXiv:2406.04093, section 3).
+LONG = 2**16
+"""Steps from which the published rates are taken as they are."""
+
+
+def scaled_rate(n_latents: int, steps: int | None = None, at_16k: float = 2e-4) -> float:
+    """at_16k / sqrt(n_latents / 2^14) (arXiv:2406.04093, section 3), and sqrt(2^16 / steps) of that in a shorter run.
+
+    Published rates are of long runs; in a run of some hundred steps a dictionary does not get far enough with them.
 
     Example:
-      >>> scaled_rate(2**14)
-      0.0002
+      >>> scaled_rate(2**14), scaled_rate(2**14, 2**12)
+      (0.0002, 0.0008)
     """
-    return at_16k / (n_latents / 2**14) ** 0.5
+    longer = (LONG / steps) ** 0.5 if steps is not None and steps < LONG else 1.0
+    return at_16k / (n_latents / 2**14) ** 0.5 * longer
 
 
 OPTIMISERS: Final = {
     "adam": Row(functools.partial(optax.adam, b1=0.9, b2=0.999, eps=EPS), scaled_rate),
     "adamw": Row(functools.partial(optax.adamw, b1=0.9, b2=0.999, eps=EPS), scaled_rate),
-    "muon": Row(optax.contrib.muon, lambda _: 2e-3),
-    "signum": Row(_signum, functools.partial(scaled_rate, at_16k=5e-3)),
-    "schedule_free": Row(_schedule_free, scaled_rate),
+    "muon": Row(optax.contrib.muon, lambda _, __: 2e-3),
+    "signum": Row(_signum, lambda n_latents, _: scaled_rate(n_latents, at_16k=5e-3)),
+    "schedule_free": Row(_schedule_free, lambda n_latents, _: scaled_rate(n_latents)),
 }
 """Rates of Adam: arXiv:2406.04093; of Muon and signum: sparsify's. Muon moves matrices, Adam the vectors."""
 
@@ -96,10 +104,18 @@ def warm_then_decay(peak: float, *, warmup: int, steps: int | None) -> Schedule:
     return rate
 
 
-def clipped[T](gradients: T, most: float) -> T:
-    """Gradients shortened, all by one factor, where their norm together is above `most`."""
-    norm = jnp.sqrt(sum((jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)), jnp.float32(0)))
-    factor = jnp.minimum(jnp.float32(1), jnp.float32(most) / jnp.maximum(norm, jnp.float32(1e-30)))
+def clipped[T](gradients: T, most: float | Literal["unit"]) -> T:
+    """Gradients shortened, all by one factor, where their norm together is above `most`; "unit": always of norm 1.
+
+    Example:
+      >>> [clipped({"w": jnp.array([3.0, 4.0])}, most)["w"].tolist() for most in (10.0, 2.5, "unit")]
+      [[3.0, 4.0], [1.5, 2.0], [0.6000000238418579, 0.800000011920929]]
+    """
+    largest = jax.tree.reduce(jnp.maximum, jax.tree.map(lambda g: jnp.max(jnp.abs(g)), gradients))
+    unit = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny)  # squares of small gradients would be 0 in float32
+    norm = unit * jnp.sqrt(sum((jnp.sum(jnp.square(g / unit)) for g in jax.tree.leaves(gradients)), jnp.float32(0)))
+    shorter = jnp.float32(1) / norm if most == "unit" else jnp.minimum(jnp.float32(1), jnp.float32(most) / norm)
+    factor = jnp.where(largest > 0, shorter, jnp.float32(1))
     return jax.tree.map(lambda g: g * factor, gradients)
 
 

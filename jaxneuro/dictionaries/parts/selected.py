@@ -72,9 +72,12 @@ def raw(p: Parameters, scales: Scales) -> dict[str, Any]:
 
 
 def _remembered(memory: dict[str, Array], threshold: Array) -> dict[str, Array]:
-    """A running mean of the smallest pre-activation kept, over some hundred batches; below 0: none yet."""
+    """A running mean of the smallest pre-activation kept, over some ten batches; below 0: none yet.
+
+    Not over a hundred as in SAELens: pre-activations still change by then, and L0 at inference is not k.
+    """
     old, new = memory["threshold"], jnp.maximum(threshold, jnp.float32(0))
-    mean = jnp.where(old < 0, new, old + jnp.float32(0.01) * (new - old))
+    mean = jnp.where(old < 0, new, old + jnp.float32(0.1) * (new - old))
     return memory | {"threshold": jnp.where(jnp.isfinite(new), mean, old)}
 
 

@@ -27,15 +27,18 @@ class Training:
     """
 
     learning_rate: float | Schedule | None = None
-    """Peak, or a whole schedule of the step. None: the optimiser's own, scaled to the number of latents."""
+    """Peak, or a whole schedule of the step. None: the optimiser's own, scaled to the number of latents; Adam's, larger
+    in runs below 65,536 `steps`."""
     steps: int | None = None
     """Length of the run, for the decay to 0 over its last fifth. None: no decay."""
     warmup_steps: int | None = None
     """Linear warm-up. None: 1,000, or a twentieth of `steps` if that is less."""
     optimiser: str | Optimiser = "adam"
     """A name in OPTIMISERS, or a function from a schedule to an optax transformation."""
-    clip_norm: float | None = None
-    """Largest norm of all gradients together. None: as they are."""
+    clip_norm: float | Literal["unit"] | None = "unit"
+    """Largest norm of all gradients together. "unit": those of every step are brought to norm 1, so that Adam's running
+    mean of squares does not hold back what follows the first, large ones (clipping a sum of squares at 1, as SAELens
+    does, comes to the same). None: as they are."""
     accumulate: int = 1
     """Parts in which a batch is worked off, one after the other: less memory, the same gradient of every mean over
     tokens. (A choice over the batch, a target for L0 and AuxK's unit are those of each part.)"""
@@ -63,8 +66,8 @@ class Training:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise UserError(f"Training: {name} = {value} is below {bound}.")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise UserError(f"Training: clip_norm = {self.clip_norm} is not above 0.")
+        if not (self.clip_norm in (None, "unit") or (not isinstance(self.clip_norm, str) and self.clip_norm > 0)):
+            raise UserError(f"Training: clip_norm = {self.clip_norm!r} is neither above 0 nor 'unit'.")
         for name, table in (("b_dec_start", CENTRES), ("normalise", NORMS)):
             if getattr(self, name) not in table:
                 raise unknown(name, getattr(self, name), table, where="Training")
@@ -96,7 +99,7 @@ class Training:
         """The learning rate as a function of the step."""
         peak = self.learning_rate
         if peak is None:
-            peak = OPTIMISERS[self.optimiser].rate(n_latents) if isinstance(self.optimiser, str) else None
+            peak = OPTIMISERS[self.optimiser].rate(n_latents, self.steps) if isinstance(self.optimiser, str) else None
         if peak is None:
             raise UserError("Training: an optimiser of one's own needs a learning_rate.")
         if callable(peak):
