@@ -36,7 +36,7 @@ def pairs(n=BATCH, seed=0, scales=(1.0, 1.0, 1.0)):
 
 
 def descending(kind, mesh=None):
-    training = Training(optimiser=sgd, learning_rate=1.0, mesh=mesh)
+    training = Training(optimiser=sgd, learning_rate=1.0, clip_norm=None, mesh=mesh)
     return cross_layer_transcoder(M, L, **KINDS[kind], training=training)
 
 
