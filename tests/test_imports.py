@@ -12,11 +12,12 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxneuro"
 
-# Each room and what it may import, besides itself. Doors (errors, console, protocols, sums, versions, io) are open to
-# all above.
+# Each room and what it may import, besides itself. Doors (errors, console, excerpts, protocols, sums, versions, io)
+# are open to all above.
 MAY_IMPORT = {
     "errors": set(),
     "console": set(),
+    "excerpts": set(),
     "protocols": set(),
     "sums": set(),
     "stats": {"errors"},
@@ -26,8 +27,8 @@ MAY_IMPORT = {
     "models": {"errors", "io", "taps"},
     "data": {"errors", "io", "stats"},
     "activations": {"errors", "console", "protocols", "sums", "io", "taps", "models", "data"},
-    "dictionaries": {"errors", "protocols", "sums", "io", "taps", "models"},
-    "neurons": {"errors", "protocols", "sums", "stats", "io", "taps", "models"},
+    "dictionaries": {"errors", "excerpts", "protocols", "sums", "io", "taps", "models"},
+    "neurons": {"errors", "excerpts", "protocols", "sums", "stats", "io", "taps", "models"},
     "reports": {"errors", "io"},
     "parallel": {"errors", "protocols"},
     "study": {

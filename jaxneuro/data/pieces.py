@@ -4,10 +4,25 @@
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any, Final
 
 BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+LONGEST: Final = 4  # bytes of a character in UTF-8
+_JOINER = "\u200d"
+_MODIFIERS = re.compile("[\ufe0e\ufe0f\u20e3\U0001f3fb-\U0001f3ff\u200d]")
+_LETTERS = re.compile("[\U0001f1e6-\U0001f1ff]")  # two of them are a flag
+
+
+def _one_emoji(before: str, after: str) -> bool:
+    """Whether the text `after` continues the emoji at the end of `before`."""
+    if not before or not after or unicodedata.category(before[0]) not in ("So", "Sk"):
+        return False
+    flag = len(before) == 1 and len(after) == 1 and _LETTERS.match(before) and _LETTERS.match(after)
+    return bool(flag or before.endswith(_JOINER) or _MODIFIERS.fullmatch(after[0]))
 
 
 class Pieces:
@@ -32,6 +47,34 @@ class Pieces:
         if token is not None and self._shown is not None:
             return self._shown(token)
         return self.raw(i).decode("utf-8", "backslashreplace")
+
+    def joined(self, ids: list[int]) -> list[tuple[str, int]]:
+        """(string, number of tokens): tokens that are one character, or one emoji, together."""
+        out: list[tuple[str, int]] = []
+        for run in self._runs(ids):
+            string = self.string(run[0]) if len(run) == 1 else b"".join(map(self.raw, run)).decode()
+            if out and _one_emoji(out[-1][0], string):
+                before, n = out.pop()
+                string, run = before + string, [*[0] * n, *run]
+            out.append((string, len(run)))
+        return out
+
+    def _runs(self, ids: list[int]) -> list[list[int]]:
+        """The ids cut where the bytes so far are whole characters; what never becomes whole stays single."""
+        runs: list[list[int]] = []
+        held: list[int] = []
+        for i in ids:
+            held.append(i)
+            try:
+                b"".join(map(self.raw, held)).decode()
+            except UnicodeDecodeError as e:
+                if e.reason == "unexpected end of data" and len(held) < LONGEST:
+                    continue
+                runs += [[j] for j in held]
+            else:
+                runs.append(held)
+            held = []
+        return runs + [[j] for j in held]
 
     def _token(self, i: int) -> str | None:
         if i in self._added:

@@ -187,6 +187,14 @@ class Tokenizer:
         """
         return [self._pieces.string(i) for i in _ints(ids)]
 
+    def joined_strings(self, ids: Iterable[int]) -> list[tuple[str, int]]:
+        """`token_strings` in which the tokens of one character are one: (string, number of its tokens).
+
+        A character that is cut at either end stays in its bytes. What an emoji consists of (skin tone, joiner, two
+        letters of a flag) is joined too.
+        """
+        return self._pieces.joined(_ints(ids))
+
     def text_pieces(self, ids: Iterable[int]) -> list[str]:
         """Running text, cut at its tokens: one string per token; joined they are the text.
 

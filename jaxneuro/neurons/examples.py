@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from ..excerpts import excerpt
 from ..taps import capture
 from .rows import flat_neurons
 from .table import GroupStatistics
@@ -48,7 +49,7 @@ def neuron_examples(
       apply, weights: pure function (weights, tokens, mask) and its weights.
       statistics: from `group_statistics` with `n_examples` >= 1, over the same windows and at `statistics.site`.
       windows: random access; windows[i] is a mapping with `tokens`, `mask` [T]. It has `group_names` if none are given.
-      tokenizer: has `token_strings(ids) -> list[str]`.
+      tokenizer: has `token_strings(ids) -> list[str]`, or `joined_strings`: see `jaxneuro.excerpts`.
       layers, neurons: the chosen neurons; a layer is a row of `statistics`.
       context: tokens shown on each side of the peak.
     Returns:
@@ -78,10 +79,9 @@ def _excerpt(
 ) -> dict[str, Any]:
     near = np.arange(max(e["position"] - context, 0), min(e["position"] + context + 1, len(tokens)))
     near = near[mask[near]]
+    peak = int(np.flatnonzero(near == e["position"])[0])
     return {
         "group": names[e["group"]],
-        "tokens": tokenizer.token_strings(tokens[near].tolist()),
-        "values": [float(v) for v in values[near]],
-        "peak": int(np.flatnonzero(near == e["position"])[0]),
+        **excerpt(tokenizer, tokens[near].tolist(), values[near].tolist(), peak),
         "window": e["window"],
     }

@@ -71,6 +71,32 @@ def test_byte_level_strings(bpe):
     assert bpe.text_pieces([]) == []
 
 
+@pytest.mark.parametrize("text", ["€", "😀", "👍🏽", "👩\u200d💻", "❤️\u200d🔥", "🇩🇪"])
+def test_tokens_of_one_character_are_one_string(bpe, text):
+    ids = bpe.encode(f"a{text} b")
+    joined = bpe.joined_strings(ids)
+    assert joined == [("a", 1), (text, len(ids) - 3), (" ", 1), ("b", 1)]
+    assert "\\x" in "".join(bpe.token_strings(ids)), "or nothing was joined"
+
+
+def test_a_character_that_is_cut_stays_in_its_bytes(bpe):
+    face = bpe.encode("😀")
+    assert bpe.joined_strings(face[:3]) == [("\\xf0", 1), ("\\x9f", 1), ("\\x98", 1)]
+    assert bpe.joined_strings([*face[2:], *bpe.encode("fox")])[:2] == [("\\x98", 1), ("\\x80", 1)]
+    assert bpe.joined_strings([*face[:2], *bpe.encode("x")]) == [("\\xf0", 1), ("\\x9f", 1), ("x", 1)]
+    assert bpe.joined_strings(bpe.encode("🇩🇪🇫🇷"))[0][0] == "🇩🇪", "a flag is two letters, not four"
+    assert bpe.joined_strings([]) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=texts)
+def test_joined_strings_are_the_text_and_count_every_token(bpe, text):
+    ids = bpe.encode(text)
+    joined = bpe.joined_strings(ids)
+    assert "".join(s for s, _ in joined) == text
+    assert sum(n for _, n in joined) == len(ids)
+
+
 @settings(max_examples=40, deadline=None)
 @given(text=texts, cuts=st.lists(st.integers(3, 319), max_size=12))
 def test_byte_level_pieces_join_to_the_text(bpe, text, cuts):
