@@ -3,6 +3,7 @@
 
     jaxneuro study --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --out DIR
     jaxneuro train-dictionary --out DIR live --site blocks.3.resid_post topk --n-latents 4096 --k 32
+    jaxneuro show-dictionary FOLDER --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --latents 0,7,12 --out DIR
     jaxneuro capture PATH_OR_HUB_NAME --site "blocks.*.resid_post" --groups FOLDER_OR_JSONL --out DIR
     jaxneuro generate PATH_OR_HUB_NAME --prompt TEXT --max-new 64 --steer VECTOR.npz --site blocks.3.resid_post
     jaxneuro sites PATH_OR_HUB_NAME
@@ -74,7 +75,7 @@ class TrainDictionary:
 
 def _job(argv: Sequence[str]) -> Callable[[], object]:
     """What the command line asks for; its code is loaded here."""
-    from ..study import StudyConfig, run_study
+    from ..study import ShowDictionary, StudyConfig, run_study, show_dictionary
     from .capture import Capture, run_capture
     from .generate import Generate
     from .generate import run as run_generate
@@ -84,10 +85,17 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
         from .train import parsed
 
         return functools.partial(train_dictionary, parsed(argv[1:]))
-    jobs = {StudyConfig: run_study, Capture: run_capture, Generate: run_generate, Sites: _sites}
+    jobs = {
+        StudyConfig: run_study,
+        ShowDictionary: show_dictionary,
+        Capture: run_capture,
+        Generate: run_generate,
+        Sites: _sites,
+    }
     command = (
         Annotated[StudyConfig, tyro.conf.subcommand("study", description=StudyConfig.__doc__)]
         | Annotated[TrainDictionary, tyro.conf.subcommand(TRAIN, description=TrainDictionary.__doc__)]
+        | Annotated[ShowDictionary, tyro.conf.subcommand("show-dictionary", description=ShowDictionary.__doc__)]
         | Annotated[Capture, tyro.conf.subcommand("capture", description=Capture.__doc__)]
         | Annotated[Generate, tyro.conf.subcommand("generate", description=Generate.__doc__)]
         | Annotated[Sites, tyro.conf.subcommand("sites", description=Sites.__doc__)]

@@ -199,7 +199,8 @@ def _examples(
         x = np.zeros((2 * context + 1, acts.x.shape[1]), np.float32)  # one shape, one program
         x[: len(mine)] = acts.x[mine]
         values = np.zeros(last - first)
-        values[acts.pos[mine] - first] = np.asarray(_values(dictionary, x, np.array([latent], np.int32)))[: len(mine), 0]
+        z = np.asarray(_values(dictionary, x, np.array([latent], np.int32)))[: len(mine), 0]
+        values[acts.pos[mine] - first] = z
         text = excerpt(tokenizer, ids[first:last].tolist(), values.tolist(), peak - first)
         shown[window] = {"group": names[int(acts.group[row])], **text, "window": window}
     return list(shown.values())

@@ -26,10 +26,10 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
   [K][B]}, examples [{group, tokens, values, peak}], promoted [[token, score]], suppressed [[token, score]],
   dose {values, unit, curves {name: []}, y}}]: every key but layer and neuron may be absent. Tokens as they
   should be read, with their spaces.
-* dictionary: site, n_latents, k, tokens (it was judged on), metrics {fvu, explained_variance, l0, dead_fraction,
-  ce_recovered_zero, ce_recovered_mean}, recovered {measure, short, unit, original, reconstructed, mean, zero}, curves
-  {tokens, fvu, ...}; keys that words.py does not know are not shown; latents [{latent, density, rate [K], group,
-  selectivity, examples, promoted, suppressed}]
+* dictionary: site, path (if it was not trained here), n_latents, k, tokens (it was judged on), metrics {fvu,
+  explained_variance, l0, dead_fraction, ce_recovered_zero, ce_recovered_mean}, recovered {measure, short, unit,
+  original, reconstructed, mean, zero}, curves {tokens, fvu, ...}, latents [{latent, density, rate [K], group,
+  selectivity, examples, promoted, suppressed}]. Numbers that words.py does not know are not shown.
 
 | file        | what it does |
 |-------------|--------------|

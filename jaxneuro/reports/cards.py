@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from . import figures
 from .sections import Data, Panel
 from .spread import entropy_of, in_groups, of_most
-from .svg import finite, number, percent
+from .svg import finite, number, percent, shortened
 
 MOST_WORDS = 12  # promoted and suppressed tokens shown per card
 NEARLY = 0.7  # share of common tokens from which an example is said to repeat another
@@ -35,7 +35,7 @@ def _neuron(n: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
     facts.append(_lape(n.get("lape"), len(groups)))
     if n.get("ap") is not None:
         words = "average precision of the activation as a detector of this group; 1 is perfect"
-        facts.append((f"AP for {n.get('ap_group') or '–'}", number(n["ap"]), words))
+        facts.append((f"AP for {shortened(n.get('ap_group') or '–', 24)}", number(n["ap"]), words))
     card = _common(n, groups, own, name)
     card |= {"id": f"L{layer}N{unit}", "name": name, "class": n.get("class") or "", "groups": own, "facts": facts}
     card["dose"] = _dose(n.get("dose"), own, name)

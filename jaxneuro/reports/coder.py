@@ -17,6 +17,7 @@ def dictionary(data: Data) -> dict[str, Any] | None:
     recovered = part.get("recovered") or {}
     return {
         "facts": _facts(part.get("metrics") or {}, recovered.get("short") or "CE"),
+        "path": part.get("path"),
         "site": part.get("site", "–"), "n_latents": number(part.get("n_latents")), "k": number(part.get("k")),
         "kept": _kept(recovered), "tokens": number(n) if finite(n := part.get("tokens")) else None,
         "curves": _curves(part.get("curves") or {}),

@@ -61,6 +61,7 @@ def render(data: Mapping[str, Any]) -> str:
     return _template().render(
         title=data["title"], groups=data["groups"], findings=findings(data), run=sections.run(data),
         selectivity=sections.selectivity(data),
+        neurons_too=not data.get("dictionary") or any(data.get(k) for k in ("counts", "profile", "effect", "neurons")),
         counts=sections.counts(data), experts=sections.counts(data, "Expert neurons per group", ("expert",)),
         n_shuffles=((data.get("counts") or {}).get("shuffled") or {}).get("n_shuffles"),
         profile=sections.profile(data), expert_profile=sections.profile(data, ("expert",)),

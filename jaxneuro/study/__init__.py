@@ -15,6 +15,10 @@
 | dictionary | `dictionary/` (SAELens layout), `dictionary.json`, `dictionary-metrics.jsonl` |
 | report | `results.json`, `report.html` |
 
+A dictionary that was trained elsewhere takes the place of the trained one with `dictionary.path`; on its own page:
+
+    jaxneuro show-dictionary FOLDER --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --latents 0,7,12 --out DIR
+
 Every step is a function `(Inputs, RunFolder) -> None` in `steps.py`, and does nothing but call the rooms; an
 interrupted study goes on at the step, and inside a long step at the batch, where it stopped.
 """
@@ -22,3 +26,5 @@ interrupted study goes on at the step, and inside a long step at the batch, wher
 from .config import StudyConfig as StudyConfig
 from .folder import RunFolder as RunFolder
 from .run import run_study as run_study
+from .show import ShowDictionary as ShowDictionary
+from .show import show_dictionary as show_dictionary

@@ -95,10 +95,17 @@ class CardConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DictionaryConfig:
-    """The TopK dictionary."""
+    """The TopK dictionary, or a given one."""
 
+    path: str | None = None
+    """Judge and show this dictionary instead of training one: a folder, file or repository of the Hub, of any library
+    that `jaxneuro.dictionaries.load_dictionary` reads."""
+    subfolder: str | None = None
+    """Of `path`."""
     site: str | None = None
-    """Where it is trained; None: `resid_post` of the middle layer."""
+    """Where it is trained or belongs; None: where its files say, else `resid_post` of the middle layer."""
+    latents: tuple[int, ...] = ()
+    """Those on cards; none named: the most group-selective and the most active (`cards.latents` in all)."""
     expansion: int = 16
     """n_latents / d_in."""
     k: int = 16

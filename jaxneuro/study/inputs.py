@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ from ..errors import UserError, shown
 from ..models import Transformer
 from ..taps import capture
 from .config import StudyConfig
+from .given import check_width, open_given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class Inputs:
     """Windows of other documents, on which effects and reconstructions are measured."""
     left_out: tuple[str, ...]
     """Groups that were too small, if these are left out."""
+    given: Any
+    """The dictionary to judge in place of a trained one; None: train one."""
     site: str
     """Where a neuron is read, all layers: blocks.mlp.gate, say."""
     dictionary_site: str
@@ -109,20 +112,31 @@ class Inputs:
 
     def fingerprint(self) -> dict[str, str]:
         """What text and which model this is, by content."""
-        return {"text": self.windows.fingerprint, "model": fingerprint(self.model.weights)}
+        found = {"text": self.windows.fingerprint, "model": fingerprint(self.model.weights)}
+        return found if self.given is None else found | {"dictionary": fingerprint(self.given)}
 
 
-def load_inputs(config: StudyConfig) -> Inputs:
+def load_inputs(config: StudyConfig, *, neurons: bool = True) -> Inputs:
     """Load the model and the text, and refuse what cannot be studied.
 
+    Args:
+      neurons: False: only a dictionary is looked at; one group is enough, and the model may have no MLP.
     Raises:
       UserError: what is wrong with the model, the tokenizer, the text or the site, and what to do.
     """
     model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), bos=config.text.bos)
-    site = neuron_site(config.select.site, model.cfg)
-    dictionary_site = config.dictionary.site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
-    _check_sites(model, site, dictionary_site, config)
-    rows, left_out = _windows(config, model, tokenizer)
+    given = open_given(config.dictionary)
+    dictionary_site = given.site if given else config.dictionary.site
+    dictionary_site = dictionary_site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
+    site = neuron_site(config.select.site, model.cfg) if neurons else dictionary_site
+    shapes = _shapes(model, (site, dictionary_site))
+    if neurons:
+        _check_neurons(site, shapes[site])
+    if given:
+        check_width(given, dictionary_site, shapes[dictionary_site])
+    else:
+        _check_trained(dictionary_site, shapes[dictionary_site], config)
+    rows, left_out = _windows(config, model, tokenizer, at_least=2 if neurons else 1)
     rows.check_vocabulary(model.cfg.d_vocab)
     used = draw_windows(rows, config.text.max_tokens_per_group, config.seed)
     studied, measured = _split(used, config)
@@ -136,6 +150,7 @@ def load_inputs(config: StudyConfig) -> Inputs:
         studied=studied,
         measured=measured,
         left_out=left_out,
+        given=given and given.dictionary,
         site=site,
         dictionary_site=dictionary_site,
         output=model.apply if causal else functools.partial(model.apply, stop_at=model.cfg.n_layers),
@@ -155,7 +170,9 @@ def neuron_site(asked: str | None, cfg: Any) -> str:
     return site if site.startswith("blocks.") else f"blocks.{site}"
 
 
-def _windows(config: StudyConfig, model: Transformer, tokenizer: Tokenizer) -> tuple[Windows, tuple[str, ...]]:
+def _windows(
+    config: StudyConfig, model: Transformer, tokenizer: Tokenizer, at_least: int
+) -> tuple[Windows, tuple[str, ...]]:
     """All windows of all groups that have enough of them, and the names of the others.
 
     Raises:
@@ -167,7 +184,7 @@ def _windows(config: StudyConfig, model: Transformer, tokenizer: Tokenizer) -> t
         print(note, file=sys.stderr)
     if packing == "auto":
         packing = "apart" if model.cfg.causal else "documents"
-    require_groups(groups, 2)
+    require_groups(groups, at_least)
     try:
         rows = windows(groups, tokenizer, length=length, packing=packing)
     except UserError as e:
@@ -185,7 +202,7 @@ def _windows(config: StudyConfig, model: Transformer, tokenizer: Tokenizer) -> t
             f"group {shown}. Add text, choose a smaller --text.window, or leave them out: --text.leave-out-small."
         )
     kept = {name: groups[name] for name in sizes if name not in small}
-    require_groups(kept, 2)
+    require_groups(kept, at_least)
     return windows(kept, tokenizer, length=length, packing=packing), small
 
 
@@ -226,23 +243,27 @@ def _kept_blocks(block: np.ndarray, tokens: np.ndarray, config: StudyConfig, rng
     return names[kept or [int(np.argmin(size))]]
 
 
-def _check_sites(model: Transformer, site: str, dictionary_site: str, config: StudyConfig) -> None:
-    """Both sites exist and fit what is done there: found out now, not after minutes."""
+def _shapes(model: Transformer, wanted: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the sites: that one does not exist is found out now, not after minutes."""
     tokens, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
-    wanted = list(dict.fromkeys((site, dictionary_site)))
-    shapes = {
-        k: v.shape for k, v in jax.eval_shape(capture(model.apply, wanted), model.weights, tokens, mask)[1].items()
-    }
-    if len(shapes[site]) < 4:
+    found = jax.eval_shape(capture(model.apply, list(dict.fromkeys(wanted))), model.weights, tokens, mask)[1]
+    return {site: value.shape for site, value in found.items()}
+
+
+def _check_neurons(site: str, shape: tuple[int, ...]) -> None:
+    if len(shape) < 4:
         raise UserError(f"select.site = {site!r} is one layer or has no neurons; a study reads all layers of a site.")
-    if len(shapes[dictionary_site]) != 3:
+
+
+def _check_trained(site: str, shape: tuple[int, ...], config: StudyConfig) -> None:
+    if len(shape) != 3:
         raise UserError(
-            f"dictionary.site = {dictionary_site!r} has the shape {shapes[dictionary_site]}; a dictionary needs one "
+            f"dictionary.site = {site!r} has the shape {shape}; a dictionary needs one "
             "layer's [batch, pos, width], such as blocks.3.resid_post."
         )
-    n_latents = config.dictionary.expansion * shapes[dictionary_site][-1]
+    n_latents = config.dictionary.expansion * shape[-1]
     if config.dictionary.k > n_latents:
         raise UserError(
             f"dictionary.k = {config.dictionary.k} is more than the {n_latents} latents (dictionary.expansion = "
-            f"{config.dictionary.expansion} times the width {shapes[dictionary_site][-1]}). Choose a smaller k."
+            f"{config.dictionary.expansion} times the width {shape[-1]}). Choose a smaller k."
         )

@@ -2,7 +2,7 @@
 """Cards of a dictionary's latents: which groups they fire in, where they are strongest, which tokens they write."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +11,12 @@ from ..activations import ActivationArray
 from ..dictionaries import SparseCoder
 from ..dictionaries.examples import checked, group_rates, latent_examples, most_active, most_selective
 from ..models import unembedding
+from ..models.transformer import gain
 from ..neurons import decode_directions
 from .inputs import Inputs
+
+RESIDUAL: Final = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+"""Ends of sites whose directions are of the residual stream, so that the unembedding reads them."""
 
 
 def latent_cards(
@@ -59,11 +63,12 @@ def _card(inputs: Inputs, latent: int, rate: np.ndarray, density: float) -> dict
 def _written(inputs: Inputs, dictionary: SparseCoder, latents: np.ndarray) -> list[dict[str, Any]]:
     """Tokens that each latent's decoder row promotes and suppresses, where the model has an unembedding."""
     weights, cfg = inputs.model.weights, inputs.model.cfg
-    if not cfg.has_head or dictionary.d_out != cfg.d_model:
+    writes = inputs.dictionary_site.rpartition(".")[2] in RESIDUAL
+    if not cfg.has_head or not writes or dictionary.d_out != cfg.d_model or inputs.dictionary_site.startswith("enc"):
         return [{"promoted": None, "suppressed": None}] * len(latents)
-    rows = dictionary.W_dec[latents]
+    rows = dictionary.W_dec[latents].astype(jnp.float32)
     if "final_norm" in weights:
-        rows = rows * weights["final_norm"]["scale"].astype(jnp.float32)
+        rows = rows * gain(weights["final_norm"], cfg)
     decoded = decode_directions(rows, unembedding(weights, cfg), inputs.config.cards.tokens)
     return [
         {"promoted": inputs.named(up, s_up), "suppressed": inputs.named(down, s_down)}

@@ -8,6 +8,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
+from ..errors import shown
 from ..io import read_json, write_json
 from ..neurons import CLASSES, MEASURES, GroupStatistics
 from ..reports import write_report
@@ -53,24 +54,46 @@ def write_results(inputs: Inputs, folder: RunFolder) -> None:
     """Write results.json and report.html from the files of the steps before."""
     found, effect = read_json(folder / "neurons.json"), read_json(folder / "effect.json")
     dictionary = read_json(folder / "dictionary.json")
-    results = {
+    results = _about(inputs) | {
+        "neurons": counts(inputs, found),
+        "effect": effect,
+        "dictionary": dictionary["metrics"],
+    }
+    _write(results, report_data(inputs, folder, results, found, dictionary), folder)
+
+
+def write_shown(inputs: Inputs, folder: RunFolder) -> None:
+    """Write results.json and report.html of a dictionary alone."""
+    found = read_json(folder / "dictionary.json")
+    results = _about(inputs) | {"dictionary": found["metrics"], "site": found["site"]}
+    data = {
+        "title": inputs.config.title or f"{Path(found['path']).name}, {title(inputs.config, inputs.groups)}",
+        "run": run_data(inputs, folder, results, given_notes(inputs), None),
+        "groups": list(inputs.groups),
+        "dictionary": dictionary_data(found),
+    }
+    _write(results, data, folder)
+
+
+def _write(results: dict[str, Any], data: dict[str, Any], folder: RunFolder) -> None:
+    results |= {"title": data["title"], "findings": [f._asdict() for f in findings(plain(data))]}
+    write_json(folder / "results.json", results)
+    write_report(data, folder / "report.html")
+
+
+def _about(inputs: Inputs) -> dict[str, Any]:
+    """What every results.json says of its run."""
+    return {
         "groups": list(inputs.groups),
         "tokens": {name: t["tokens_used"] for name, t in inputs.texts.items()},
         "text": inputs.texts,
         "left_out": list(inputs.left_out),
-        "neurons": counts(inputs, found),
-        "effect": effect,
-        "dictionary": dictionary["metrics"],
         "versions": versions(),
         "seed": inputs.config.seed,
         "config": inputs.config.identity(),
         "device": jax.devices()[0].device_kind,
         "fingerprint": inputs.fingerprint(),
     }
-    data = report_data(inputs, folder, results, found, dictionary)
-    results |= {"title": data["title"], "findings": [f._asdict() for f in findings(plain(data))]}
-    write_json(folder / "results.json", results)
-    write_report(data, folder / "report.html")
 
 
 def counts(inputs: Inputs, found: dict[str, Any]) -> dict[str, Any]:
@@ -105,31 +128,10 @@ def report_data(
     inputs: Inputs, folder: RunFolder, results: dict[str, Any], found: dict[str, Any], dictionary: dict[str, Any]
 ) -> dict[str, Any]:
     """The report's data: see jaxneuro.reports for the keys."""
-    cfg, run = inputs.model.cfg, read_json(folder / "run.json")
     null_specific = np.asarray(found["null"]["specific"]).sum(0)
     return {
         "title": title(inputs.config, inputs.groups),
-        "run": {
-            "model": {
-                "name": inputs.config.model,
-                "family": cfg.family,
-                "n_layers": cfg.n_layers,
-                "d_model": cfg.d_model,
-                "d_mlp": cfg.d_mlp,
-                "n_parameters": sum(x.size for x in jax.tree.leaves(inputs.model.weights)),
-                "site": inputs.site,
-            },
-            "config": results["config"],
-            "versions": results["versions"],
-            "seed": inputs.config.seed,
-            "device": results["device"],
-            "started": run["started"],
-            "seconds": round(sum(s["seconds"] for s in folder.records().values()), 1),
-            "tokens": results["tokens"],
-            "text": inputs.config.groups,
-            "folder": folder.path.resolve().name,
-            "notes": notes(inputs, found),
-        },
+        "run": run_data(inputs, folder, results, notes(inputs, found), inputs.site),
         "groups": list(inputs.groups),
         "counts": {k: v for k, v in results["neurons"].items() if k not in ("lape", "significant", "legend")}
         | {"shuffled": {k: v for k, v in results["neurons"]["shuffled"].items() if k not in ("lape", "significant")}},
@@ -145,16 +147,35 @@ def report_data(
         "effect": results["effect"]
         | {"windows": np.bincount(inputs.measured.group, minlength=len(inputs.groups)).tolist()},
         "neurons": neuron_cards(inputs, folder),
-        "dictionary": {
-            "site": dictionary["site"],
-            "n_latents": dictionary["n_latents"],
-            "k": dictionary["k"],
-            "metrics": dictionary["metrics"],
-            "tokens": dictionary["metrics"].get("measured_tokens"),
-            "recovered": recovered_values(dictionary["metrics"]),
-            "curves": dictionary["curves"],
-            "latents": dictionary["latents"],
+        "dictionary": dictionary_data(dictionary),
+    }
+
+
+def run_data(
+    inputs: Inputs, folder: RunFolder, results: dict[str, Any], said: list[str], site: str | None
+) -> dict[str, Any]:
+    """The report's `run`, with notes and the site of neurons."""
+    cfg, run = inputs.model.cfg, read_json(folder / "run.json")
+    return {
+        "model": {
+            "name": inputs.config.model,
+            "family": cfg.family,
+            "n_layers": cfg.n_layers,
+            "d_model": cfg.d_model,
+            "d_mlp": cfg.d_mlp,
+            "n_parameters": sum(x.size for x in jax.tree.leaves(inputs.model.weights)),
+            "site": site,
         },
+        "config": results["config"],
+        "versions": results["versions"],
+        "seed": inputs.config.seed,
+        "device": results["device"],
+        "started": run["started"],
+        "seconds": round(sum(s["seconds"] for s in folder.records().values()), 1),
+        "tokens": results["tokens"],
+        "text": inputs.config.groups,
+        "folder": folder.path.resolve().name,
+        "notes": said,
     }
 
 
@@ -184,6 +205,13 @@ def sizes(folder: RunFolder, found: dict[str, Any]) -> dict[str, Any]:
     return {"share": found["top_rate"], "lowest": lowest, "specific": ends("specific"), "related": ends("related")}
 
 
+def dictionary_data(found: dict[str, Any]) -> dict[str, Any]:
+    """The report's `dictionary`, from dictionary.json."""
+    parts = {key: found[key] for key in ("site", "n_latents", "k", "metrics", "curves", "latents")}
+    tokens = found["metrics"].get("measured_tokens")
+    return parts | {"tokens": tokens, "recovered": recovered_values(found["metrics"]), "path": found.get("path")}
+
+
 def recovered_values(metrics: dict[str, Any]) -> dict[str, Any]:
     """The measure with the site as it is, reconstructed, at its mean and at zero, with its name and unit."""
     measure = MEASURES[metrics["recovered_measure"]]
@@ -211,6 +239,7 @@ def notes(inputs: Inputs, neurons: dict[str, Any]) -> list[str]:
         )
     if inputs.measure != "loss":
         found.append("This model has no next-token loss; effects are shifts of its mean-pooled last hidden state.")
+    found += given_notes(inputs)
     cut = int(inputs.windows.truncated_documents.sum())
     if cut:
         found.append(f"{cut} documents were longer than {inputs.windows.length} tokens and were cut.")
@@ -226,6 +255,21 @@ def few_documents(groups: Sequence[str], neurons: dict[str, Any]) -> list[str]:
         for name, claim, n, p in each
         if claim == "windows"
     ]
+
+
+def given_notes(inputs: Inputs) -> list[str]:
+    """What a reader has to know of a dictionary that was trained elsewhere."""
+    if inputs.given is None:
+        return []
+    begins = "begin with the begin token" if inputs.tokenizer.prefix else "begin without a begin token"
+    found = [
+        f"The dictionary was not trained here: it is read from {shown(inputs.config.dictionary.path, 200)}.",
+        f"Windows have {inputs.windows.length} tokens and {begins}; what stands around a text is in no number.",
+        "Rates, selectivity and examples are of the studied windows, the numbers of the others.",
+    ]
+    if inputs.measure != "loss":
+        found.append("This model has no next-token loss; what is lost is the shift of its pooled last hidden state.")
+    return found
 
 
 def neuron_cards(inputs: Inputs, folder: RunFolder) -> list[dict[str, Any]]:

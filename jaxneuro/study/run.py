@@ -40,7 +40,7 @@ def run_study(config: StudyConfig) -> Path:
                 say(f"{number}/{len(STEPS)} {step.title}: done before")
                 continue
             say(f"{number}/{len(STEPS)} {step.title}")
-            folder.step(step.name, step.files, lambda step=step: step.function(inputs, folder))
+            folder.step(step.name, step.leaves(inputs), lambda step=step: step.function(inputs, folder))
         if folder.done("report"):
             print("\n".join(summary(read_json(folder / "results.json"))))
     print(f"report:  {config.out / 'report.html'}\nresults: {config.out / 'results.json'}")
@@ -52,8 +52,11 @@ def _title(folder: RunFolder) -> str | None:
     return read_json(folder / "results.json").get("title") if folder.done("report") else None
 
 
-def summary(results: dict[str, Any]) -> list[str]:
+def summary(results: dict[str, Any], *, details: bool = False) -> list[str]:
     """The findings of results.json as lines for a terminal, each with its verdict where there is one.
+
+    Args:
+      details: also the numbers behind each.
 
     Example:
       >>> summary({"title": "t", "findings": [{"claim": "All is so.", "detail": "", "holds": True}]})
@@ -61,4 +64,6 @@ def summary(results: dict[str, Any]) -> list[str]:
     """
     sign = {True: "✓", False: "✗", None: "·"}
     claims = [f"  {sign[f['holds']]} {f['claim']}" for f in results.get("findings", [])]
+    if details:
+        claims = [line for c, f in zip(claims, results["findings"], strict=True) for line in (c, f"    {f['detail']}")]
     return [pictures(results.get("title", "")), *claims]

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of a study: each reads what the ones before left in the folder and writes its own files."""
 
-import json
-import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -11,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..activations import harvest, rich_progress, run
+from ..activations import ActivationArray, rich_progress, run
 from ..data import batches, in_turns
-from ..dictionaries import Placement, Reconstruction, Recovered, Training, reconstruction, recovered, save_saelens, topk
+from ..dictionaries import Placement, SparseCoder, Training, save_saelens, topk
 from ..io import write_json
 from ..neurons import (
-    MEASURES,
     Experts,
     GroupStatistics,
     LabelledStream,
@@ -35,7 +32,7 @@ from ..taps import capture
 from .explain import save_explained
 from .folder import RunFolder
 from .inputs import Inputs
-from .latents import latent_cards
+from .judging import METRICS, activations, judged_dictionary
 from .results import write_results
 
 
@@ -46,6 +43,10 @@ class Step(NamedTuple):
     title: str
     files: tuple[str, ...]
     function: Callable[[Inputs, RunFolder], None]
+
+    def leaves(self, inputs: Inputs) -> tuple[str, ...]:
+        """Its files in this study: a given dictionary stays where it is."""
+        return self.files[:1] if self.name == "dictionary" and inputs.given is not None else self.files
 
 
 def statistics(inputs: Inputs, folder: RunFolder) -> None:
@@ -313,105 +314,43 @@ def _doses(
 
 
 def dictionary(inputs: Inputs, folder: RunFolder) -> None:
-    """Train a TopK dictionary on one site of the studied windows; judge it on the measured ones."""
+    """Train a TopK dictionary on one site of the studied windows, or take the given one; judge it on the measured."""
+    studied, measured = activations(inputs, folder)
+    learned = _trained(inputs, folder, studied) if inputs.given is None else inputs.given
+    write_json(folder / "dictionary.json", judged_dictionary(inputs, folder, learned, studied, measured))
+
+
+def _trained(inputs: Inputs, folder: RunFolder, acts: ActivationArray) -> SparseCoder:
     c, model = inputs.config.dictionary, inputs.model
-    site = inputs.dictionary_site
-    with rich_progress("5/6 activations") as progress:
-        train, judged = (
-            harvest(
-                model,
-                rows,
-                site,
-                folder.unfinished / name,
-                max_tokens=c.max_tokens,
-                batch_size=inputs.config.batch,
-                seed=inputs.config.seed,
-                progress=progress,
-            )
-            for name, rows in (("studied", inputs.studied), ("measured", inputs.measured))
-        )
-    d_in = train.x.shape[1]
-    n_latents = c.expansion * d_in
     method = topk(
-        n_latents,
+        c.expansion * acts.x.shape[1],
         c.k,
         training=Training(learning_rate=c.learning_rate, steps=c.steps, dead_after_tokens=c.dead_after_tokens),
     )
-    metrics = folder / "dictionary-metrics.jsonl"
     with rich_progress("5/6 dictionary") as progress:
         learned = run(
             method,
-            train.batches(batch_size=min(c.batch, len(train)), seed=inputs.config.seed),
+            acts.batches(batch_size=min(c.batch, len(acts)), seed=inputs.config.seed),
             key=jax.random.key(inputs.config.seed),
             steps=c.steps,
             checkpoint_dir=folder.unfinished / "training",
-            metrics=metrics,
+            metrics=folder / METRICS,
             progress=progress,
             log_every=max(1, c.steps // 200),
         )
-    found = reconstruction(learned, judged.batches(batch_size=min(c.batch, len(judged)), seed=None, epochs=1))
-    kept = recovered(
-        inputs.output,
-        model.weights,
-        site,
-        learned,
-        found.mean,
-        inputs.measured_batches(),
-        judge=MEASURES[inputs.measure].fn,
-    )
     place = Placement(
-        site=(site,),
+        site=(inputs.dictionary_site,),
         model=inputs.config.model,
         family=model.cfg.family,
         context=inputs.windows.length,
         prepend_bos=bool(inputs.tokenizer.prefix),
     )
     save_saelens(learned, folder / "dictionary", place=place)
-    write_json(
-        folder / "dictionary.json",
-        {
-            "site": site,
-            "n_latents": n_latents,
-            "k": c.k,
-            "metrics": _judgement(inputs, found, kept),
-            "curves": _curves(metrics),
-            "latents": latent_cards(inputs, learned, train),
-        },
-    )
-
-
-def _judgement(inputs: Inputs, found: Reconstruction, kept: Recovered) -> dict[str, Any]:
-    """The numbers of results.json; `recovered_measure` says of what measure the recovered scores are."""
-    numbers = ("fvu", "explained_variance", "explained_variance_centred", "l0", "dead_fraction", "shrinkage", "cosine")
-    ends = {"original": kept.original, "reconstructed": kept.reconstructed, "zero": kept.zero, "mean": kept.mean}
-    return {
-        **{name: getattr(found, name) for name in numbers},
-        "ce_recovered_zero": _or_none(kept.recovered_zero),
-        "ce_recovered_mean": _or_none(kept.recovered_mean),
-        "recovered_measure": inputs.measure,
-        "recovered_values": ends,
-        "measured_tokens": found.tokens,
-    }
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
-
-
-def _curves(metrics: Any) -> dict[str, list[float]]:
-    """Training curves of the report: tokens seen, and three numbers of each logged step."""
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    seen = np.cumsum([r["tokens"] * (r["step"] - before) for r, before in _with_previous_step(rows)])
-    return {"tokens": seen.tolist()} | {k: [r[k] for r in rows] for k in ("fvu", "l0", "dead_fraction")}
-
-
-def _with_previous_step(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
-    return list(zip(rows, [0, *(r["step"] for r in rows[:-1])], strict=True))
+    return learned
 
 
 DICTIONARY_FILES: Final = (
-    *("dictionary.json", "dictionary-metrics.jsonl", "dictionary/cfg.json"),
+    *("dictionary.json", METRICS, "dictionary/cfg.json"),
     "dictionary/sae_weights.safetensors",
 )
 STEPS: Final = (
@@ -419,7 +358,7 @@ STEPS: Final = (
     Step("select", "group-specific neurons, beside shuffled labels", ("neurons.npz", "neurons.json"), select),
     Step("effect", "silencing, beside random sets", ("effect.npz", "effect.json"), effect),
     Step("cards", "examples, tokens and dose-response", ("cards.json",), cards),
-    Step("dictionary", "a TopK dictionary", DICTIONARY_FILES, dictionary),
+    Step("dictionary", "a dictionary", DICTIONARY_FILES, dictionary),
     Step("report", "results and report", ("results.json", "report.html"), write_results),
 )
 

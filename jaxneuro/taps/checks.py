@@ -64,6 +64,8 @@ def ranges(numbers: list[int]) -> str:
     """Layer numbers in words."""
     if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
         return f"layers {numbers[0]} to {numbers[-1]}"
+    if len(numbers) == 1:
+        return f"layer {numbers[0]}"
     return f"the layers {', '.join(map(str, numbers))}" if numbers else "none"
 
 

@@ -73,9 +73,8 @@ def test_byte_level_strings(bpe):
 
 @pytest.mark.parametrize("text", ["€", "😀", "👍🏽", "👩\u200d💻", "❤️\u200d🔥", "🇩🇪"])
 def test_tokens_of_one_character_are_one_string(bpe, text):
-    ids = bpe.encode(f"a{text} b")
-    joined = bpe.joined_strings(ids)
-    assert joined == [("a", 1), (text, len(ids) - 3), (" ", 1), ("b", 1)]
+    ids = bpe.encode(f"a{text}b")
+    assert bpe.joined_strings(ids) == [("a", 1), (text, len(ids) - 2), ("b", 1)]
     assert "\\x" in "".join(bpe.token_strings(ids)), "or nothing was joined"
 
 

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report in a real browser: what a reader sees and can do."""
 
+import json
+
 import pytest
 
 from jaxneuro.reports import write_report
+from jaxneuro.reports.report import plain
 
 from .browser import Browser
 from .conftest import GROUPS
@@ -51,7 +54,7 @@ def test_heat_maps_and_cards_can_be_seen(chromium, page):
     assert len(cells) == 2 * 81
     assert all(w > 40 and h > 25 for w, h in cells)
     shown = chromium.run(SIZES, "#neurons .card, #dictionary .card")
-    assert len(shown) == 24
+    assert len(shown) == 12
     assert all(w > 500 and h > 150 for w, h in shown)
     assert all(w > 100 and h > 50 for w, h in chromium.run(SIZES, "main svg.fig:not(.colours)"))
 
@@ -104,14 +107,14 @@ def test_filters_and_order(chromium, page, study):
     choose(chromium, "#neurons", "group", "")
     choose(chromium, "#neurons", "class", "")
     choose(chromium, "#neurons", "sort", "lape")
-    assert cards(chromium) == [name(n) for n in sorted(neurons, key=lambda n: n["lape"])][:12]
+    assert cards(chromium) == [name(n) for n in sorted(neurons, key=lambda n: n["lape"])][:6]
     choose(chromium, "#neurons", "sort", "-ap")
     best = sorted((n for n in neurons if n["ap"] is not None), key=lambda n: -n["ap"])
-    assert cards(chromium) == [name(n) for n in best][:12]
+    assert cards(chromium) == [name(n) for n in best][:6]
     choose(chromium, "#dictionary", "group", "it")
     wanted = [f"F{f['latent']}" for f in study["dictionary"]["latents"] if f["group"] == "it"]
     assert cards(chromium, "#dictionary") == wanted
-    assert len(cards(chromium)) == 12, "one list does not filter the other"
+    assert len(cards(chromium)) == 6, "one list does not filter the other"
 
 
 def test_more_cards_on_demand_and_the_keyboard_goes_on_there(chromium, page):
@@ -119,10 +122,10 @@ def test_more_cards_on_demand_and_the_keyboard_goes_on_there(chromium, page):
     before = cards(chromium)
     chromium.click("#neurons .more")
     after = cards(chromium)
-    assert (len(before), len(after)) == (12, 24)
-    assert chromium.run("return document.activeElement.id") == after[12]
-    chromium.click("#neurons .more")
-    chromium.click("#neurons .more")
+    assert (len(before), len(after)) == (6, 12)
+    assert chromium.run("return document.activeElement.id") == after[6]
+    for _ in range(5):
+        chromium.click("#neurons .more")
     assert len(cards(chromium)) == 40
     assert chromium.run("return document.querySelector('#neurons .more').hidden")
 
@@ -242,6 +245,40 @@ def test_nothing_sticks_out_at_any_width(chromium, page, width):
     assert chromium.run(
         "return [...document.querySelectorAll('.card *')].every(e => e.getBoundingClientRect().right <= innerWidth)"
     )
+
+
+@pytest.fixture(scope="module")
+def long_names(study, tmp_path_factory):
+    """The study with names of 200 and of 60 characters, one of them wide."""
+    text = json.dumps(plain(study))
+    for short, long in {
+        "code": "c" * 200,
+        "de": "新聞の記事を集めたフォルダ" * 5,
+        "fr": "a name of many words " * 3,
+    }.items():
+        text = text.replace(json.dumps(short), json.dumps(long))
+    return write_report(json.loads(text), tmp_path_factory.mktemp("long") / "report.html")
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+def test_long_names_neither_stick_out_nor_squeeze_values(chromium, long_names, width):
+    chromium.open(long_names, width=width, height=800)
+    assert chromium.run("return document.documentElement.scrollWidth <= innerWidth")
+    script = "return [...document.querySelectorAll('.peak-value ' + arguments[0])].map(e => [e.offsetHeight, e.title])"
+    values, names = chromium.run(script, "span"), chromium.run(script, "b")
+    assert len(values) == len(names) > 10
+    assert max(h for h, _ in values + names) < 30, "one line each"
+    assert "c" * 200 in [title for _, title in names], "the whole name is in the tooltip"
+    cut = "return [...document.querySelectorAll('.peak-value b')].some(e => e.scrollWidth > e.clientWidth)"
+    assert chromium.run(cut), "an ellipsis"
+
+
+def test_a_short_name_takes_no_more_room_than_it_needs(chromium, page):
+    chromium.open(page, width=1100, height=800)
+    widths = chromium.run("return [...document.querySelectorAll('.example')].map(e => e.firstChild.offsetWidth)")
+    assert max(widths) < 120
+    cut = "return [...document.querySelectorAll('.peak-value b')].some(e => e.scrollWidth > e.clientWidth)"
+    assert not chromium.run(cut)
 
 
 def test_an_empty_study_opens_too(chromium, tmp_path):
