@@ -8,7 +8,8 @@
     jaxneuro generate PATH_OR_HUB_NAME --prompt TEXT --max-new 64 --steer VECTOR.npz --site blocks.3.resid_post
     jaxneuro sites PATH_OR_HUB_NAME
 
-Every command takes `--quiet`: no progress, only results and errors.
+Every command takes `--quiet`: no progress, only results and errors. `jaxneuro --tyro-print-completion bash` (or zsh)
+prints a script that completes options with the tab key.
 
 | exit code | meaning |
 |---|---|
@@ -30,6 +31,7 @@ from ..console import quietly
 from ..errors import UserError
 
 TRAIN: Final = "train-dictionary"
+ABOUT: Final = "Open up pretrained networks. Every command takes --quiet: no progress, only results and errors."
 QUIET: Final = "--quiet"
 """Of every command: no progress, only results and errors."""
 
@@ -100,7 +102,9 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
         | Annotated[Generate, tyro.conf.subcommand("generate", description=Generate.__doc__)]
         | Annotated[Sites, tyro.conf.subcommand("sites", description=Sites.__doc__)]
     )
-    config = tyro.cli(command, args=argv, prog="jaxneuro", config=(tyro.conf.OmitSubcommandPrefixes,))  # type: ignore[arg-type]
+    config = tyro.cli(
+        command, args=argv, prog="jaxneuro", description=ABOUT, config=(tyro.conf.OmitSubcommandPrefixes,)
+    )  # type: ignore[arg-type]
     return functools.partial(jobs[type(config)], config)
 
 

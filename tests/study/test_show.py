@@ -14,6 +14,7 @@ from jaxneuro.dictionaries import JumpReLU, Relu, SparseCoder, TopK, load_dictio
 from jaxneuro.errors import UserError
 from jaxneuro.study import ShowDictionary, StudyConfig, run_study, show_dictionary
 from jaxneuro.study.config import CardConfig, DictionaryConfig, EffectConfig, SelectConfig, TextConfig
+from jaxneuro.study.latents import default_latents
 from jaxneuro.study.show import numbers, study_of
 
 HOOK = {"hook_name": "blocks.1.hook_resid_post", "context_size": 16, "prepend_bos": False}

@@ -180,3 +180,11 @@ def test_sites_is_a_table(chain, ws, x):
 def test_sites_of_a_gradient(chain, ws, x):
     names = [s.name for s in sites(jax.grad(lambda x: chain(ws, x).sum()), x)]
     assert {"blocks.post", "blocks.post@grad", "out@grad"} <= set(names)
+
+
+def test_one_layer_is_called_one():
+    one = sites(lambda x: tap(x, "stage.resid", layer=0), jnp.arange(3))
+    assert "layer 0" in str(one)
+    assert "the layers" not in str(one)
+    with pytest.raises(UserError, match=r"no layer 4 at 'stage\.resid'\. It has layer 0\."):
+        capture(lambda x: tap(x, "stage.resid", layer=0), ["stage.4.resid"])(jnp.arange(3))
