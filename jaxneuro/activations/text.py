@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model and the text it reads, opened together: what does not fit is known before anything is computed."""
 
-import sys
 from typing import Any
 
 from jax.sharding import Mesh
 
+from ..console import say
 from ..data import BOS, Paired, TextFields, Tokenizer, Windows, load_tokenizer, read_groups, windows
 from ..errors import UserError, unknown
 from ..models import Transformer, load
@@ -58,7 +58,7 @@ def read_windows(
         packing = "windows" if model.cfg.causal and model.cfg.encoder is None else "documents"
     texts = read_groups(groups, one_group=True, **fields.arguments())
     if note := texts.skipped_note():
-        print(note, file=sys.stderr)
+        say(note)
     rows = windows(texts, tokenizer, length=length, packing=packing, max_tokens_per_group=max_tokens_per_group)
     rows.check_vocabulary(model.cfg.d_vocab)
     return rows

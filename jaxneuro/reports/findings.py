@@ -91,8 +91,14 @@ def _experts(data: Mapping[str, Any]) -> Finding | None:
     claim = f"{number(low)} to {number(high)} neurons" if low < high else f"{number(low)} neurons"
     claim += " per group detect its text better than shuffled labels explain; "
     claim += f"with shuffled labels, {number(_sum(null.values()) / len(null), 2)} on average."
-    detail = f"Average precision over windows, false discovery rate 5 %. Per group: {_listed(found)}."
-    return Finding(claim, detail + (f" Not above chance: {_names(below)}." if below else ""), not below)
+    detail = "Average precision over windows; at most 5 % of a group's are false, with 95 % confidence. "
+    detail += f"Per group: {_listed(found)}."
+    if below:
+        detail += f" Not above chance: {_names(below)}."
+    claims = (counts.get("null") or {}).get("claim") or {}
+    if few := [g for g in found if claims.get(g) == "windows"]:
+        detail = f"Too few documents to say more than of windows of the same documents ({_names(few)}). {detail}"
+    return Finding(claim, detail, None if few else not below)
 
 
 def _neurons(data: Mapping[str, Any]) -> Finding | None:

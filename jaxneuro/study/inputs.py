@@ -3,7 +3,6 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..activations import fingerprint
 from ..activations.text import model_and_tokenizer
+from ..console import say
 from ..data import (
     Subset,
     Tokenizer,
@@ -181,7 +181,7 @@ def _windows(
     text, length = config.text, _length(config, model.cfg)
     groups, packing = read_groups(config.groups, **text.arguments()), text.packing
     if note := groups.skipped_note():
-        print(note, file=sys.stderr)
+        say(note)
     if packing == "auto":
         packing = "apart" if model.cfg.causal else "documents"
     require_groups(groups, at_least)

@@ -44,8 +44,8 @@ class ShowDictionary(TextFields):
     """Tokens per window; None: the context that the files name, else 128."""
     bos: Bos | None = None
     """Whether windows begin with the begin token; None: as the files say, else by the tokenizer's convention."""
-    packing: Literal["auto", "windows", "documents"] = "auto"
-    """windows: documents of a group one after another. documents: one per row. auto: windows for a decoder."""
+    packing: Literal["auto", "apart", "windows", "documents"] = "auto"
+    """As in `jaxneuro study`. auto: apart for a decoder, documents for an encoder."""
     max_tokens_per_group: int | None = 16_384
     """Use at most this much of each group."""
     title: str | None = None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of a study: each reads what the ones before left in the folder and writes its own files."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 

@@ -180,6 +180,15 @@ def test_nothing_is_changed(study):
     assert data == before
 
 
+def test_too_few_documents_get_no_verdict():
+    experts = {"expert": {"a": 700, "b": 500}, "shuffled": {"expert": {"a": 1.0, "b": 0.0}}}
+    both = {"claim": {"a": "documents", "b": "documents"}}
+    assert only({"groups": GROUPS, "counts": experts | {"null": both}}).holds is True
+    f = only({"groups": GROUPS, "counts": experts | {"null": {"claim": {"a": "documents", "b": "windows"}}}})
+    assert f.holds is None
+    assert f.detail.startswith("Too few documents to say more than of windows of the same documents (b).")
+
+
 def test_experts_against_shuffled_labels():
     experts = {"expert": {"a": 700, "b": 500}, "shuffled": {"expert": {"a": 1.0, "b": 0.0}}}
     f = only({"groups": GROUPS, "counts": experts})

@@ -163,7 +163,7 @@ def test_a_study_takes_it_in_place_of_its_own(saved, model_folder, groups_file, 
     config = StudyConfig(
         model=str(model_folder), groups=str(groups_file), out=tmp_path / "study", batch=8,
         text=TextConfig(window=16, max_tokens_per_group=320),
-        select=SelectConfig(top_rate=0.1, shuffles=2, responses_per_group=8),
+        select=SelectConfig(top_rate=0.1, shuffles=19, responses_per_group=8),
         effect=EffectConfig(tokens_per_group=32, batch=4, chunk=8),
         cards=CardConfig(per_group=1, dosed=0, latents=4, tokens=3, examples=2, context=3),
         dictionary=DictionaryConfig(path=str(saved), max_tokens=200),
