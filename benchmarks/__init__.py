@@ -13,6 +13,7 @@ checked against the same reference; a ratio is of medians. Times are of finished
 | `large:MODEL` | a model in bfloat16: forward, statistics, one layer, a store | a bare matmul; PyTorch libraries |
 | `decoding` | the tokens of every neuron through the LM head | PyTorch, a matmul and two topk per chunk |
 | `attention` | every form of attention that runs here, forward and gradient | the explicit one's numbers |
+| `dictionary_quality:400k`, `:4m` | held-out FVU at equal L0 and equal steps | SAELens, dictionary_learning |
 | `topk_step` | a TopK dictionary's training step | dense JAX: `lax.top_k`, autodiff, Adam |
 | `kernels` | every op's implementations, whole training steps | the device's limits; `lax.top_k`, dense JAX, PyTorch |
 

@@ -102,7 +102,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self._module = _optional("tensorboardX", "TensorBoard", "tensorboardX")
+        self._module = _optional("tensorboardX", "TensorBoard", "tensorboardX", "tensorboard")
         self._folder = os.fspath(folder)
         self._writer: Any = None
 
@@ -139,7 +139,7 @@ class WandB:
     """
 
     def __init__(self, **init: Any):
-        self._run = _optional("wandb", "Weights & Biases", "wandb").init(**init)
+        self._run = _optional("wandb", "Weights & Biases", "wandb", "wandb").init(**init)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row."""
@@ -150,13 +150,13 @@ class WandB:
         self._run.finish()
 
 
-def _optional(module: str, what: str, package: str) -> ModuleType:
+def _optional(module: str, what: str, package: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as e:
         raise UserError(
-            f"metrics to {what} need the package {package}, which is not installed: pip install {package}. "
-            f"Without it, give a file name: metrics are then written as JSON lines."
+            f"metrics to {what} need the package {package}, which is not installed: pip install {package} (or "
+            f"jaxneuro[{extra}]). Without it: --metrics jsonl, or in Python a file name."
         ) from e
 
 

@@ -114,7 +114,7 @@ def check_answers(model: Any, sites: Sequence[str], there: bool) -> None:
         )
 
 
-def _several(site: str) -> bool:
+def several(site: str) -> bool:
     """It stands for layers, and its values have an axis of them."""
     name, _, single = parse(site)
     return name.removeprefix(_ENCODER).startswith("blocks.") and not single
@@ -139,7 +139,7 @@ def reader(apply: Callable[..., Any], site: str) -> Callable[..., Float[Array, "
 
 def readers(apply: Callable[..., Any], sites: tuple[str, ...]) -> Callable[..., dict[str, Array]]:
     """(weights, tokens, mask) -> {site: [batch, pos, d]} of several sites, each of one layer; see `reader`."""
-    for site in filter(_several, sites):
+    for site in filter(several, sites):
         one = parse(site).name.replace("blocks.", "blocks.3.", 1)
         raise UserError(f"{site!r} stands for several layers. Name one, {one!r}.")
     return _values(apply, sites)
@@ -165,7 +165,7 @@ def _values(apply: Callable[..., Any], sites: tuple[str, ...]) -> Callable[..., 
 def _by_token(site: str, value: Array, positions: tuple[int, ...]) -> Array:
     if by_text(site):
         return value.reshape(value.shape[0], 1, -1)
-    layers = 1 if _several(site) else 0
+    layers = 1 if several(site) else 0
     if value.shape[layers : layers + 2] != positions:
         raise UserError(f"{site!r} has shape {value.shape}, not one row for each of the {positions} tokens.")
     rows = value.reshape(*value.shape[: layers + 2], -1)

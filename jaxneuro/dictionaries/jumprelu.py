@@ -43,8 +43,8 @@ def jumprelu(
 
     Args:
       n_latents: latents.
-      sparsity: coefficient; with target_l0, None means 1.
-      target_l0: drive L0 to this number, instead of weighing it against the error.
+      sparsity: coefficient of L0. Either this or target_l0 is needed; with target_l0, None means 1.
+      target_l0: drive L0 to this number, instead of weighing it against the error. Either this or sparsity is needed.
       bandwidth: width of the kernel around theta from which theta learns.
       threshold_start: theta at first. It moves by at most about the learning rate in a step of Adam.
       sparsity_warmup_steps: coefficient from 0, linear, over so many steps.

@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
@@ -39,6 +39,11 @@ class Live:
     never."""
     max_tokens_per_group: int | None = None
     """Use at most this much of each group; None: all of it."""
+    without_ids: tuple[int, ...] = ()
+    """Token ids that are left out of training and judging, beside special tokens: a sink's, say."""
+    without_positions: tuple[int, ...] = ()
+    """Positions that are left out, 0 being the first token of each window: models without a begin token have their sink
+    there. For tokens by the size of their activations: training.max_norm."""
     buffer_tokens: int = 65_536
     """Activations that wait in random order: a batch then holds tokens of many windows. 0: no buffer."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -115,7 +120,8 @@ class TrainConfig:
     out: Path = Path("jaxneuro-dictionary")
     """Folder for the results. An interrupted run goes on in it."""
     steps: int | None = None
-    """Updates. None, and no `tokens`: 10,000."""
+    """Updates. None, and no `tokens`: 10,000. More than a finished run had, and it goes on (if it was told to keep its
+    checkpoints)."""
     tokens: int | None = None
     """Instead of steps: at least so many tokens, in whole batches."""
     batch: int = 4096
@@ -160,6 +166,8 @@ class TrainConfig:
 
 FREE: Final = ("out", "checkpoint_every", "keep", "nonfinite")
 """What may differ when a run goes on."""
+LENGTH: Final = ("steps", "tokens")
+"""What may grow when a finished run goes on."""
 _LEAST: Final = {
     "steps": 1,
     "tokens": 1,
@@ -175,6 +183,9 @@ _LEAST: Final = {
     "devices.latent": 1,
 }
 
+_MOST: Final[dict[str, int]] = {"batch": 2**26, "seed": 2**32 - 1, "tokens": 2**62, "evaluate_tokens": 2**40}
+"""Larger than any run; of all other numbers, those that do not fit into 32 bits are refused."""
+
 
 def check(config: TrainConfig) -> None:
     """Raises: UserError: numbers out of range, or that contradict each other."""
@@ -183,6 +194,9 @@ def check(config: TrainConfig) -> None:
         value = getattr(getattr(config, owner) if owner else config, field, None)
         if value is not None and value < least:
             raise UserError(f"{name} = {value} is below {least}.")
+    for name, number in _whole_numbers(config):
+        if number > (most := _MOST[name] if name in _MOST else 2**31 - 1):
+            raise UserError(f"{name} = {number} is above {most}.")
     if config.steps is not None and config.tokens is not None:
         raise UserError(f"steps = {config.steps} and tokens = {config.tokens}: give one of them.")
     source = config.source
@@ -193,6 +207,21 @@ def check(config: TrainConfig) -> None:
         )
     if isinstance(source, Live) and not source.site:
         raise UserError("source.site is empty: name a site, such as blocks.3.resid_post. See `jaxneuro sites`.")
+
+
+def _whole_numbers(part: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """Every integer of a configuration, and of its sweep, with its name."""
+    if dataclasses.is_dataclass(part):
+        for f in dataclasses.fields(part):
+            yield from _whole_numbers(getattr(part, f.name), f"{path}.{f.name}" if path else f.name)
+    elif isinstance(part, Mapping):
+        for name, values in part.items():
+            yield from _whole_numbers(values, name if path == "sweep" else f"{path}.{name}")
+    elif isinstance(part, tuple):
+        for value in part:
+            yield from _whole_numbers(value, path)
+    elif isinstance(part, int):
+        yield path, part
 
 
 def config_of(value: Mapping[str, Any], where: str = "config") -> TrainConfig:

@@ -15,7 +15,7 @@ from ..activations.lock import exclusive
 from ..errors import UserError
 from ..io import read_json, write_json
 from ..versions import versions
-from .config import FREE, TrainConfig
+from .config import FREE, LENGTH, TrainConfig
 from .strict import plain
 
 CONFIG: Final = "config.json"
@@ -47,6 +47,13 @@ def claimed(config: TrainConfig) -> Iterator[Path]:
         yield out
 
 
+def longer(config: TrainConfig) -> int:
+    """Steps of the finished run in the folder, if the configuration asks for more; else 0."""
+    path = config.out / RESULTS
+    before = read_json(path).get("steps", 0) if path.exists() else 0
+    return before if config.updates > before else 0
+
+
 def _record(config: TrainConfig, before: dict[str, Any] | None) -> dict[str, Any]:
     now = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -57,7 +64,10 @@ def _record(config: TrainConfig, before: dict[str, Any] | None) -> dict[str, Any
     if before is None:
         return {"config": plain(config), "seed": config.seed, "started": now, "continued": []}
     theirs = {name: value for name, value in before["config"].items() if name not in FREE}
-    lines = differences(theirs, config.identity())
+    ours = config.identity()
+    if longer(config):
+        theirs, ours = ({n: v for n, v in said.items() if n not in LENGTH} for said in (theirs, ours))
+    lines = differences(theirs, ours)
     if lines:
         raise UserError(
             f"{config.out} belongs to another run (there: in that folder, here: asked for now): {'; '.join(lines)}. "

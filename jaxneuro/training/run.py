@@ -5,7 +5,7 @@ import contextlib
 import functools
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..activations import MetricSink, rich_progress, run
 from ..activations.plan import free_bytes, planned, size
+from ..activations.progress import Progress
 from ..console import say
 from ..dictionaries.parts.training import DATA, LATENT
 from ..errors import UserError
 from ..io import read_json
 from ..models.sharding import device_mesh
 from ..protocols import Method
-from .config import TrainConfig, check
-from .folder import CHECKPOINTS, RESULTS, claimed
+from .config import LENGTH, TrainConfig, check
+from .folder import CHECKPOINTS, RESULTS, claimed, longer
 from .results import check_exports, show, write
 from .sources import Data, open_source
 from .sweep import methods
@@ -52,7 +53,10 @@ def train_dictionary(config: TrainConfig) -> Path:
     mesh = _mesh(config)
     by_place = methods(config, mesh)
     with claimed(config) as out:
-        if (out / RESULTS).exists():
+        before = longer(config)
+        if before:
+            _check_longer(config, before)
+        elif (out / RESULTS).exists():
             say(f"{out} is complete")
             show(read_json(out / RESULTS), out)
             return out
@@ -71,7 +75,8 @@ def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None,
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(DATA))
     key = jax.random.key(config.seed)
     _plan(method, data, key, sharding)
-    with rich_progress("train") as progress:
+    lasting = {name: value for name, value in config.identity().items() if name not in LENGTH}  # `claimed` checks these
+    with _progress(config, data.extra_steps) as progress:
         found = run(
             method,
             data.stream(),
@@ -84,10 +89,55 @@ def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None,
             progress=progress,
             log_every=config.log_every,
             sharding=sharding,
-            identity={**config.identity(), "data": data.fingerprint},
+            identity={**lasting, "data": data.fingerprint},
         )
     several = all(isinstance(part, Mapping) for part in found.values())
     return functools.reduce(lambda a, b: {**a, **b}, found.values()) if several else found
+
+
+def _check_longer(config: TrainConfig, before: int) -> None:
+    """A finished run goes on.
+
+    Raises:
+      UserError: nothing is left to go on from.
+    """
+    if not (config.out / CHECKPOINTS).exists():
+        raise UserError(
+            f"{config.out} is complete at {before} steps and its checkpoints are gone, so it cannot go on to "
+            f"{config.updates}. A run with --keep can. Choose another --out."
+        )
+    say(f"{config.out} is complete at {before} steps: going on to {config.updates}")
+    if config.decay:
+        say(
+            f"its learning rate had fallen by then and rises again, so this is not what one run of {config.updates} "
+            "steps would be; with --no-decay it is, bitwise"
+        )
+
+
+@contextlib.contextmanager
+def _progress(config: TrainConfig, filling: int) -> Iterator[Progress]:
+    """Two lines: the buffer fills, then the method's own steps."""
+    countable = getattr(getattr(config.method, "training", config.method), "dead_after_tokens", 0) / config.batch
+    with contextlib.ExitStack() as stack:
+        shown: dict[str, Progress] = {}
+
+        def line(title: str) -> Progress:
+            if title not in shown:
+                stack.close()
+                shown[title] = stack.enter_context(rich_progress(title))
+            return shown[title]
+
+        def show(done: int, total: int | None, text: str) -> None:
+            if done < filling:
+                line("filling the buffer")(done, filling, text)
+                return
+            if "filling the buffer" in shown and "train" not in shown:
+                line("filling the buffer")(filling, filling, "")
+            if done - filling < countable:
+                text = text.replace("dead_fraction 0,", "dead: not yet countable,")
+            line("train")(done - filling, None if total is None else total - filling, text)
+
+        yield show
 
 
 def _plan(method: Method, data: Data, key: jax.Array, sharding: NamedSharding | None) -> None:

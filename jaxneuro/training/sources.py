@@ -15,7 +15,7 @@ import numpy as np
 
 from ..activations import array_batches, at_site, open_activations
 from ..activations.buffer import shuffled
-from ..activations.site import at_sites, by_text, check_answers, reached
+from ..activations.site import at_sites, by_text, check_answers, reached, several
 from ..activations.text import model_and_tokenizer, read_windows
 from ..data import Subset, Windows, batches
 from ..dictionaries import Placement, Recovered, kl_divergence, next_token_loss, recovered
@@ -54,6 +54,8 @@ class Data:
     """Methods over rows, by place -> one method over the stream's batches."""
     extra_steps: int = 0
     """Before a method's first step: a buffer fills."""
+    first: Callable[[str], Mapping[str, Any]] = lambda place: {}
+    """Place -> the first batch that its method sees."""
     recover: Callable[[str, Any, np.ndarray], dict[str, Recovered]] = lambda place, dictionary, mean: {}
     """(place, dictionary, mean of the site) -> what the model loses, where that has a meaning."""
     belongs: Callable[[str], Placement | None] = lambda place: None
@@ -80,8 +82,15 @@ def _live(source: Live, config: TrainConfig) -> Data:
     held = np.linspace(0, len(rows) - 1, kept).round().astype(int)
     studied = Subset(rows, np.setdiff1d(np.arange(len(rows)), held)) if kept else rows
     at = places(config)
+    _check_sites([site for place in at.values() for site in (*place.site, *place.target)])
+    without = functools.partial(_without, source.without_ids, source.without_positions)
     apply = _function(model, [site for place in at.values() for site in (*place.site, *place.target)])
     size = config.batch // source.context
+    if not without(next(iter(batches(studied, batch_size=size, seed=config.seed, epochs=None))))["counted"].any():
+        raise UserError(
+            f"without_ids = {list(source.without_ids)[:5]}... and without_positions = "
+            f"{list(source.without_positions)[:5]}... leave no token of the first batch. Leave out fewer."
+        )
 
     @functools.cache
     def reading(place: str) -> Callable[..., Mapping[str, Any]]:
@@ -89,13 +98,18 @@ def _live(source: Live, config: TrainConfig) -> Data:
         rows_of = Method(init=lambda key, rows: rows, step=lambda state, rows: (state, {}), finish=lambda state: state)
         return at_site(apply, _sites(at[place]), rows_of).init
 
-    def judged(place: str) -> Batches:
-        for batch in _held(size):
-            found = reading(place)(None, {**batch, "weights": model.weights})
-            yield {name: a for name, a in found.items() if name in _ROWS}
+    def read(place: str, batch: Mapping[str, Any]) -> dict[str, Any]:
+        found = reading(place)(None, {**batch, "weights": model.weights})
+        return {name: a for name, a in found.items() if name in _ROWS}
 
-    def _held(size: int) -> Iterable[dict[str, np.ndarray]]:
-        return batches(Subset(rows, held), batch_size=min(size, kept))
+    def judged(place: str) -> Batches:
+        return (read(place, batch) for batch in _held(size))
+
+    def stream() -> Any:
+        return batches(studied, batch_size=size, seed=config.seed, epochs=None)
+
+    def _held(size: int) -> Iterable[dict[str, Any]]:
+        return (without(batch) for batch in batches(Subset(rows, held), batch_size=min(size, kept)))
 
     def recover(place: str, dictionary: Any, mean: np.ndarray) -> dict[str, Recovered]:
         site = at[place].site[0]
@@ -117,12 +131,13 @@ def _live(source: Live, config: TrainConfig) -> Data:
         )
 
     return Data(
-        stream=lambda: batches(studied, batch_size=size, seed=config.seed, epochs=None),
+        stream=stream,
+        first=lambda place: read(place, without(next(iter(stream())))),
         epoch_tokens=int(studied.tokens_per_group.sum()),
         fingerprint=rows.fingerprint,
         judged=judged if kept else None,
         constants={"weights": model.weights},
-        attach=functools.partial(_attached, apply, at, source, config.seed),
+        attach=lambda methods: _told(without, _attached(apply, at, source, config.seed, methods)),
         extra_steps=math.ceil(source.buffer_tokens / config.batch),
         recover=recover,
         belongs=belongs,
@@ -134,6 +149,35 @@ _ROWS: Final = ("x", "y", "mask")
 
 def _sites(place: Place) -> dict[str, tuple[str, ...]]:
     return {"x": place.site} | ({"y": place.target} if place.target else {})
+
+
+def _check_sites(sites: Sequence[str]) -> None:
+    for site in filter(several, sites):
+        one = parse(site).name.replace("blocks.", "blocks.3.", 1)
+        raise UserError(
+            f"{site!r} stands for several layers, and a dictionary learns from one site: one layer, such as {one}; "
+            "several: crosscoder, with a list of sites; one dictionary for each: --sweep site=..."
+        )
+
+
+def _without(ids: Sequence[int], positions: Sequence[int], batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with these tokens not counted; positions are counted from each window's first real token."""
+    counted = jnp.asarray(batch["counted"])
+    if ids:
+        counted &= ~jnp.isin(batch["tokens"], jnp.asarray(ids, jnp.int32))
+    if positions:
+        at = jnp.cumsum(jnp.asarray(batch["mask"]), axis=1, dtype=jnp.int32) - 1
+        counted &= ~jnp.isin(at, jnp.asarray(positions, jnp.int32))
+    return {**batch, "counted": counted}
+
+
+def _told(change: Callable[[Mapping[str, Any]], dict[str, Any]], method: Method) -> Method:
+    """The method over changed batches."""
+    return Method(
+        init=lambda key, batch: method.init(key, change(batch)),
+        step=lambda state, batch: method.step(state, change(batch)),
+        finish=method.finish,
+    )
 
 
 def _function(model: Transformer, sites: Sequence[str]) -> Callable[..., Any]:
@@ -185,6 +229,7 @@ def _store(source: Store, config: TrainConfig) -> Data:
 
     return Data(
         stream=lambda: acts.batches(batch_size=config.batch, seed=config.seed),
+        first=lambda place: next(iter(acts.batches(batch_size=config.batch, seed=config.seed))),
         epoch_tokens=len(acts),
         fingerprint=_digest(repr((acts.layout, sorted(acts.meta.items()))).encode()),
         judged=judged if config.evaluate_tokens else None,
@@ -208,6 +253,7 @@ def _array(source: Array, config: TrainConfig) -> Data:
 
     return Data(
         stream=lambda: stream(train, config.batch, seed=config.seed),
+        first=lambda place: next(iter(stream(train, config.batch, seed=config.seed))),
         epoch_tokens=n - kept,
         fingerprint=_file_digest(source.path),
         judged=(lambda place: stream(held, min(config.batch, kept), seed=None, epochs=1)) if kept else None,

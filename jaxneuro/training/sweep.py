@@ -100,17 +100,26 @@ def _with(options: Any, chosen: Mapping[str, Any], own: set[str]) -> Any:
     return dataclasses.replace(options, **{name: v for name, v in chosen.items() if name in own})
 
 
+_CARRY = 1 << 30
+"""Tokens are counted in two int32: billions of them are usual."""
+
+
 def counted(method: Method, seed: int) -> Method:
-    """The method from a key of its own, its `nonfinite_tokens` summed over all steps."""
+    """The method from a key of its own, its `nonfinite_tokens` summed over all steps, and `tokens_seen` beside."""
 
     def init(key: jax.Array, batch: Batch) -> dict[str, Any]:
         del key
-        return {"method": method.init(jax.random.key(seed), batch), "nonfinite": jnp.int32(0)}
+        seen = jnp.zeros(2, jnp.int32)
+        return {"method": method.init(jax.random.key(seed), batch), "nonfinite": jnp.int32(0), "seen": seen}
 
     def step(state: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         inner, info = method.step(state["method"], batch)
         total = state["nonfinite"] + info["nonfinite_tokens"]
-        return {"method": inner, "nonfinite": total}, {**info, "nonfinite_tokens": total}
+        low = state["seen"][1] + info["tokens"].astype(jnp.int32)
+        seen = jnp.stack([state["seen"][0] + low // _CARRY, low % _CARRY])
+        tokens = seen[0].astype(jnp.float32) * _CARRY + seen[1].astype(jnp.float32)
+        new = {"method": inner, "nonfinite": total, "seen": seen}
+        return new, {**info, "nonfinite_tokens": total, "tokens_seen": tokens}
 
     return Method(init, step, lambda state: method.finish(state["method"]))
 

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from ...errors import UserError
-from .start import deviation
+from .start import deviation, norms
 
 NAMES: Final = ("x", "y", "mask")
 """What is read of a batch."""
@@ -36,12 +36,13 @@ class Inputs(NamedTuple):
         return jnp.maximum(self.tokens, 1).astype(jnp.float32)
 
 
-def read(batch: Any, scale_x: Array, scale_y: Array) -> Inputs:
+def read(batch: Any, scale_x: Array, scale_y: Array, limit: Array | None = None) -> Inputs:
     """Read {"x": [n, d_in], "y": [n, d_out] or absent, "mask": bool [n] or absent}.
 
     Args:
       batch: the batch.
       scale_x, scale_y: what x and y are multiplied by.
+      limit: tokens whose x is longer do not count, as if masked.
     Raises:
       UserError: arrays missing, of wrong rank, type or length.
     """
@@ -51,6 +52,8 @@ def read(batch: Any, scale_x: Array, scale_y: Array) -> Inputs:
     y = x if y is None else y.astype(jnp.float32)
     wanted = jnp.ones(x.shape[0], bool) if mask is None else mask
     finite = jnp.isfinite(x).all(-1) & jnp.isfinite(y).all(-1)
+    if limit is not None:
+        wanted &= ~(finite & (norms(x) > limit))
     valid = wanted & finite
 
     def clean(a, scale):

@@ -116,6 +116,8 @@ class TrainingState(NamedTuple):
     variance: Float[Array, ""]
     tied: Bool[Array, ""]
     """An autoencoder: b_dec is subtracted from the input."""
+    limit: Float[Array, ""]
+    """Longest token that counts, raw; see `Training.max_norm`."""
 
 
 def centred(inputs: Inputs, b_dec: Array, tied: bool) -> Array:
@@ -140,6 +142,15 @@ class _Sums(NamedTuple):
     squared_error: Array
     active: Array
     info: dict[str, Array]
+
+
+class _Given(NamedTuple):
+    """What the first batch has settled."""
+
+    x: Array
+    y: Array
+    variance: Array
+    limit: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +180,7 @@ class _Learner:
         t = self.training
         tied = "y" not in batch
         widths = self._widths(batch["x"]), self._widths(batch["x" if tied else "y"])
-        inputs, scale_x, scale_y, variance = _measured(batch, t.normalise, widths)
+        inputs, scale_x, scale_y, variance, limit = _measured(batch, t.normalise, widths, t.max_norm)
         parameters = self.recipe.begin(key, inputs, tied)
         each = (self.n_latents,) if self.recipe.layers is None else (self.n_latents, self.recipe.layers)
         return TrainingState(
@@ -183,6 +194,7 @@ class _Learner:
             scale_y=scale_y,
             variance=variance,
             tied=jnp.array(tied),
+            limit=limit,
         )
 
     def _check(self, batch: Any) -> None:
@@ -240,7 +252,8 @@ class _Learner:
         """Of the whole batch, whatever it is split over."""
         mesh, axes = self.training.mesh, self.training.axes
         dead = state.silent >= self.training.dead_after_tokens
-        whole = (state.parameters, dead, state.memory, state.step, state.scale_x, state.scale_y, state.variance, batch)
+        scales = _Given(state.scale_x, state.scale_y, state.variance, state.limit)
+        whole = (state.parameters, dead, state.memory, state.step, scales, batch)
         if mesh is None:
             return self._local(*whole)
         here, latents = PartitionSpec(), PartitionSpec(axes.latent)
@@ -248,21 +261,21 @@ class _Learner:
         return jax.shard_map(
             self._local,
             mesh=mesh,
-            in_specs=(p, latents, here, here, here, here, here, PartitionSpec(axes.data)),
+            in_specs=(p, latents, here, here, here, PartitionSpec(axes.data)),
             out_specs=(p, here, here, here, latents),
         )(*whole)
 
     def _local(
-        self, p: Parameters, dead: Array, memory: dict, step: Array, sx: Array, sy: Array, variance: Array, batch: Any
+        self, p: Parameters, dead: Array, memory: dict, step: Array, scales: "_Given", batch: Any
     ) -> tuple[Parameters, _Sums, dict, dict, Array]:
         """Gradients and sums from this device's tokens and latents, added up over all devices' tokens."""
         axes, parts = self.training.axes, self.training.accumulate
-        inputs = read(batch, sx, sy)
+        inputs = read(batch, scales.x, scales.y, scales.limit if self.training.max_norm else None)
         tokens, broken = axes.over_tokens((inputs.tokens, inputs.broken))
         divisor = jnp.maximum(tokens, 1).astype(jnp.float32)
         seen = {"tokens": tokens, "broken": broken, "deviation": _deviation(inputs, divisor, axes)}
         own = axes.own(p)
-        now = Now(step, dead, memory, divisor, variance, "y" not in batch)
+        now = Now(step, dead, memory, divisor, scales.variance, "y" not in batch)
 
         def one(inputs: Inputs, memory: dict) -> tuple[Parameters, _Sums, dict, Array]:
             return self._part(own, inputs, now._replace(memory=memory))
@@ -312,13 +325,18 @@ class _Learner:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))  # one program for all methods
-def _measured(batch: Any, norm: str, widths: tuple[tuple[int, ...], ...]) -> tuple[Inputs, Array, Array, Array]:
-    """(the scaled first batch, scale of x, scale of y, variance of y)."""
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))  # one program for all methods
+def _measured(
+    batch: Any, norm: str, widths: tuple[tuple[int, ...], ...], most: float | None
+) -> tuple[Inputs, Array, Array, Array, Array]:
+    """(the scaled first batch, scale of x, scale of y, variance of y, longest token that counts)."""
     raw = read(batch, jnp.float32(1), jnp.float32(1))
+    limit = start.norm_limit(raw.x, raw.valid, most)
+    if most is not None:
+        raw = read(batch, jnp.float32(1), jnp.float32(1), limit)
     scale_x, scale_y = (start.norm_scale(a, raw.valid, norm, w) for a, w in zip(raw[:2], widths, strict=True))
     inputs = raw._replace(x=raw.x * scale_x, y=raw.y * scale_y)
-    return inputs, scale_x, scale_y, start.deviation(inputs.y, raw.valid)
+    return inputs, scale_x, scale_y, start.deviation(inputs.y, raw.valid), limit
 
 
 def _deviation(inputs: Inputs, divisor: Array, axes: Axes) -> Array:

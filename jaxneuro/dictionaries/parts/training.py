@@ -51,6 +51,10 @@ class Training:
     """Widths of the sites whose values a crosscoder's x (and y) joins: each is scaled on its own. (): one site."""
     b_dec_start: Literal["median", "mean", "zeros"] = "median"
     """Where b_dec starts, from the first batch."""
+    max_norm: float | None = None
+    """Tokens longer than so many times the median norm of the first batch's are left out: of the scale, the start, the
+    loss and every number, like masked ones. A few massive activations (attention sinks) otherwise set the scale and
+    take up latents. None: all tokens count."""
     dtype: str = "float32"
     """Of the matmuls' inputs ("bfloat16" on accelerators); parameters and sums are float32."""
     implementation: Implementation = None
@@ -68,6 +72,8 @@ class Training:
                 raise UserError(f"Training: {name} = {value} is below {bound}.")
         if not (self.clip_norm in (None, "unit") or (not isinstance(self.clip_norm, str) and self.clip_norm > 0)):
             raise UserError(f"Training: clip_norm = {self.clip_norm!r} is neither above 0 nor 'unit'.")
+        if self.max_norm is not None and not self.max_norm > 1:
+            raise UserError(f"Training: max_norm = {self.max_norm} median norms leave out half of all tokens: above 1.")
         for name, table in (("b_dec_start", CENTRES), ("normalise", NORMS)):
             if getattr(self, name) not in table:
                 raise unknown(name, getattr(self, name), table, where="Training")
