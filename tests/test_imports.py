@@ -12,9 +12,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxneuro"
 
-# Each room and what it may import, besides itself. Doors (errors, console, excerpts, protocols, sums, versions, io)
-# are open to all above.
+# Each room and what it may import, besides itself. Doors (axes, errors, console, excerpts, protocols, sums, versions,
+# io) are open to all above.
 MAY_IMPORT = {
+    "axes": set(),
     "errors": set(),
     "console": set(),
     "excerpts": set(),
@@ -24,10 +25,10 @@ MAY_IMPORT = {
     "versions": set(),
     "io": {"errors"},
     "taps": {"errors"},
-    "models": {"errors", "io", "taps"},
+    "models": {"axes", "errors", "io", "taps"},
     "data": {"errors", "io", "stats"},
     "activations": {"errors", "console", "protocols", "sums", "io", "taps", "models", "data"},
-    "dictionaries": {"errors", "excerpts", "protocols", "sums", "io", "taps", "models"},
+    "dictionaries": {"axes", "errors", "excerpts", "protocols", "sums", "io", "taps", "models"},
     "neurons": {"errors", "excerpts", "protocols", "sums", "stats", "io", "taps", "models"},
     "reports": {"errors", "io"},
     "parallel": {"errors", "protocols"},

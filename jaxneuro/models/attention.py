@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..axes import aligned
 from ..errors import UserError, unknown
 from ..taps import tap, wants
 from . import fused
@@ -53,7 +54,7 @@ class Visible(NamedTuple):
     def pairs(self, queries: Int[Array, "q"], keys: Int[Array, "k"]) -> Bool[Array, "#batch q k"] | None:
         """True where a query sees a key; None when every pair is visible."""
         start = jnp.asarray(0 if self.start is None else self.start, jnp.int32).reshape(-1, 1, 1)
-        distance = start + queries[:, None] - keys[None, :]
+        distance = start + queries[None, :, None] - keys[None, None, :]
         found = []
         if self.causal:
             found.append(distance >= 0)
@@ -150,7 +151,7 @@ def _refusal(name: str, q: Array, needs: dict[str, str]) -> str | None:
 def to_heads(x: Array, w: Any, b: Array | None) -> Float[Array, "batch pos head d_head"]:
     """A linear map to heads."""
     y = matmul(x, w)
-    return y if b is None else y + b.astype(y.dtype)
+    return y if b is None else y + aligned(b.astype(y.dtype), y)
 
 
 def written(
@@ -164,7 +165,7 @@ def written(
         out = tap(each, f"{site}.result", layer=layer, pos=at, axes=axes).sum(2)
     else:
         out = matmul(z.reshape(*z.shape[:2], -1), w["wo"], inputs=2)
-    return out if "bo" not in w else out + w["bo"].astype(out.dtype)
+    return out if "bo" not in w else out + aligned(w["bo"].astype(out.dtype), out)
 
 
 def _scores(

@@ -32,7 +32,7 @@ def _cls_and_patches(head: Weights, x: Array, cfg: Config) -> Array:
 
 
 def _distilled(head: Weights, x: Array, cfg: Config) -> Array:
-    cls, distillation = (x[:, i] @ head[f"w_{t}"] + head[f"b_{t}"] for i, t in enumerate(("cls", "distillation")))
+    cls, distillation = (x[:, i] @ head[f"w_{t}"] + head[f"b_{t}"][None] for i, t in enumerate(("cls", "distillation")))
     return (cls + distillation) / 2
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..axes import aligned
 from ..errors import UserError
 from .ranges import check_fields
 
@@ -60,7 +61,8 @@ class RelativeBias:
         Source: arXiv 1910.10683; transformers' T5.
         """
         keys = jnp.arange(length, dtype=jnp.int32)
-        offset = keys - (keys if at is None else at)[..., None]
+        queries = (keys if at is None else at)[..., None]
+        offset = aligned(keys, queries) - queries
         before = jnp.take(jnp.asarray(self.bucket_of(length, causal=causal)), jnp.abs(offset), axis=0)
         after = jnp.int32(0) if causal else before + jnp.int32(self.buckets // 2)  # causal: masked anyway
         buckets = jnp.where(offset > 0, after, before)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..axes import aligned
 from ..errors import UserError, shown, unknown
 from ..io.fields import FLAG, TEXT, Fields, Kind, many, null_or, number, whole
 from .ranges import STRETCH, THETA, Checked, check_fields, kinds_of
@@ -210,7 +211,7 @@ def rotate(
     turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
     turned = turned.astype(jnp.float32)
     a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else jnp.split(turned, 2, axis=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
+    cos, sin = (aligned(v[..., None, :], a) for v in (cos, sin))
     pair = [a * cos - b * sin, b * cos + a * sin]
     turned = jnp.stack(pair, axis=-1).reshape(turned.shape) if interleaved else jnp.concatenate(pair, axis=-1)
     return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..axes import aligned
 from ..errors import UserError
 from ..taps import scope, tap
 from ..taps.spans import Span
@@ -212,7 +213,7 @@ def embed(
     if "pos" in w:
         x = x + tap(_positions(w["pos"], tokens, cfg, mask, cache, at), "pos_embed", pos=at, axes=_RESIDUAL)
     if "type" in w:
-        x = x + (w["type"][0] if token_types is None else embedded(w["type"], token_types, mask))
+        x = x + (aligned(w["type"][0], x) if token_types is None else embedded(w["type"], token_types, mask))
     return _norm(x, w.get("norm", {}), cfg) if cfg.embed_norm else x
 
 
@@ -226,7 +227,7 @@ def embed_image(
     pixels = pixels.astype(w["patch"].dtype)
     cut = pixels.reshape(batch, n, image.patch, n, image.patch, image.channels).transpose(0, 1, 3, 2, 4, 5)
     x = cut.reshape(batch, n * n, -1) @ w["patch"].reshape(-1, cfg.d_model)
-    x = hide(x + w["patch_bias"] if image.patch_bias else x, w, hidden)
+    x = hide(x + aligned(w["patch_bias"], x) if image.patch_bias else x, w, hidden)
     first = [jnp.broadcast_to(w[name], (batch, 1, cfg.d_model)) for name in image.prefix]
     x = tap(jnp.concatenate([*first, x], axis=1), "embed", axes=_RESIDUAL)
     if "pos" in w:
@@ -331,7 +332,7 @@ def _block(
     def attention(value: Array) -> Array:
         nonlocal cache
         out, cache = _attention(w["attn"], site(value, "attn.in"), cfg, visible, angles, layer, cache)
-        return out * w["ls1"].astype(out.dtype) if cfg.layer_scale else out
+        return out * aligned(w["ls1"].astype(out.dtype), out) if cfg.layer_scale else out
 
     def mlp(value: Array) -> Array:
         value = site(value, "mlp.in")
@@ -339,7 +340,7 @@ def _block(
             out = experts(w["moe"], value, cfg.experts, ACTS[cfg.act], site)
         else:
             out = _mlp(w["mlp"], value, cfg, site)
-        return out * w["ls2"].astype(out.dtype) if cfg.layer_scale else out
+        return out * aligned(w["ls2"].astype(out.dtype), out) if cfg.layer_scale else out
 
     x = site(x, "resid_pre")
     if cfg.parallel:
@@ -388,7 +389,7 @@ def _scale(cfg: Config, layer: Array) -> Array | float:
 def _mlp(w: Weights, x: Array, cfg: Config, site: Callable[..., Array]) -> Array:
     def linear(value: Array, name: str) -> Array:
         y = matmul(value, w[name])
-        return y + w[f"b_{name}"].astype(y.dtype) if f"b_{name}" in w else y
+        return y + aligned(w[f"b_{name}"].astype(y.dtype), y) if f"b_{name}" in w else y
 
     act = ACTS[cfg.act]
     if cfg.gated:
@@ -411,12 +412,12 @@ def _norm(x: Array, w: Weights, cfg: Config, site: Callable[[Array, str, tuple[s
     scale = jnp.sqrt(jnp.square(x32).mean(-1, keepdims=True) + cfg.norm_eps)
     y = x32 / site(scale, "scale", ("batch", "pos", "one"))
     if cfg.norm == "rms":  # Llama's order: cast to the activation dtype, then multiply
-        return site(y.astype(x.dtype), "normalized", _RESIDUAL) * w["scale"].astype(x.dtype)
+        return site(y.astype(x.dtype), "normalized", _RESIDUAL) * aligned(w["scale"].astype(x.dtype), x)
     y = site(y, "normalized", _RESIDUAL)
     if cfg.norm == "plain":
         return y.astype(x.dtype)
-    y = y * gain(w, cfg)
-    return (y if cfg.norm == "gemma_rms" else y + w["bias"].astype(jnp.float32)).astype(x.dtype)
+    y = y * aligned(gain(w, cfg), x)
+    return (y if cfg.norm == "gemma_rms" else y + aligned(w["bias"].astype(jnp.float32), x)).astype(x.dtype)
 
 
 def gain(norm: Weights, cfg: Config) -> Float[Array, "... d_model"]:
@@ -439,7 +440,8 @@ def head(weights: Weights, x: Array, cfg: Config, at: Any = None) -> Float[Array
     if not cfg.has_head:
         return x
     if "dense" in head:
-        x = ACTS[cfg.head_act or cfg.act](x @ head["dense"].astype(x.dtype) + head["dense_bias"].astype(x.dtype))
+        x = x @ head["dense"].astype(x.dtype) + aligned(head["dense_bias"].astype(x.dtype), x)
+        x = ACTS[cfg.head_act or cfg.act](x)
         x = _norm(x, head.get("norm", {}), cfg)
     if cfg.mixer is not None:  # whose residual stream may be wider than the weights
         x = x.astype(weights["embed"]["tok"].dtype)
@@ -447,7 +449,7 @@ def head(weights: Weights, x: Array, cfg: Config, at: Any = None) -> Float[Array
     x = tap(x, "unembed.in", pos=at, axes=_RESIDUAL)
     logits = matmul(x, unembedding(weights, cfg)) if cfg.classify is None else classified(head, x, cfg)
     if "b" in head:
-        logits = logits + head["b"].astype(logits.dtype)
+        logits = logits + aligned(head["b"].astype(logits.dtype), logits)
     if cfg.logit_softcap is not None:
         logits = cfg.logit_softcap * jnp.tanh(logits / cfg.logit_softcap)
     return tap(logits, "logits", pos=at, axes=("batch", "pos", "d_vocab") if logits.ndim == 3 else ("batch", "d_vocab"))

@@ -74,7 +74,7 @@ def no_responses(shape: tuple[int, ...]) -> Responses:
 
 def add_up_tokens(n: Int[Array, " batch"], member: Float[Array, "batch s group"]) -> Int[Array, "s group"]:
     """Tokens of a batch per labelling and group."""
-    return jnp.sum(n[:, None, None] * member.astype(jnp.int32), 0)
+    return jnp.sum(n[:, None, None] * member.astype(jnp.int32), 0, dtype=jnp.int32)
 
 
 def add_up_fired(fired: Array, member: Float[Array, "batch s group"]) -> Int[Array, "s group layer neuron"]:

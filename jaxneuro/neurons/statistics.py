@@ -148,7 +148,7 @@ def group_statistics(
         new = StatisticsState(
             tokens=tally_add(state.tokens, add_up_tokens(n, member)),
             fired=tally_add(state.fired, add_up_fired(rows.fired, member)),
-            windows=state.windows + jnp.sum(jax.nn.one_hot(true, n_groups, dtype=jnp.int32), 0),
+            windows=state.windows + jnp.sum(jax.nn.one_hot(true, n_groups, dtype=jnp.int32), 0, dtype=jnp.int32),
             moments=add_moments(state.moments, tally_float(state.tokens)[0], rows, n, member[:, 0], true),
             scale=state.scale,
             histogram=add_saturating(state.histogram, histogram) if bins else None,
@@ -158,7 +158,7 @@ def group_statistics(
             else None,
             blocks=add_blocks(state.blocks, rows.fired, n, batch["block"], true < n_groups, true) if n_blocks else None,
         )
-        return new, {"tokens": jnp.sum(n)}
+        return new, {"tokens": jnp.sum(n, dtype=jnp.int32)}
 
     def finish(state):
         return _table(jax.device_get(state), site, threshold, bins, responses_per_group)

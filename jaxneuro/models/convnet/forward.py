@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...axes import aligned
 from ...errors import UserError
 from ...taps import tap
 from ..layout import Weights, flatten, nest
@@ -145,9 +146,9 @@ def _conv(x: Array, kernel: Array, conv: Conv) -> Array:
 def _norm(x: Array, w: Weights, cfg: ConvNet) -> Array:
     """Inference's batch norm; one that was folded into its convolution has only its bias left."""
     if "scale" not in w:
-        return x + w["bias"]
+        return x + aligned(w["bias"], x)
     gain, shift = _affine(w, cfg)
-    return (x.astype(jnp.float32) * gain + shift).astype(x.dtype)
+    return (x.astype(jnp.float32) * aligned(gain, x) + aligned(shift, x)).astype(x.dtype)
 
 
 def _affine(w: Weights, cfg: ConvNet) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...axes import aligned
 from ...errors import UserError
 from ...taps import wants
 from ..quantised import matmul
@@ -89,9 +90,10 @@ class Bdh:
 
     def _angles(self, start: Any, length: int) -> tuple[Array, Array]:
         turns = THETA ** (-jnp.arange(0, self.n_neurons, 2, dtype=jnp.float32) / self.n_neurons) / (2 * math.pi)
-        pos = jnp.asarray(start, jnp.int32)[..., None] + jnp.arange(length, dtype=jnp.int32)
+        first = jnp.asarray(start, jnp.int32)[..., None]
+        pos = first + aligned(jnp.arange(length, dtype=jnp.int32), first)
         # Whole turns first, as the authors do: large angles lose bits.
-        angles = (pos.astype(jnp.float32)[..., None] * turns) % 1 * (2 * math.pi)
+        angles = (pos.astype(jnp.float32)[..., None] * aligned(turns, pos[..., None])) % 1 * (2 * math.pi)
         return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...axes import aligned
 from ...taps import wants
 from ..ranges import check_fields
 from .parts import (
@@ -120,12 +121,13 @@ class Mamba:
         x = at.real(at.site(linear(u, w["wx"], w.get("bx")), "x", CHANNEL))
         x, past = conv(x, w["conv"], w.get("conv_bias"), before.conv, at.taken)
         x = at.real(at.site(at.act(x), "conv", CHANNEL))
-        rate = linear(linear(x, w["dt_down"]), w["dt_up"]).astype(jnp.float32) + w["dt_bias"].astype(jnp.float32)
+        rate = linear(linear(x, w["dt_down"]), w["dt_up"]).astype(jnp.float32)
+        rate = rate + aligned(w["dt_bias"].astype(jnp.float32), rate)
         dt = at.lasting(at.site(jax.nn.softplus(rate), "dt", CHANNEL))
         b, c = (at.real(at.site(linear(x, w[f"w{name}"]), name, _SHARED)) for name in "BC")
         x32, b, c = (a.astype(jnp.float32) for a in (x, b, c))
         last, y = _scan(dt, x32, b, c, -jnp.exp(w["A_log"].astype(jnp.float32)), before.ssm, at)
-        y = at.site(y + w["D"].astype(jnp.float32) * x32, "y", CHANNEL)
+        y = at.site(y + aligned(w["D"].astype(jnp.float32), x32) * x32, "y", CHANNEL)
         z = linear(u, w["wz"], w.get("bz"))
         gate = at.site(jax.nn.silu(z.astype(jnp.float32)), "gate", CHANNEL)
         return linear((y * gate).astype(u.dtype), w["wo"], w.get("bo")), MambaState(past, last)
@@ -148,7 +150,7 @@ def _scan(dt: Array, x: Array, b: Array, c: Array, a: Array, before: Array, at: 
 
 def _terms(dt: Array, x: Array, b: Array, a: Array) -> tuple[Array, Array]:
     """Decay and write of each token, [batch, pos, channel, d_state]."""
-    return jnp.exp(dt[..., None] * a), (dt * x)[..., None] * b[:, :, None, :]
+    return jnp.exp(dt[..., None] * aligned(a, dt[..., None])), (dt * x)[..., None] * b[:, :, None, :]
 
 
 def _in_turn(a: Array, before: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...axes import aligned
 from ...errors import UserError
 from ...taps import wants
 from ..ranges import check_fields
@@ -139,11 +140,12 @@ class Mamba2:
             filtered[name] = at.act(y)
         x = at.real(at.site(filtered["x"].reshape(rows, length, self.n_heads, self.d_head), "conv", HEADS))
         b, c = (at.real(at.site(filtered[n].reshape(rows, length, self.n_groups, -1), n, _GROUPS)) for n in "BC")
-        dt = linear(u, w["wdt"], w.get("bdt")).astype(jnp.float32) + w["dt_bias"].astype(jnp.float32)
+        dt = linear(u, w["wdt"], w.get("bdt")).astype(jnp.float32)
+        dt = dt + aligned(w["dt_bias"].astype(jnp.float32), dt)
         dt = at.lasting(at.site(jnp.clip(jax.nn.softplus(dt), *self.dt_limits), "dt", HEADS[:3]))
         x, b, c = (a.astype(jnp.float32) for a in (x, b, c))
         last, y = self._scan(dt, x, b, c, -jnp.exp(w["A_log"].astype(jnp.float32)), before.ssm, at)
-        y = at.site(y + w["D"].astype(jnp.float32)[:, None] * x, "y", HEADS)
+        y = at.site(y + w["D"].astype(jnp.float32)[None, None, :, None] * x, "y", HEADS)
         gate = at.site(jax.nn.silu(raw["z"].astype(jnp.float32)), "gate", CHANNEL)
         y = self._norm(y.reshape(gate.shape) * gate, w["norm"]["scale"], at.eps).astype(u.dtype)
         return linear(y, w["wo"], w.get("bo")), Mamba2State(past, last)
@@ -154,13 +156,13 @@ class Mamba2:
     def _norm(self, y: Array, scale: Array, eps: float) -> Array:
         groups = y.reshape(*y.shape[:2], self.n_groups, -1)
         groups = groups / jnp.sqrt(jnp.square(groups).mean(-1, keepdims=True) + eps)
-        return groups.reshape(y.shape) * scale.astype(jnp.float32)
+        return groups.reshape(y.shape) * aligned(scale.astype(jnp.float32), y)
 
     def _scan(self, dt: Array, x: Array, b: Array, c: Array, a: Array, before: Array, at: At) -> tuple[Array, Array]:
         """The last state and h_t C_t; the only place where a form is chosen. Heads are [group, member] inside."""
         rows, length = dt.shape[:2]
         x = (dt[..., None] * x).reshape(rows, length, *self._grouped(self.d_head))
-        log_decay = (dt * a).reshape(rows, length, *self._grouped())
+        log_decay = (dt * aligned(a, dt)).reshape(rows, length, *self._grouped())
         if not wants("blocks.mixer.state"):
             last, y = in_chunks(_chunk, before, (log_decay, x, b, c), CHUNK)
             return last, y.reshape(rows, length, self.n_heads, self.d_head)

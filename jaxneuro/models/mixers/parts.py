@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ...axes import aligned
 from ...errors import UserError, shown
 from ...taps import tap
 from ...taps.spans import Span
@@ -71,7 +72,7 @@ def check_counts(mixer: Any, *names: str) -> None:
 def linear(x: Array, w: Any, b: Array | None = None) -> Array:
     """x @ w + b in the dtype of x, w quantised or not."""
     y = matmul(x, w)
-    return y if b is None else y + b.astype(y.dtype)
+    return y if b is None else y + aligned(b.astype(y.dtype), y)
 
 
 def conv(
@@ -88,12 +89,12 @@ def conv(
       taken: how many of these tokens the next comes behind; None: all.
     """
     whole, kernel = jnp.concatenate([before.astype(x.dtype), x], axis=1), kernel.astype(x.dtype)
-    y = sum(whole[:, j : j + x.shape[1]] * kernel[:, j] for j in range(1, kernel.shape[1]))
-    y = y + whole[:, : x.shape[1]] * kernel[:, 0]
-    y = y if bias is None else y + bias.astype(x.dtype)
+    y = sum(whole[:, j : j + x.shape[1]] * kernel[None, None, :, j] for j in range(1, kernel.shape[1]))
+    y = y + whole[:, : x.shape[1]] * kernel[None, None, :, 0]
+    y = y if bias is None else y + aligned(bias.astype(x.dtype), y)
     if taken is None:
         return y, whole[:, x.shape[1] :]
-    past = taken[:, None] + jnp.arange(before.shape[1], dtype=jnp.int32)
+    past = taken[:, None] + jnp.arange(before.shape[1], dtype=jnp.int32)[None]
     return y, jnp.take_along_axis(whole, past[..., None], axis=1)
 
 
