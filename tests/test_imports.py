@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "versions": set(),
     "io": {"errors"},
     "taps": {"errors"},
-    "models": {"axes", "errors", "io", "taps"},
+    "models": {"axes", "console", "errors", "io", "taps"},
     "data": {"errors", "io", "stats"},
     "activations": {"errors", "console", "protocols", "sums", "io", "taps", "models", "data"},
     "dictionaries": {"axes", "errors", "excerpts", "protocols", "sums", "io", "taps", "models"},

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..io.files import clear_temporary
 
 NAME = "run.lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -86,19 +87,28 @@ def _same_file(fd: int, path: Path) -> bool:
 
 
 def _sign(fd: int, path: Path, owner: dict) -> int:
-    if owner:
+    who = (owner.get("pid"), owner.get("host"))
+    if owner and who not in _mentioned:  # a run holds a folder and its checkpoints: two locks, one message
+        _mentioned.add(who)
         _log.warning("%s: took over the lock that %s left behind", path, _name(owner))
     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T%z")})
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, text.encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, text.encode(), 0)
+    except OSError as e:
+        raise UserError(f"cannot write {path}: {e.strerror or e}. Choose another folder.") from e
+    clear_temporary(path.parent)
     return fd
+
+
+_mentioned: set[tuple[object, object]] = set()
 
 
 def _owner(fd: int) -> dict:
     try:
         owner = json.loads(os.pread(fd, 4096, 0))
         return owner if isinstance(owner, dict) else {}
-    except ValueError:  # empty, or its writer died within the write
+    except (ValueError, RecursionError):  # empty, or its writer died within the write
         return {}
 
 
@@ -109,7 +119,7 @@ def _alive(owner: dict) -> bool:
         return True  # nobody here can know
     try:
         os.kill(int(owner["pid"]), 0)
-    except (ProcessLookupError, KeyError, ValueError):
+    except (ProcessLookupError, KeyError, ValueError, TypeError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -119,7 +129,7 @@ def _alive(owner: dict) -> bool:
 def _name(owner: dict) -> str:
     if not owner:
         return "another process"
-    return f"process {owner.get('pid')} on {owner.get('host')} (since {owner.get('since')})"
+    return f"process {shown(owner.get('pid'))} on {shown(owner.get('host'))} (since {shown(owner.get('since'))})"
 
 
 def _held(path: Path, owner: dict) -> UserError:

@@ -21,14 +21,18 @@ prints a script that completes options with the tab key.
 import dataclasses
 import errno
 import functools
+import io
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import tyro
 
 from ..console import quietly
-from ..errors import UserError
+from ..errors import UserError, shown
+from .flags import in_flags
 
 TRAIN: Final = "train-dictionary"
 ABOUT: Final = "Open up pretrained networks. Every command takes --quiet: no progress, only results and errors."
@@ -44,6 +48,7 @@ class Sites:
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     pos: int = 8
     """Positions of the example batch, for models of text."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 def _sites(config: Sites) -> None:
@@ -51,7 +56,7 @@ def _sites(config: Sites) -> None:
     from ..models.pooling import has_pooled
     from ..taps import sites
 
-    model = load(config.model)
+    model = load(config.model, dtype=config.dtype)
     example = _example(model, config.pos)
     given = {"context": example} if getattr(model.cfg, "encoder", None) else {}
     run = model.pooled if isinstance(model, Transformer) and has_pooled(model.cfg) else model.apply
@@ -109,24 +114,77 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
+    """Run the command line; the exit code. JAXNEURO_TRACEBACK=1 shows where an error comes from."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or file that cannot show a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
+        code = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(words: list[str]) -> int:
+    job: Any = None
+    try:
+        _check_words(words)
         with quietly(QUIET in words):
-            _job([w for w in words if w != QUIET])()
-    except UserError as e:
-        print(f"jaxneuro: {e}", file=sys.stderr)
-        return 2
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        print(
-            f"jaxneuro: cannot write {e.filename or 'the output'}: {e.strerror}. Free some space or choose another "
-            "folder, then run the same command again to go on.",
-            file=sys.stderr,
-        )
-        return 2
+            job = _job([w for w in words if w != QUIET])
+            job()
     except KeyboardInterrupt:
-        print("jaxneuro: interrupted. Run the same command again to go on where it stopped.", file=sys.stderr)
-        return 130
+        return _failed("interrupted. Run the same command again to go on where it stopped.", 130)
+    except SystemExit:  # tyro's, after --help or a wrong option
+        sys.stdout.flush()
+        raise
+    except BrokenPipeError:
+        raise
+    except Exception as e:
+        if os.environ.get("JAXNEURO_TRACEBACK") or (text := _said(e, words)) is None:
+            raise
+        configs = getattr(job, "args", ())
+        return _failed(in_flags(text, configs[0]) if configs else text, 2)
     return 0
+
+
+def _failed(text: str, code: int) -> int:
+    print(f"jaxneuro: {text}", file=sys.stderr)
+    return code
+
+
+def _check_words(words: list[str]) -> None:
+    """Names beyond what the locale can spell are not taken as other names."""
+    for text in (*words, os.getcwd()):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{shown(text)} is not spelled in this locale's encoding ({sys.getfilesystemencoding()}). "
+                "Set LC_ALL=C.UTF-8 or PYTHONUTF8=1."
+            ) from None
+
+
+def _said(e: Exception, words: list[str]) -> str | None:
+    """What a person is told; None: a fault of this program, which shows where it is."""
+    if isinstance(e, UserError):
+        return str(e)
+    if isinstance(e, OSError):
+        what = f"{e.strerror or e}{_TOO_LONG if e.errno == errno.ENAMETOOLONG else ''}"
+        path = "the output" if e.filename is None else shown(os.fspath(e.filename), 400)
+        verb = "read" if e.errno in _OF_READING else "write"
+        return f"cannot {verb} {path}: {what}.{'' if verb == 'read' else _GO_ON}"
+    if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in (text := str(e)[:2000]):
+        detail = shown(str(e).partition("\n")[0], 300)
+        return f"not enough memory{f' ({detail})' if detail else ''}. Ask for less: a smaller batch, fewer tokens."
+    if isinstance(e, OverflowError) or "int too large" in text or "out of bounds for" in text:
+        large = [f"{flag} {w}" for flag, w in zip(["", *words], words, strict=False) if re.fullmatch(r"-?\d{10,}", w)]
+        return f"{shown(', '.join(large)) or 'a number'} is too large ({shown(str(e), 200)})."
+    return None
+
+
+_TOO_LONG: Final = ": a name may have 255 bytes, a path 4,096"
+_OF_READING: Final = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+_GO_ON: Final = " Free some space or choose another folder, then run the same command again to go on."

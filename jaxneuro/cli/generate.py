@@ -137,16 +137,12 @@ def read_vector(path: Path, name: str | None) -> np.ndarray:
 
 def _arrays(path: Path) -> dict[str, Any]:
     from ..io import read_safetensors
+    from ..io.npy import read_npy, read_npz
 
-    if path.suffix == ".safetensors":
-        return dict(read_safetensors(path))
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        return {k: loaded[k] for k in loaded.files} if hasattr(loaded, "files") else {path.stem: loaded}
-    except OSError as e:
-        raise UserError(f"cannot read {path}: {e.strerror or e}.") from e
-    except ValueError as e:
-        raise UserError(f"{path} is not a npz, npy or safetensors file: {e}.") from e
+    readers = {".safetensors": read_safetensors, ".npz": read_npz, ".npy": lambda path: {path.stem: read_npy(path)}}
+    if path.suffix not in readers:
+        raise UserError(f"{path} is not a npz, npy or safetensors file.")
+    return dict(readers[path.suffix](path))
 
 
 def silencing(config: Generate, cfg: Any) -> list[Any]:

@@ -5,6 +5,7 @@
 |---|---|---|
 | `files.py` | whole-file writes that either happen or do not; JSON within limits | any |
 | `fields.py` | the typed reader of every JSON object: kinds, ranges, all problems at once | JSON |
+| `npy.py` | names and sizes before numbers, nothing unpickled | .npy, .npz |
 | `sources.py` | what a model's name stands for: bundled, MiniLM, a folder, the Hub | Hugging Face folder |
 | `torch_file.py`, `pickled.py` | files of torch.save, without torch and without unpickling | zip and legacy .pt |
 | `safetensors.py` | read over mmap with full validation, write | safetensors 0.x header |

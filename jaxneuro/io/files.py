@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,38 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+_TEMPORARY: Final = re.compile(r"^\..+\.(\d+)\.tmp$")
+
+
+def clear_temporary(folder: str | os.PathLike) -> None:
+    """Remove what `atomic_write` of processes that are gone left in a folder and in those in it; the folder is ours.
+
+    Example:
+      >>> import tempfile, pathlib
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> (folder / ".run.json.999999999.tmp").write_text("{")
+      1
+      >>> clear_temporary(folder)
+      >>> list(folder.iterdir())
+      []
+    """
+    with contextlib.suppress(OSError):
+        for path in [*Path(folder).glob(".*.tmp"), *Path(folder).glob("*/.*.tmp")]:
+            found = _TEMPORARY.match(path.name)
+            if found and not _alive(int(found[1])):
+                path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

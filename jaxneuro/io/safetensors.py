@@ -17,8 +17,8 @@ from typing import Any, Final, TypeGuard
 import ml_dtypes
 import numpy as np
 
-from ..errors import UserError
-from .files import atomic_write, no_duplicates, read_json
+from ..errors import UserError, quoted, shown
+from .files import atomic_write, no_duplicates, open_regular, read_json
 
 DTYPES: Final[dict[str, np.dtype]] = {
     "BOOL": np.dtype(bool),
@@ -38,13 +38,16 @@ DTYPES: Final[dict[str, np.dtype]] = {
     "F64": np.dtype("<f8"),
 }
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+_COPIED: Final = 64 * 2**20
 _LONGEST_HEADER: Final = 100_000_000  # the limit of the reference implementation
 
 
 class Tensors(Mapping[str, np.ndarray]):
     """{name: read-only array} of safetensors files; an array is a view of the file until it is copied from."""
 
-    def __init__(self, views: Mapping[str, tuple[mmap.mmap, int, np.dtype, tuple[int, ...]]], metadata: dict[str, str]):
+    def __init__(
+        self, views: Mapping[str, tuple[mmap.mmap | bytes, int, np.dtype, tuple[int, ...]]], metadata: dict[str, str]
+    ):
         self._views = views
         self.metadata = metadata
 
@@ -62,6 +65,10 @@ class Tensors(Mapping[str, np.ndarray]):
         """Those whose names start with one of these."""
         return Tensors({n: view for n, view in self._views.items() if n.startswith(prefixes)}, self.metadata)
 
+    def renamed(self, names: Mapping[str, str]) -> "Tensors":
+        """Those of `names`, {name: new name}."""
+        return Tensors({new: self._views[old] for old, new in names.items()}, self.metadata)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, from the header."""
         return self._views[name][3]
@@ -74,6 +81,10 @@ class Tensors(Mapping[str, np.ndarray]):
 def read_safetensors(path: str | os.PathLike) -> Tensors:
     """Open one file. Nothing but the header is read until an array is used.
 
+    The file is mapped: while arrays of it are in use it must not be shortened (by a download that starts again, say),
+    or the process ends with SIGBUS. Files up to 64 MiB are copied instead; models and dictionaries are copied when they
+    are loaded.
+
     Raises:
       UserError: the file is missing, truncated or its header is not true; every false claim is listed.
     Example:
@@ -85,11 +96,12 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as f:
+        with open_regular(path) as f:
             size = os.fstat(f.fileno()).st_size
             if size < 8:
                 raise _bad(path, [f"it has {size} bytes; even an empty file has 10"])
-            buffer = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            copied = size <= _COPIED and f.read()
+            buffer = copied or mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}.") from e
     header, start = _header(path, buffer, size)
@@ -99,7 +111,7 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
     for name, entry in header.items():
         wrong = _wrong(entry)
         if wrong:
-            problems.append(f"tensor {name!r}: {wrong}")
+            problems.append(f"tensor {quoted(name)}: {wrong}")
         else:
             begin, _ = entry["data_offsets"]
             views[name] = (buffer, start + begin, DTYPES[entry["dtype"]], tuple(entry["shape"]))
@@ -116,7 +128,7 @@ def _bad(path: Path, problems: list[str]) -> UserError:
     return UserError(f"{path} is not a whole safetensors file:{listed}{more}\nDownload or convert it again.")
 
 
-def _header(path: Path, buffer: mmap.mmap, size: int) -> tuple[dict[str, Any], int]:
+def _header(path: Path, buffer: mmap.mmap | bytes, size: int) -> tuple[dict[str, Any], int]:
     (length,) = struct.unpack("<Q", buffer[:8])
     if length > _LONGEST_HEADER:
         raise _bad(path, [f"its header claims {length} bytes, more than the {_LONGEST_HEADER} a header may have"])
@@ -146,15 +158,15 @@ def _wrong(entry: Any) -> str | None:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         return "its entry is not {dtype, shape, data_offsets}"
     if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-        return f"unknown dtype {entry['dtype']!r} (known: {', '.join(DTYPES)})"
+        return f"unknown dtype {quoted(entry['dtype'])} (known: {', '.join(DTYPES)})"
     if not _counts(entry["shape"]):
-        return f"its shape {entry['shape']!r} is not a list of counts"
+        return f"its shape {shown(entry['shape'])} is not a list of counts"
     if not _counts(entry["data_offsets"]) or len(entry["data_offsets"]) != 2:
-        return f"its data_offsets {entry['data_offsets']!r} are not two counts"
+        return f"its data_offsets {shown(entry['data_offsets'])} are not two counts"
     begin, end = entry["data_offsets"]
     needed = math.prod(entry["shape"]) * DTYPES[entry["dtype"]].itemsize
     if end - begin != needed:
-        return f"{entry['dtype']} {entry['shape']} takes {needed} bytes, its data_offsets hold {end - begin}"
+        return f"{entry['dtype']} {shown(entry['shape'])} takes {needed} bytes, its data_offsets hold {end - begin}"
     return None
 
 
@@ -164,7 +176,7 @@ def _gaps(offsets: dict[str, tuple[int, int]], size: int) -> list[str]:
     for name, (begin, end) in sorted(offsets.items(), key=lambda item: item[1]):
         if begin != reached:
             what = "overlaps the one before" if begin < reached else "leaves a hole before it"
-            problems.append(f"tensor {name!r} {what}: it begins at byte {begin} of the data, expected {reached}")
+            problems.append(f"tensor {quoted(name)} {what}: it begins at byte {begin} of the data, expected {reached}")
         reached = max(end, reached)
     if reached != size:
         how = "it was cut short" if reached > size else "something was appended"
@@ -190,16 +202,19 @@ def read_checkpoint(folder: str | os.PathLike) -> Tensors:
         raise UserError(f"{index} has no 'weight_map' from tensor names to names of files beside it.")
     shards = sorted(set(where.values()))
     if missing := [s for s in shards if not (folder / s).exists()]:
-        raise UserError(f"{folder} lacks {', '.join(missing)} of the {len(shards)} files that {index.name} names.")
+        raise UserError(
+            f"{folder} lacks {', '.join(map(shown, missing[:8]))} of the {len(shards)} files that {index.name} names."
+        )
     about = content.get("metadata") or {}
     claimed = about.get("total_size") if isinstance(about, dict) else None
     return _join(index, where, {s: read_safetensors(folder / s) for s in shards}, claimed)
 
 
 def _join(index: Path, where: dict[str, str], shards: dict[str, Tensors], claimed: Any) -> Tensors:
-    problems = [f"tensor {n!r} is not in {s}" for n, s in where.items() if n not in shards[s]]
+    problems = [f"tensor {quoted(n)} is not in {shown(s)}" for n, s in where.items() if n not in shards[s]]
     problems += [
-        f"{s} holds {n!r}, which the index {f'puts into {where[n]}' if n in where else 'does not name'}"
+        f"{shown(s)} holds {quoted(n)}, which the index "
+        + (f"puts into {shown(where[n])}" if n in where else "does not name")
         for s, tensors in shards.items()
         for n in tensors
         if where.get(n) != s
@@ -211,8 +226,8 @@ def _join(index: Path, where: dict[str, str], shards: dict[str, Tensors], claime
     found = sum(math.prod(joined.shape(n)) * joined.dtype(n).itemsize for n in joined)
     if claimed not in (None, found):
         raise UserError(
-            f"{index} speaks of {claimed} bytes of tensors (metadata.total_size), its shards hold {found}: they are "
-            "not of one download. Download it again; if the shards are right, take total_size out of the index."
+            f"{index} speaks of {shown(claimed)} bytes of tensors (metadata.total_size), its shards hold {found}: they "
+            "are not of one download. Download it again; if the shards are right, take total_size out of the index."
         )
     return joined
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model's name stands for: a folder in Hugging Face layout on this machine."""
 
+import contextlib
 import importlib.util
 import itertools
 import os
 from pathlib import Path
 from typing import Final
 
-from ..errors import UserError, unknown
+from ..errors import UserError, quoted, shown, unknown
 
 BUNDLED: Final = Path(__file__).parents[1] / "assets" / "bundled"
 BUNDLED_TEXT: Final = BUNDLED.with_name("text")
@@ -43,6 +44,7 @@ def resolve(name: str | os.PathLike, *, revision: str | None = None, files: tupl
     """
     text = os.fspath(name)
     special = _NAMED.get(text)
+    _check_length(text)
     path = special() if special else Path(text).expanduser()
     if not special and not path.exists() and not _is_path(text):
         return _download(text, revision, files)
@@ -53,6 +55,11 @@ def resolve(name: str | os.PathLike, *, revision: str | None = None, files: tupl
     if not any(path.iterdir()):
         raise UserError(f"the folder {path} is empty. Expected config.json, *.safetensors and a tokenizer.")
     return path
+
+
+def _check_length(text: str) -> None:
+    if "\0" in text or max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(os.fsencode(text)) > 4096:
+        raise UserError(f"no model {quoted(text)}: no folder can be called that.")
 
 
 def _bundled() -> Path:
@@ -104,9 +111,12 @@ def _is_path(text: str) -> bool:
 
 def _no_folder(text: str, path: Path) -> str:
     if path.exists():
-        return f"{text!r} is a file. Give the folder that holds it: config.json, *.safetensors, tokenizer.json."
-    near = unknown("folder", path.name, sorted(p.name for p in path.parent.glob("*/")), where=str(path.parent))
-    return f"no model at {text!r}: {near}" if path.parent.is_dir() else f"no model at {text!r}: no such folder."
+        return f"{quoted(text)} is a file. Give the folder that holds it: config.json, *.safetensors, tokenizer.json."
+    with contextlib.suppress(OSError):
+        if path.parent.is_dir():
+            names = sorted(p.name for p in path.parent.glob("*/"))
+            return f"no model at {quoted(text)}: {unknown('folder', path.name, names, where=path.parent, most=0)}"
+    return f"no model at {quoted(text)}: no such folder."
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
@@ -121,8 +131,8 @@ def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     except Exception as e:  # huggingface_hub's errors share no base class
         at = f" at revision {revision!r}" if revision else ""
         raise UserError(
-            f"no model {name!r}{at}: it is no folder on this machine ({Path.cwd() / name}), none of "
+            f"no model {quoted(name)}{at}: it is no folder on this machine ({Path.cwd() / name}), none of "
             f"{', '.join(_NAMED)}, and the Hugging Face Hub gave {type(e).__name__}: "
-            f"{(str(e).strip() or 'no message').splitlines()[0].rstrip('.')}. Check the name, the network and "
-            f"HF_HUB_OFFLINE, or download it elsewhere and give the folder."
+            f"{shown((str(e).strip() or 'no message').splitlines()[0].rstrip('.'), 300)}. Check the name, the network "
+            f"and HF_HUB_OFFLINE, or download it elsewhere and give the folder."
         ) from e

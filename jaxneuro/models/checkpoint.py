@@ -17,6 +17,8 @@ from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
 from .convnet import ConvModel, is_convnet, load_convnet, save_convnet
 from .families import FAMILIES, PAIRS
+from .families.wrappers import text_model
+from .half import check_half, in_half
 from .hf_config import config_from_hf, config_to_hf, family_of
 from .layout import flatten, shapes
 from .match import as_stored, canonical_names, match, rows
@@ -34,7 +36,10 @@ def load(
     revision: str | None = None,
     allow_nonfinite: bool = False,
 ) -> Transformer | ConvModel:
-    """Load a pretrained model from a folder, a Hub name, or a name that `jaxneuro.io.sources.resolve` knows.
+    """Load a pretrained model, in the dtype it is stored in unless another is asked for.
+
+    From a folder, a Hub name, or a name that `jaxneuro.io.sources.resolve` knows. The text model inside a wrapper of
+    `families.wrappers` (Gemma 3 with pictures, Mistral 3, LLaVA) is loaded alone; what is passed over is said.
 
     Weights are read from safetensors by mmap, without torch, and never unpickled. With a mesh every device reads
     only its own slices, placed by `shardings`.
@@ -42,8 +47,9 @@ def load(
     Args:
       name: folder in Hugging Face layout (config.json, model.safetensors or shards), Hub name, "bundled" or
         "all-MiniLM-L6-v2".
-      dtype: of the weights and so of the computation; None: as stored. "int8" and "float8_e4m3fn": matrices in eight
-        bits, the rest as stored (see `quantised`).
+      dtype: of the weights and so of the computation; None: as stored, which is bfloat16 for the bundled model and most
+        others, where the commands take float32. In float16 the model is run once, and refused where it overflows.
+        "int8" and "float8_e4m3fn": matrices in eight bits, the rest as stored (see `quantised`).
       mesh: with axes of type Auto called "model", "fsdp", "data", any of them; None: the default device.
       revision: of a Hub repository.
       allow_nonfinite: load weights with NaN or infinity in them.
@@ -51,7 +57,8 @@ def load(
       A `Transformer`; of a ResNet or DenseNet a `ConvModel`, which is used in the same way but for its `cfg`.
     Raises:
       UserError: everything that does not fit, in one message: missing and extra tensors, wrong shapes and dtypes,
-        NaN; or an architecture that is not ported, a file that is cut short, a name that leads nowhere.
+        NaN, numbers that the dtype cannot hold; or an architecture that is not ported, a file that is cut short, a
+        name that leads nowhere.
     """
     folder = resolve(name, revision=revision)
     hf = read_json(folder / "config.json")
@@ -61,7 +68,8 @@ def load(
         return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
     if isinstance(hf, dict) and hf.get("model_type") in tuple(PAIRS):
         raise UserError(f"{folder} holds two models, of pictures and of text: open them with models.load_pair.")
-    return from_tensors(folder, hf, read_checkpoint(folder), dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
+    hf, tensors = text_model(hf, read_checkpoint(folder))
+    return from_tensors(folder, hf, tensors, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
 
 
 def from_tensors(
@@ -88,7 +96,10 @@ def from_tensors(
         eight=eight,
     )
     generation = generation_config(folder) if folder.is_dir() else {}
-    return Transformer(cfg, weights, *(json.dumps(config, sort_keys=True) for config in (hf, generation)))
+    model = Transformer(cfg, weights, *(json.dumps(config, sort_keys=True) for config in (hf, generation)))
+    if in_half(weights) and not allow_nonfinite:
+        check_half(model.apply, weights, cfg, str(folder))
+    return model
 
 
 def _check_eight(dtype: np.dtype, allow_nonfinite: bool) -> None:

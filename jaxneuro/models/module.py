@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..io.generation import GENERATION, ids_of
 from .cache import Carried
 from .config import Config
+from .half import check_finite
 from .layout import Weights
 from .owner import Owner
 from .pooling import pooled
@@ -138,7 +140,10 @@ class Transformer(Owner):
 
     def __call__(self, tokens: Int[Array, "batch pos"], mask: Any = None, **part: Any) -> Array:
         """Logits, or the last hidden state of a model without a head; arguments as in `forward`."""
-        return self.apply(self.weights, tokens, mask, **part)
+        out = self.apply(self.weights, tokens, mask, **part)
+        if out.dtype == jnp.float16:
+            check_finite(out, f"this {self.cfg.family} model")
+        return out
 
 
 def to_linen(cfg: Config) -> Any:

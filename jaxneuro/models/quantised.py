@@ -23,7 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 
 FORMATS: Final[dict[np.dtype, float]] = {np.dtype(jnp.int8): 127.0, np.dtype(jnp.float8_e4m3fn): 448.0}
 """dtype -> the largest number that is used."""
@@ -119,9 +119,10 @@ def eight_bits(dtype: Any) -> np.dtype | None:
         found = None
     if found in FORMATS:
         return found
-    if found is None or not jnp.issubdtype(found, jnp.floating) or found.itemsize == 1:
+    wide = found == np.dtype(np.float64) and not jax.config.values["jax_enable_x64"]  # it would become float32
+    if found is None or wide or not jnp.issubdtype(found, jnp.floating) or found.itemsize == 1:
         known = ", ".join(["float16", "bfloat16", "float32", *map(str, FORMATS)])
-        raise UserError(f"there are no weights of dtype {dtype!r}. Known: {known}; None is as stored.")
+        raise UserError(f"there are no weights of dtype {quoted(dtype)}. Known: {known}; None is as stored.")
     return None
 
 

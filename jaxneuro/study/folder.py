@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ..errors import UserError
 from ..io import read_json, write_json
+from ..io.files import clear_temporary
 
 _CLAIM: Final = frozenset({".lock", "run.json"})
 """What a run that has computed nothing yet has written."""
@@ -61,6 +62,7 @@ class RunFolder:
                 raise UserError(
                     f"another process is writing {self.path}. Wait for it to finish or choose another --out."
                 ) from None
+            clear_temporary(self.path)
             if {p.name for p in self.path.iterdir()} <= _CLAIM:
                 record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing
             else:

@@ -57,6 +57,8 @@ def train_dictionary(config: TrainConfig) -> Path:
         if before:
             _check_longer(config, before)
         elif (out / RESULTS).exists():
+            if not config.keep:  # a run that was killed after its results and before this
+                shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
             say(f"{out} is complete")
             show(read_json(out / RESULTS), out)
             return out

@@ -21,6 +21,7 @@ from ..data import Subset, Windows, batches
 from ..dictionaries import Placement, Recovered, kl_divergence, next_token_loss, recovered
 from ..errors import UserError
 from ..io import read_safetensors
+from ..io.npy import read_npy, read_npz
 from ..models import Transformer
 from ..protocols import Method
 from ..taps.names import parse
@@ -261,7 +262,7 @@ def _array(source: Array, config: TrainConfig) -> Data:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    """x, and y if it is there, checked; a .npy file is mapped, not read."""
+    """x, and y if it is there, checked; a large .npy file is mapped, and must not be shortened while it is used."""
     if path.suffix not in _FILES:
         raise UserError(f"{path} is no activation array: a file ends in {', '.join(_FILES)}.")
     try:
@@ -278,14 +279,9 @@ def _arrays(path: Path) -> dict[str, Any]:
     return arrays
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files if name in ("x", "y")}
-
-
 _FILES: Final[dict[str, Callable[[Path], Any]]] = {
-    ".npy": lambda path: {"x": np.load(path, mmap_mode="r", allow_pickle=False)},
-    ".npz": _npz,
+    ".npy": lambda path: {"x": read_npy(path)},
+    ".npz": lambda path: read_npz(path, ("x", "y")),
     ".safetensors": read_safetensors,
 }
 

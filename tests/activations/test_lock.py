@@ -105,3 +105,18 @@ def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot use the folder"):
         exclusive(tmp_path / "file").__enter__()
+
+
+def test_one_dead_run_is_mentioned_once_and_its_temporary_files_go(tmp_path, holder, caplog):
+    holder.kill()
+    holder.wait()
+    (tmp_path / "checkpoints").mkdir()
+    write(tmp_path / "checkpoints", pid=holder.pid)
+    left = [tmp_path / f".run.json.{holder.pid}.tmp", tmp_path / "checkpoints" / f".a.json.{holder.pid}.tmp"]
+    kept = [tmp_path / f".run.json.{os.getpid()}.tmp", tmp_path / ".notes.tmp", tmp_path / "a.1.tmp"]
+    for path in (*left, *kept):
+        path.write_text("{")
+    with caplog.at_level(logging.WARNING), exclusive(tmp_path), exclusive(tmp_path / "checkpoints"):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in kept)
+    assert caplog.text.count("took over the lock") == 1

@@ -77,3 +77,20 @@ def test_hub_downloads_leave_pickles_alone(tmp_path, monkeypatch):
     assert resolve("owner/name") == tmp_path
     assert asked["name"] == "owner/name"
     assert not any(p.endswith((".bin", ".pt", "*")) for p in asked["allow_patterns"])
+
+
+def test_a_wrong_path_names_the_nearest_and_no_more(tmp_path):
+    for i in range(60):
+        (tmp_path / f"model-{i:02}").mkdir()
+        (tmp_path / f"zz{i}").mkdir()
+    with pytest.raises(UserError) as e:
+        resolve(f"{tmp_path}/model-0x")
+    message = str(e.value)
+    assert 1 <= message.count("'model-") - 1 <= 5
+    assert "zz1" not in message
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/" + "a/" * 3000, "a\0b", "./" + "é" * 200])
+def test_names_that_no_folder_can_have(name):
+    with pytest.raises(UserError, match="no folder can be called that"):
+        resolve(name)
