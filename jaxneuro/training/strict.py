@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
+from ..io.fields import FLAG, TEXT, number, whole
 
 KIND: Final = "kind"
 """Says which class of a union an object is of: the class's attribute of this name."""
@@ -32,6 +33,10 @@ def plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+_PLAIN: Final = {bool: FLAG, int: whole(None, None), float: number(), str: TEXT}
+"""A float is finite; a whole number is one too."""
+
+
 def read(kind: Any, value: Any, where: str) -> Any:
     """A JSON value as what the annotation says.
 
@@ -47,7 +52,7 @@ def read(kind: Any, value: Any, where: str) -> Any:
       (1.0, 2.5)
       >>> read(int, "many", "steps")
       Traceback (most recent call last):
-      jaxneuro.errors.UserError: steps = 'many' is not int.
+      jaxneuro.errors.UserError: steps = 'many' is not a whole number.
     """
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -60,21 +65,21 @@ def read(kind: Any, value: Any, where: str) -> Any:
         return tuple(read(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
         return {name: read(args[1], v, f"{where}.{name}") for name, v in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
+    if isinstance(kind, type) and kind in _PLAIN:
+        return _PLAIN[kind].of(value, where)
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
-    if kind is Any or (origin is Literal and value in args) or type(value) is kind:
+    if kind is Any or (origin is Literal and value in args):
         return value
     wanted = f"one of {', '.join(map(repr, args))}" if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise UserError(f"{where} = {value!r} is not {wanted if origin is not tuple else 'a list'}.")
+    raise UserError(f"{where} = {shown(value)} is not {wanted if origin is not tuple else 'a list'}.")
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} = {value!r} is not a group of options.")
+        raise UserError(f"{where} = {shown(value)} is not a group of options.")
     hints, given = get_type_hints(kind, include_extras=True), {k: v for k, v in value.items() if k != KIND}
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in given.keys() - fields.keys():
@@ -100,4 +105,4 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
         with contextlib.suppress(UserError):
             return read(kind, value, where)
     names = ", ".join("null" if k is types.NoneType else getattr(k, "__name__", str(k)) for k in kinds)
-    raise UserError(f"{where} = {value!r} is none of {names}.")
+    raise UserError(f"{where} = {shown(value)} is none of {names}.")

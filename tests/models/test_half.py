@@ -12,25 +12,32 @@ from jaxneuro.models import load
 from ..parity.conftest import FIXTURES, open_case
 from . import folders
 
-DOWN = {
-    "t5": "encoder.block.0.layer.1.DenseReluDense.wo.weight",
-    "t5-encoder": "encoder.block.0.layer.1.DenseReluDense.wo.weight",
-    "umt5": "decoder.block.0.layer.2.DenseReluDense.wo.weight",
-    "llama-gqa": "model.layers.0.mlp.down_proj.weight",
-    "gemma2": "model.layers.0.self_attn.o_proj.weight",
-    "vit": "vit.encoder.layer.0.output.dense.weight",
+INTO_AND_OUT = {  # of every MLP: what makes the neurons large, and what writes them to the residual stream
+    "t5": ("DenseReluDense.wi.weight", "DenseReluDense.wo.weight"),
+    "t5-encoder": ("DenseReluDense.wi.weight", "DenseReluDense.wo.weight"),
+    "umt5": ("DenseReluDense.wi_1.weight", "DenseReluDense.wo.weight"),
+    "llama-gqa": ("mlp.up_proj.weight", "mlp.down_proj.weight"),
+    "vit": ("intermediate.dense.weight", "output.dense.weight"),
 }
+DOWN = "model.layers.0.mlp.down_proj.weight"
 
 
-def scaled(case, folder, by):
-    return folders.rewrite(
-        folders.copy(FIXTURES, case, folder), lambda tensors: {**tensors, DOWN[case]: tensors[DOWN[case]] * by}
-    )
+def scaled(case, folder):
+    """Weights that float16 holds, and a residual stream that it does not."""
+    into, out = INTO_AND_OUT[case]
+
+    def change(tensors):
+        new = {
+            n: a * 50 if n.endswith(into) else np.sign(a) * 6e4 for n, a in tensors.items() if n.endswith((into, out))
+        }
+        return {**tensors, **{n: a.astype(np.float32) for n, a in new.items()}}
+
+    return folders.rewrite(folders.copy(FIXTURES, case, folder), change)
 
 
 @pytest.mark.parametrize("case", ["t5", "t5-encoder", "umt5", "llama-gqa", "vit"])
 def test_a_residual_stream_beyond_float16_is_refused_at_load(case, tmp_path):
-    folder = scaled(case, tmp_path, np.float32(3e4))
+    folder = scaled(case, tmp_path)
     with pytest.raises(UserError, match=r"overflows in float16.*dtype='bfloat16'"):
         load(folder, dtype="float16")
     load(folder, dtype="bfloat16")
@@ -50,7 +57,8 @@ def test_what_float16_holds_is_near_float32(case):
 def test_outputs_that_overflow_later_are_said_where_they_are_concrete(tmp_path):
     model = load(FIXTURES / "llama-gqa", dtype="float16")
     weights = jax.tree.map(lambda a: a, model.weights)
-    weights["blocks"]["mlp"]["down"] = weights["blocks"]["mlp"]["down"] * jnp.float16(3e4)
+    mlp = weights["blocks"]["mlp"]
+    mlp["up"], mlp["down"] = 50 * mlp["up"], jnp.sign(mlp["down"]) * jnp.float16(6e4)
     hot = type(model)(model.cfg, weights)
     with pytest.raises(UserError, match="this llama model overflows in float16"):
         hot(jnp.arange(6)[None])
@@ -59,7 +67,7 @@ def test_outputs_that_overflow_later_are_said_where_they_are_concrete(tmp_path):
 
 @pytest.mark.parametrize(("value", "dtype"), [(1e5, "float16"), (3.4028e38, "bfloat16"), (65519.0, "float16")])
 def test_a_cast_that_overflows_names_the_tensor_its_largest_value_and_the_way_out(value, dtype, tmp_path):
-    name = DOWN["llama-gqa"]
+    name = DOWN
     case = folders.copy(FIXTURES, "llama-gqa", tmp_path)
     big = folders.rewrite(case, lambda t: {**t, name: np.full_like(t[name], value)})
     if value == 65519.0:  # rounds to the largest
@@ -75,7 +83,7 @@ def test_a_cast_that_overflows_names_the_tensor_its_largest_value_and_the_way_ou
 
 
 def test_a_file_that_is_not_finite_is_still_one(tmp_path):
-    name = DOWN["llama-gqa"]
+    name = DOWN
     case = folders.copy(FIXTURES, "llama-gqa", tmp_path)
     folders.rewrite(case, lambda t: {**t, name: np.full_like(t[name], np.inf)})
     with pytest.raises(UserError, match=f"NaN or infinity in {name}. Download it again"):

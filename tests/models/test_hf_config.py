@@ -92,3 +92,16 @@ def test_what_a_family_cannot_express_is_not_written():
         config_to_hf(odd)
     with pytest.raises(UserError, match="no model family 'mine'"):
         config_to_hf(dataclasses.replace(odd, family="mine"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_has_the_types_of_transformers(family):
+    """transformers 5 checks the types of its config's fields: a whole number is not written as 8.0."""
+    whole = DEFAULTS[family]
+    cfg = config_from_hf(whole)
+    if cfg.attn_scale is not None and cfg.family.startswith("gemma"):
+        cfg = dataclasses.replace(cfg, attn_scale=8**-0.5)
+    written = json.loads(json.dumps(config_to_hf(cfg)))
+    both = {k for k in written if whole.get(k) is not None and written[k] is not None}
+    assert {k: type(written[k]) for k in both} == {k: type(whole[k]) for k in both}
+    assert len(both) > 3

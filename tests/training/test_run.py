@@ -126,7 +126,7 @@ def test_members_of_a_sweep_are_what_they_would_be_alone(config, changed):
         ({"batch": 0}, "batch = 0 is below 1"),
         ({"tokens": 10}, "steps = 6 and tokens = 10: give one of them"),
         ({"sweep": {"l2": (1, 2)}}, "no option 'l2'. Did you mean 'l1'"),
-        ({"sweep": {"l1": ("much",)}}, "'much' is not float"),
+        ({"sweep": {"l1": ("much",)}}, "'much' is not a finite number"),
         ({"sweep": {"seed": (1, 1)}}, "give different values"),
         ({"sweep": {"site": ("embed",)}}, "needs a live source"),
         ({"evaluate_tokens": 700}, "700 of the 768 rows .* at most half"),
