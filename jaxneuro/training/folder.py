@@ -73,4 +73,5 @@ def _record(config: TrainConfig, before: dict[str, Any] | None) -> dict[str, Any
             f"{config.out} belongs to another run (there: in that folder, here: asked for now): {'; '.join(lines)}. "
             "Choose another --out, or delete it to start anew."
         )
-    return {**before, "config": plain(config), "continued": [*before["continued"], now]}
+    kept = {"keep": config.keep or bool(before["config"].get("keep"))}  # what was kept once is not thrown away
+    return {**before, "config": {**plain(config), **kept}, "continued": [*before["continued"], now]}

@@ -22,7 +22,7 @@ from ..io import read_json
 from ..models.sharding import device_mesh
 from ..protocols import Method
 from .config import LENGTH, TrainConfig, check
-from .folder import CHECKPOINTS, RESULTS, claimed, longer
+from .folder import CHECKPOINTS, CONFIG, RESULTS, claimed, longer
 from .results import check_exports, show, write
 from .sources import Data, open_source
 from .sweep import methods
@@ -57,7 +57,7 @@ def train_dictionary(config: TrainConfig) -> Path:
         if before:
             _check_longer(config, before)
         elif (out / RESULTS).exists():
-            if not config.keep:  # a run that was killed after its results and before this
+            if not read_json(out / CONFIG)["config"]["keep"]:  # a run that was killed after its results and before this
                 shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
             say(f"{out} is complete")
             show(read_json(out / RESULTS), out)
