@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import UserError, shown, unknown
+from ..errors import UserError, quoted, unknown
 from ..io.fields import FLAG, TEXT, number, whole
 
 KIND: Final = "kind"
@@ -72,14 +72,14 @@ def read(kind: Any, value: Any, where: str) -> Any:
     if kind is Any or (origin is Literal and value in args):
         return value
     wanted = f"one of {', '.join(map(repr, args))}" if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise UserError(f"{where} = {shown(value)} is not {wanted if origin is not tuple else 'a list'}.")
+    raise UserError(f"{where} = {quoted(value)} is not {wanted if origin is not tuple else 'a list'}.")
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
-        raise UserError(f"{where} = {shown(value)} is not a group of options.")
+        raise UserError(f"{where} = {quoted(value)} is not a group of options.")
     hints, given = get_type_hints(kind, include_extras=True), {k: v for k, v in value.items() if k != KIND}
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for name in given.keys() - fields.keys():
@@ -105,4 +105,4 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
         with contextlib.suppress(UserError):
             return read(kind, value, where)
     names = ", ".join("null" if k is types.NoneType else getattr(k, "__name__", str(k)) for k in kinds)
-    raise UserError(f"{where} = {shown(value)} is none of {names}.")
+    raise UserError(f"{where} = {quoted(value)} is none of {names}.")
