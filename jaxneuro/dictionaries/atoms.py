@@ -53,7 +53,7 @@ def atoms(
         p = shared(key, inputs, tied)
         if not tied:
             return p
-        w = _seen(p["w_dec"], inputs.x - p["b_dec"], inputs, shrinkage)
+        w = _seen(p["w_dec"], inputs.x - p["b_dec"][None], inputs, shrinkage)
         return p | {"w_enc": w / jnp.sum(w * p["w_dec"], axis=1, keepdims=True)}
 
     return thresholded(

@@ -173,7 +173,7 @@ def _jumping(weight: Callable, tanh_scale: float, bandwidth: float, revive: floa
 
     def layer(p: Parameters, x: Array, inputs: Inputs, now: Now, dead: Array) -> Written:
         on, theta = inputs.valid[:, None], jnp.exp(p["log_threshold"])
-        pre = product(x, p["w_enc"].T) + p["b_enc"]
+        pre = product(x, p["w_enc"].T) + p["b_enc"][None]
         z = jnp.where(on, above(pre, theta, bandwidth), jnp.float32(0))
         norm = jnp.sqrt(jnp.sum(jnp.square(p["w_dec"]), axis=1))
         size = jnp.sum(jnp.tanh(jnp.float32(tanh_scale) * norm * z))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..axes import aligned
 from .activations import Activation
 
 
@@ -59,7 +60,8 @@ class CrossLayerTranscoder:
 
     def encode(self, x: Float[Array, "*batch n_layers d_in"]) -> Float[Array, "*batch n_layers n_latents"]:
         """Latents of every layer."""
-        pre = _einsum("...ld,ldm->...lm", x, self.W_enc) + self.b_enc.astype(jnp.float32)
+        pre = _einsum("...ld,ldm->...lm", x, self.W_enc)
+        pre = pre + aligned(self.b_enc.astype(jnp.float32), pre)
         return self.activation(pre).astype(x.dtype)
 
     def decode(self, z: Float[Array, "*batch n_layers n_latents"]) -> Float[Array, "*batch n_layers d_out"]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxneuro_kernels import sparse_decode
 from jaxtyping import Array, Float
 
+from ..axes import aligned
 from ..errors import UserError
 from .activations import Activation, Bounded, Code, dense
 
@@ -70,7 +71,8 @@ class SparseCoder:
             vals, idx = self.encode_sparse(x)
             return dense(vals.astype(x.dtype), idx, self.n_latents)
         centred, w = self._ready(x)
-        pre = jnp.dot(centred, w, preferred_element_type=jnp.float32) + self.b_enc.astype(jnp.float32)
+        pre = jnp.dot(centred, w, preferred_element_type=jnp.float32)
+        pre = pre + aligned(self.b_enc.astype(jnp.float32), pre)
         return self.activation(pre).astype(x.dtype)
 
     def encode_sparse(self, x: Float[Array, "*batch d_in"]) -> Code:
@@ -89,11 +91,12 @@ class SparseCoder:
         """The reconstruction from latents, in z's dtype (without the skip, which is not a function of z)."""
         dtype = _common(z, self.W_dec)
         x_hat = jnp.dot(z.astype(dtype), self.W_dec.astype(dtype), preferred_element_type=jnp.float32)
-        return (x_hat + self.b_dec.astype(jnp.float32)).astype(z.dtype)
+        return (x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)).astype(z.dtype)
 
     def decode_sparse(self, vals: Float[Array, "*batch k"], idx: Array) -> Float[Array, "*batch d_out"]:
         """The reconstruction from what `encode_sparse` returned, float32."""
-        return sparse_decode(vals, idx, self.W_dec) + self.b_dec.astype(jnp.float32)
+        x_hat = sparse_decode(vals, idx, self.W_dec)
+        return x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """The reconstruction of x, in x's dtype."""
@@ -114,7 +117,7 @@ class SparseCoder:
         if self.input_norm != "none":
             x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))[0]
         x = x.astype(dtype)
-        return (x - self.b_dec.astype(dtype) if self.apply_b_dec_to_input else x), self.W_enc.astype(dtype)
+        return (x - aligned(self.b_dec.astype(dtype), x) if self.apply_b_dec_to_input else x), self.W_enc.astype(dtype)
 
 
 class Normalised(NamedTuple):

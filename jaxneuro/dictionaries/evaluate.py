@@ -62,7 +62,7 @@ def _sums(dictionary: Dictionary, batch: Mapping[str, Array]) -> dict[str, Array
     return {
         "n": n,
         "mean": mean,
-        "deviation": jnp.sum(jnp.square(jnp.where(on, y - mean, 0))),
+        "deviation": jnp.sum(jnp.square(jnp.where(on, y - mean[None], 0))),
         "squared_error": jnp.sum(jnp.square(error)),
         "error": jnp.sum(error, 0),
         "fired": fired,

@@ -9,6 +9,7 @@ from jax import lax
 from jaxneuro_kernels import sparse_decode
 from jaxtyping import Array, Float, Int, Key
 
+from ..axes import aligned
 from ..errors import UserError
 from ..protocols import Method
 from .activations import Code, dense
@@ -92,11 +93,12 @@ class MatchingPursuit:
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
         """The reconstruction from latents, in z's dtype."""
         x_hat = jnp.dot(z.astype(jnp.float32), self.W_dec.astype(jnp.float32))
-        return (x_hat + self.b_dec.astype(jnp.float32)).astype(z.dtype)
+        return (x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)).astype(z.dtype)
 
     def decode_sparse(self, vals: Float[Array, "*batch k"], idx: Int[Array, "*batch k"]) -> Float[Array, "*batch d_in"]:
         """The reconstruction from what `encode_sparse` returned, float32."""
-        return sparse_decode(vals, idx, self.W_dec.astype(jnp.float32)) + self.b_dec.astype(jnp.float32)
+        x_hat = sparse_decode(vals, idx, self.W_dec.astype(jnp.float32))
+        return x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """The reconstruction of x, in x's dtype."""
@@ -106,7 +108,7 @@ class MatchingPursuit:
 
     def _pursued(self, x: Array) -> Pursuit:
         x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32)).x
-        r, w = x - self.b_dec.astype(jnp.float32), self.W_dec.astype(jnp.float32)
+        r, w = x - aligned(self.b_dec.astype(jnp.float32), x), self.W_dec.astype(jnp.float32)
         return pursue(r, w, Select(k=self.max_steps), Until(self.tolerance, self.stop_on_repeat))
 
 
@@ -152,7 +154,7 @@ def matching_pursuit(n_latents: int, k: int, *, training: Training = Training())
         return {"w_dec": start.random_rows(key, n_latents, inputs.x.shape[1]), "b_dec": b_dec}
 
     def loss(p: Parameters, inputs: Inputs, now: Now) -> tuple[Array, Outcome]:
-        r = jnp.where(inputs.valid[:, None], inputs.x - p["b_dec"], jnp.float32(0))
+        r = jnp.where(inputs.valid[:, None], inputs.x - p["b_dec"][None], jnp.float32(0))
         found = pursue(r, p["w_dec"], select)
         vals, idx = merged(found.vals, found.idx, n_latents)
         here = p["w_dec"].shape[0]

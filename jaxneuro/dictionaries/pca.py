@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from ..axes import aligned
 from ..errors import UserError
 from ..protocols import Method
 from .parts.moments import Scatter, Summary, nothing_yet, row_count, summary, with_rows
@@ -68,13 +69,14 @@ class PCADictionary:
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
         """Coordinates of x, signed, in x's dtype."""
-        centred = x.astype(jnp.float32) - self.b_dec.astype(jnp.float32)
+        x = x.astype(jnp.float32)
+        centred = x - aligned(self.b_dec.astype(jnp.float32), x)
         return (centred @ self.W_enc.astype(jnp.float32)).astype(x.dtype)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
         """The reconstruction from coordinates, in z's dtype."""
         x_hat = z.astype(jnp.float32) @ self.W_dec.astype(jnp.float32)
-        return (x_hat + self.b_dec.astype(jnp.float32)).astype(z.dtype)
+        return (x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)).astype(z.dtype)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """decode(encode(x)), in x's dtype."""

@@ -122,7 +122,7 @@ def test_mean_ablation_fills_instead_of_zeroing(toy):
     fill = np.zeros((toy.L, toy.F), np.float32)
     fill[0, 0] = 1.5
     run = lambda f: silence(toy.apply, weights, toy.site, sets, toy.batches[:1], toy.K, fill=f, chunk=2)[0]  # noqa: E731
-    np.testing.assert_array_equal(*run(fill))
+    np.testing.assert_allclose(*run(fill), atol=1e-5)  # the bias itself is exact, the losses' sums are not
     assert np.abs(np.subtract(*run(None))).max() > 1e-3
 
 

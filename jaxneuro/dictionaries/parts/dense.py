@@ -69,12 +69,13 @@ def dense(
 
     def loss(p: Parameters, inputs: Inputs, now: Now) -> tuple[Array, Outcome]:
         on = inputs.valid[:, None]
-        pre = product(centred(inputs, p["b_dec"], now.tied), p["w_enc"].T) + p.get("b_enc", jnp.float32(0))
+        pre = product(centred(inputs, p["b_dec"], now.tied), p["w_enc"].T)
+        pre = pre + p["b_enc"][None] if "b_enc" in p else pre
         out = latents(p, pre, inputs, now)
         z = jnp.where(on, out.z, jnp.float32(0))
 
         def error(z: Array, w: Array, b: Array) -> Array:
-            y_hat = axes.over_latents(product(z, w)) + b + skipped(p, inputs.x)
+            y_hat = axes.over_latents(product(z, w)) + b[None] + skipped(p, inputs.x)
             return jnp.where(on, inputs.y - y_hat, jnp.float32(0))
 
         e = error(z, p["w_dec"], p["b_dec"])

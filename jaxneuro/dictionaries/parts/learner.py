@@ -124,7 +124,7 @@ def centred(inputs: Inputs, b_dec: Array, tied: bool) -> Array:
     """The encoder's input: x - b_dec of an autoencoder, x of a transcoder; a constant to the gradient."""
     if not tied:
         return inputs.x
-    return jnp.where(inputs.valid[:, None], inputs.x - lax.stop_gradient(b_dec), jnp.float32(0))
+    return jnp.where(inputs.valid[:, None], inputs.x - lax.stop_gradient(b_dec)[None], jnp.float32(0))
 
 
 REPLICATED = ("b_dec", "w_skip", "theta")
@@ -342,7 +342,7 @@ def _measured(
 def _deviation(inputs: Inputs, divisor: Array, axes: Axes) -> Array:
     """Mean squared distance of the whole batch's targets from their mean."""
     mean = axes.over_tokens(jnp.sum(inputs.y, axis=0)) / divisor
-    off = jnp.where(inputs.valid[:, None], inputs.y - mean, jnp.float32(0))
+    off = jnp.where(inputs.valid[:, None], inputs.y - mean[None], jnp.float32(0))
     return axes.over_tokens(jnp.sum(jnp.square(off))) / divisor
 
 

@@ -56,7 +56,7 @@ def with_rows(s: Scatter, x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Sc
     n = jnp.sum(valid, dtype=jnp.int32)
     n_b = jnp.maximum(n, 1).astype(jnp.float32)
     mean_b = lax.optimization_barrier(jnp.sum(x, 0) / n_b)  # one rounding of it, wherever it is used
-    centred = jnp.where(valid[:, None], x - mean_b, jnp.float32(0))
+    centred = jnp.where(valid[:, None], x - mean_b[None], jnp.float32(0))
     rest = jnp.sum(centred, 0)  # zero but for the rounding of mean_b
     before, rows = tally_float(s.rows), tally_add(s.rows, n)
     share = jnp.where(n > 0, n_b / jnp.maximum(tally_float(rows), 1), 0)

@@ -136,7 +136,7 @@ def selecting(
         x, on = centred(inputs, p["b_dec"], now.tied), inputs.valid[:, None]
         k_now = jnp.int32(select.k) if k_most else jnp.round(k_of(now.step)).astype(jnp.int32)
         code = autoencode(x, p["w_enc"], p["b_enc"], p["w_dec"], inputs.valid, k_now, select, parts)
-        target = inputs.y - (p["b_dec"] + skipped(p, inputs.x))
+        target = inputs.y - (p["b_dec"][None] + skipped(p, inputs.x))
         errors = [jnp.where(on, target - y, jnp.float32(0)) for y in jnp.cumsum(code.x_hat, axis=0)]
         value = sum(jnp.float32(w) * jnp.sum(jnp.square(e)) for w, e in zip(level_weights, errors, strict=True))
         counted = code.vals if not k_most else jnp.where(jnp.arange(k_most) < k, code.vals, jnp.float32(0))

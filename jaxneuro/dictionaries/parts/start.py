@@ -34,7 +34,7 @@ def geometric_median(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[A
     tiny = jnp.float32(1e-6) * jnp.sqrt(_mean_square(x, valid)) + jnp.finfo(jnp.float32).tiny
 
     def closer(_, m):
-        distance = jnp.sqrt(jnp.sum(jnp.square(x - m), axis=-1))
+        distance = jnp.sqrt(jnp.sum(jnp.square(x - m[None]), axis=-1))
         weight = jnp.where(valid, 1 / jnp.maximum(distance, tiny), jnp.float32(0))
         return weight @ x / jnp.maximum(jnp.sum(weight), jnp.finfo(jnp.float32).tiny)
 
@@ -110,7 +110,7 @@ def split_sites(x: Float[Array, "*batch d"], widths: tuple[int, ...]) -> list[Fl
 
 def deviation(x: Float[Array, "n d"], valid: Bool[Array, "n"]) -> Float[Array, ""]:
     """Mean squared distance from the mean."""
-    return _mean_square(x - masked_mean(x, valid), valid)
+    return _mean_square(x - masked_mean(x, valid)[None], valid)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

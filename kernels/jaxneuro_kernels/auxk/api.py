@@ -148,7 +148,7 @@ def auxk_loss(
 ) -> Array:
     """sum_n |e_n - a_n W_dec|^2 over the valid n, with the rows `there` for the dead latents."""
     shards = 1 if latent_axis is None else lax.axis_size(latent_axis)
-    pre = jnp.dot(x, rows.w_enc.T, preferred_element_type=jnp.float32) + rows.b_enc
+    pre = jnp.dot(x, rows.w_enc.T, preferred_element_type=jnp.float32) + rows.b_enc[None]
     keep = jnp.broadcast_to(there, pre.shape)
     if k_aux < pre.shape[-1] * shards:
         key = jnp.where(there, to_key(lax.stop_gradient(pre)), jnp.int32(LOWEST))
