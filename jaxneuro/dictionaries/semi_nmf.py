@@ -201,7 +201,7 @@ def semi_nmf(
     where the activations fit in memory, this where they do not. Both are non-convex, and winner-take-all interrupts
     their descent: compare seeds (`jax.vmap` over init's key and over states).
 
-    Start: `factorise` of the first batch, from random coefficients: the larger that batch, the better. A latent
+    Start: `factorise` of the first batch, from pooled starts: the larger that batch, the better. A latent
     above 0 on none of `dead_after_tokens` tokens begins
     again at the residual of a badly explained token. Tokens with NaN or infinity are left out and counted.
 
