@@ -88,7 +88,7 @@ WRONG = {
     "no vector": (["--prompt", "a", "--site", "blocks.3.resid_post"], "name its file with --steer"),
     "groups": (["--prompt", "a", "--groups", "de"], "name its folder with --silence"),
     "greedy": (["--prompt", "a", "--top-k", "3"], "need a --temperature above 0"),
-    "temperature": (["--prompt", "a", "--temperature", "-1"], "temperature=-1.0"),
+    "temperature": (["--prompt", "a", "--temperature", "-1"], "--temperature -1.0"),
 }
 
 
