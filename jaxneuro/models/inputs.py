@@ -1,8 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model of text is given: checked where its values are known, and harmless where they are not."""
 
+from typing import Any, Final
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
+
+from ..errors import UserError
+from .config import Config
+
+_HOW: Final = "load_tokenizer makes them of texts: tokens, mask = load_tokenizer(name).batch(texts)."
+NO_LABEL: Final = -100
+"""The target that means "none here", as in transformers."""
 
 
 def embedded(
@@ -14,7 +26,94 @@ def embedded(
       >>> embedded(jnp.eye(2), jnp.array([[1, -1, 2]]), jnp.array([[True, True, False]]))[0].tolist()
       [[0.0, 1.0], [nan, nan], [1.0, 0.0]]
     """
-    n = table.shape[0]
+    n, ids = table.shape[0], jnp.asarray(ids, jnp.int32)
     known = (ids >= 0) & (ids < n)
-    other = n if mask is None else jnp.where(mask, n, 0).astype(ids.dtype)
+    other = n if mask is None else jnp.where(mask, jnp.int32(n), jnp.int32(0))
     return jnp.take(table, jnp.where(known, ids, other), axis=0, mode="fill")
+
+
+def check_inputs(
+    cfg: Config, tokens: Any, mask: Any = None, *, token_types: Any = None, context: Any = None,
+    context_mask: Any = None, resid: Any = None, **other: Any,
+) -> None:  # fmt: skip
+    """What `forward` is given is what it takes: shapes and types always, ids where they are known.
+
+    Raises:
+      UserError: tokens that are no whole numbers [batch, pos] with a row and a position, an id without a row in the
+        model's table at a real token, a mask that is not boolean or of another shape.
+    """
+    if cfg.image is None:
+        _check_text(tokens, mask, cfg.d_vocab if resid is None else None, "tokens")
+        if token_types is not None:
+            _check_text(token_types, mask, max(cfg.n_token_types, 1), "token_types")
+        if cfg.encoder is not None and context is not None and np.ndim(context) == 2:
+            _check_text(context, context_mask, cfg.d_vocab, "context")
+    elif mask is not None and not _is_mask(mask):
+        raise UserError(f"a mask is boolean, True at what is seen; this one is {_described(mask)}.")
+
+
+def check_call(cfg: Config, weights: Any, tokens: Any, mask: Any = None, **part: Any) -> None:
+    """`check_inputs` of the arguments of `Transformer.apply`, before they are traced."""
+    if not isinstance(tokens, jax.ShapeDtypeStruct):
+        check_inputs(cfg, tokens, mask, **part)
+
+
+def check_ids(ids: Any, n: int, what: str, real: Any = None, *, also: int | None = None) -> None:
+    """Ids below n, where their values are known.
+
+    Args:
+      real: where they matter; None: everywhere.
+      also: an id that is allowed beside them.
+    Raises:
+      UserError: another one.
+    """
+    known = _known(ids)
+    if known is None or not known.size:
+        return
+    bad = (known < 0) | (known >= n)
+    bad &= True if also is None else known != also
+    if real is not None:
+        real = _known(real)
+        bad &= real if real is not None else False
+    if bad.any():
+        raise UserError(
+            f"{what} holds the id {known[bad].flat[0]}; this model has {n}, 0 to {n - 1}: they are of another "
+            f"tokenizer or no ids. {_HOW}"
+        )
+
+
+def _check_text(tokens: Any, mask: Any, n: int | None, what: str) -> None:
+    dtype = getattr(tokens, "dtype", None)
+    whole = dtype is not None and (jnp.issubdtype(dtype, jnp.integer))
+    if not whole or np.ndim(tokens) != 2 or 0 in np.shape(tokens):
+        raise UserError(
+            f"{what} is an array of whole numbers [batch, pos], a row and a position at least; this is "
+            f"{_described(tokens)}. {_HOW}"
+        )
+    if mask is not None and not (_is_mask(mask) and np.shape(mask) == np.shape(tokens)):
+        raise UserError(
+            f"the mask of {what} {list(np.shape(tokens))} is boolean and of the same shape, True at real tokens; this "
+            f"is {_described(mask)}. {_HOW}"
+        )
+    if n is not None:
+        check_ids(tokens, n, what, mask)
+
+
+def _is_mask(mask: Any) -> bool:
+    return hasattr(mask, "dtype") and jnp.issubdtype(mask.dtype, jnp.bool_)
+
+
+def _described(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return f"a {type(value).__name__}"
+    return f"{dtype} {list(np.shape(value))}"
+
+
+def _known(value: Any) -> np.ndarray | None:
+    """The value, if there is one here."""
+    if isinstance(value, Tracer | jax.ShapeDtypeStruct):
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    return np.asarray(value)

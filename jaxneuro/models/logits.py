@@ -200,8 +200,16 @@ def model_loss(
 
     resid = forward(weights, tokens, cfg=cfg, mask=mask, stop_at=cfg.n_layers, **part)
     following = jnp.roll(tokens, -1, axis=1)  # the last position has none; it is there because the site `logits` has it
-    nll = map_logits(cross_entropy, weights, resid, following, cfg=cfg, values=values)[:, :-1]
-    return nll, predictions(tokens, mask)
+    valid = predictions(tokens, mask)
+    counted = jnp.pad(valid, ((0, 0), (0, 1)))
+    nll = map_logits(_counted, weights, resid, jnp.where(counted, following, 0), counted, cfg=cfg, values=values)
+    return nll[:, :-1], valid
+
+
+def _counted(logits: Array, targets: Array, counted: Array) -> Array:
+    """The loss where it counts, 0 elsewhere, in the gradient too."""
+    nll = cross_entropy(jnp.where(counted[..., None], logits, 0), targets)
+    return jnp.where(counted, nll, 0)
 
 
 @functools.cache

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from .inputs import NO_LABEL, check_ids
+
 
 def token_loss(
     logits: Float[Array, "batch pos d_vocab"],
@@ -19,22 +21,30 @@ def token_loss(
 
     Args:
       logits: of the whole sequence, any float dtype.
+      tokens: ids; -100, transformers' mark, is no label: there is nothing to predict.
       mask: True at real tokens; None: all real.
     Returns:
-      (nll, valid): valid is True where both the token that predicts and the one predicted are real. nll is finite
-      elsewhere too; average with `nll.mean(where=valid)`.
+      (nll, valid): valid is True where both the token that predicts and the one predicted are real, and that is a
+      label. nll is 0 elsewhere; average with `nll.mean(where=valid)`. A traced label outside the vocabulary gives NaN.
+    Raises:
+      UserError: a label outside the vocabulary, where ids are known.
     Example:
       >>> nll, valid = token_loss(jnp.zeros((1, 3, 4)), jnp.array([[0, 1, 2]]))
       >>> [[round(v, 4) for v in row] for row in nll.tolist()], valid.tolist()
       ([[1.3863, 1.3863]], [[True, True]])
     """
-    return cross_entropy(logits[:, :-1], tokens[:, 1:]), predictions(tokens, mask)
+    check_ids(tokens[:, 1:], logits.shape[-1], "tokens", None if mask is None else mask[:, 1:], also=NO_LABEL)
+    valid = predictions(tokens, mask)
+    # Labels and logits that nobody counts are replaced before: neither NaN nor its gradient leaves its position.
+    labels = jnp.where(valid, tokens[:, 1:], 0)
+    nll = cross_entropy(jnp.where(valid[..., None], logits[:, :-1], 0), labels)
+    return jnp.where(valid, nll, 0), valid
 
 
 def predictions(tokens: Int[Array, "batch pos"], mask: Bool[Array, "batch pos"] | None) -> Bool[Array, "batch pos-1"]:
-    """True where both the token that predicts and the one predicted are real."""
-    real = jnp.ones(tokens.shape, bool) if mask is None else mask
-    return real[:, :-1] & real[:, 1:]
+    """True where both the token that predicts and the one predicted are real, and the second is a label."""
+    real = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
+    return real[:, :-1] & real[:, 1:] & (tokens[:, 1:] != NO_LABEL)
 
 
 def counted_loss(
@@ -46,7 +56,8 @@ def counted_loss(
 
 
 def cross_entropy(logits: Float[Array, "*batch d_vocab"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """logsumexp(logits) - logits[target], in nats, float32."""
-    scores = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(scores, targets[..., None].astype(jnp.int32), axis=-1)[..., 0]
+    """logsumexp(logits) - logits[target], in nats, float32; NaN for a target that there is no logit of."""
+    scores, targets = logits.astype(jnp.float32), targets.astype(jnp.int32)
+    targets = jnp.where(targets < 0, scores.shape[-1], targets)
+    chosen = jnp.take_along_axis(scores, targets[..., None], axis=-1, mode="fill")[..., 0]
     return jax.nn.logsumexp(scores, axis=-1) - chosen

@@ -15,6 +15,7 @@ from ..io.generation import GENERATION, ids_of
 from .cache import Carried
 from .config import Config
 from .half import check_finite
+from .inputs import check_call
 from .layout import Weights
 from .owner import Owner
 from .pooling import pooled
@@ -55,6 +56,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 
+    apply.check = functools.partial(check_call, cfg)
     return apply
 
 
@@ -66,6 +68,7 @@ def encode_fn(cfg: Config) -> Callable[..., Array]:
         """See `jaxneuro.models.encode`."""
         return encode(weights, tokens, cfg=cfg, mask=mask, stop_at=stop_at)
 
+    run.check = functools.partial(check_call, cfg.encoder or cfg)
     return run
 
 
@@ -77,6 +80,7 @@ def pooled_fn(cfg: Config) -> Callable[..., Array]:
         """See `jaxneuro.models.pooled`."""
         return pooled(weights, inputs, cfg, mask, stop_at=stop_at)
 
+    run.check = functools.partial(check_call, cfg)
     return run
 
 

@@ -2,7 +2,7 @@
 """One vector per sequence or picture, made of its last hidden state."""
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..taps import tap
+from .attention import MASKED, blank
 from .config import Config
 from .layout import Weights
+from .positions import behind_last, first_real
 from .transformer import ACTS, _norm, forward
 
 
@@ -20,6 +22,7 @@ def pool(
     hidden: Float[Array, "batch pos d_model"],
     cfg: Config,
     tokens: Int[Array, "batch pos"] | None = None,
+    mask: Bool[Array, "batch pos"] | None = None,
 ) -> Float[Array, "batch d_model"]:
     """The pooled output of the last hidden state, as the model's own class makes it.
 
@@ -33,6 +36,7 @@ def pool(
     Args:
       tokens: the ids that `hidden` was computed from; only CLIP's text model reads them. A row without its
         end-of-text token gives its first position, as in transformers.
+      mask: True at real tokens; None: all. x[0] and x[-1] are each row's first and last real token.
     Raises:
       UserError: the checkpoint held no pooler, or tokens are needed.
     Source: transformers' classes of these families; parity at 1e-5.
@@ -44,7 +48,7 @@ def pool(
     """
     if "pooler" not in weights and cfg.pool_from in (None, "attention"):
         raise UserError("this model has no pooler; average the hidden states over the mask instead.")
-    x = _POOLED[cfg.pool_from or "first"](weights, hidden, cfg, tokens)
+    x = _POOLED[cfg.pool_from or "first"](weights, hidden, cfg, Row(tokens, mask))
     if cfg.norm_pooled:
         x = _norm(x, weights["final_norm"], cfg)
     if "w" in weights.get("pooler", {}):
@@ -80,7 +84,7 @@ def pooled(
     hidden = forward(weights, inputs, cfg=cfg, mask=mask, stop_at=stop_at, **part)
     if stop_at is not None:
         return hidden
-    x = pool(weights, hidden, cfg, inputs)
+    x = pool(weights, hidden, cfg, inputs, mask)
     return project(weights, x) if "projection" in weights else x
 
 
@@ -109,27 +113,42 @@ def check_projection(weights: Weights) -> None:
         raise UserError("this model has no projection: it was not saved as one of a pair.")
 
 
-def _first(weights: Weights, x: Array, cfg: Config, tokens: Array | None) -> Array:
-    return x[:, 0]
+class Row(NamedTuple):
+    """What is pooled, beside its hidden states."""
+
+    tokens: Array | None
+    mask: Array | None
 
 
-def _last(weights: Weights, x: Array, cfg: Config, tokens: Array | None) -> Array:
-    return x[:, -1]
+def _at(x: Array, column: Int[Array, "batch"]) -> Array:
+    return jnp.take_along_axis(x, column[:, None, None], axis=1)[:, 0]
 
 
-def _at_eos(weights: Weights, x: Array, cfg: Config, tokens: Array | None) -> Array:
-    if tokens is None:
+def _first(weights: Weights, x: Array, cfg: Config, row: Row) -> Array:
+    return x[:, 0] if row.mask is None else _at(x, first_real(row.mask))
+
+
+def _last(weights: Weights, x: Array, cfg: Config, row: Row) -> Array:
+    return x[:, -1] if row.mask is None else _at(x, jnp.maximum(behind_last(row.mask) - 1, 0))
+
+
+def _at_eos(weights: Weights, x: Array, cfg: Config, row: Row) -> Array:
+    if row.tokens is None:
         raise UserError("this model is pooled at its end-of-text token: give pool the tokens too.")
-    where = tokens if cfg.eos == 2 else tokens == cfg.eos
-    return jnp.take_along_axis(x, where.argmax(1)[:, None, None], axis=1)[:, 0]
+    ids = row.tokens if row.mask is None else jnp.where(row.mask, row.tokens, -1)
+    found = ids == (ids.max(1, keepdims=True) if cfg.eos == 2 else cfg.eos)
+    first = jnp.int32(0) if row.mask is None else first_real(row.mask)
+    return _at(x, jnp.where(found.any(1), found.argmax(1), first))
 
 
-def _attention(weights: Weights, x: Array, cfg: Config, tokens: Array | None) -> Array:
+def _attention(weights: Weights, x: Array, cfg: Config, row: Row) -> Array:
     w = jax.tree.map(lambda a: a.astype(x.dtype), weights["pooler"])
     attn, mlp = w["attn"], w["mlp"]
     q = jnp.einsum("d,dnh->nh", w["probe"], attn["wq"]) + attn["bq"]
     k, v = (jnp.einsum("btd,dnh->btnh", x, attn[f"w{a}"]) + attn[f"b{a}"] for a in "kv")
     scores = jnp.einsum("nh,btnh->bnt", q * jnp.asarray(cfg.d_head**-0.5, q.dtype), k)
+    if row.mask is not None:
+        scores, v = jnp.where(row.mask[:, None], scores, MASKED), blank(v, row.mask)
     pattern = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
     pattern = tap(pattern, "pooler.pattern", axes=("batch", "head", "pos"))
     z = tap(jnp.einsum("bnt,btnh->bnh", pattern, v), "pooler.z", axes=("batch", "head", "d_head"))
@@ -138,7 +157,7 @@ def _attention(weights: Weights, x: Array, cfg: Config, tokens: Array | None) ->
     return y + tap(hidden, "pooler.mlp.post", axes=("batch", "neuron")) @ mlp["down"] + mlp["b_down"]
 
 
-_POOLED: Final[dict[str, Callable[[Weights, Array, Config, Array | None], Array]]] = {
+_POOLED: Final[dict[str, Callable[[Weights, Array, Config, Row], Array]]] = {
     "first": _first,
     "last": _last,
     "eos": _at_eos,

@@ -18,7 +18,7 @@ from .cache import Cache, Carried, Kept
 from .classify import classified
 from .config import Config
 from .cross import Context, check_context, cross_attention, seen_by
-from .inputs import embedded
+from .inputs import check_inputs, embedded
 from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
@@ -105,6 +105,8 @@ def forward(
       >>> forward(init(cfg, jax.random.key(0)), jax.numpy.zeros((1, 5), "int32"), cfg=cfg).shape
       (1, 5, 32)
     """
+    given: dict[str, Any] = {"context": context, "context_mask": context_mask, "resid": resid}
+    check_inputs(cfg, tokens, mask, token_types=token_types, **given)
     stop = cfg.n_layers if stop_at is None else stop_at
     _check_range(cfg, tokens.shape, start_at, stop, resid)
     if hidden_patches is not None:

@@ -38,8 +38,17 @@ def stage(fn: Callable[..., Any], args: Any, kwargs: Any, names: frozenset[str])
     return Staged(program, inputs, functools.partial(jax.tree.unflatten, jax.tree.structure(shape)))
 
 
+def check_arguments(fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """What a function says of its arguments while their values can still be looked at: its attribute `check`, called
+    with them, raises. Wrappers of the function keep it."""
+    check = getattr(fn, "check", None)
+    if callable(check):
+        check(*args, **kwargs)
+
+
 def look(fn: Callable[..., Any], args: Any, kwargs: Any, asked: Sequence[str]) -> tuple[Staged, Survey]:
     """Stage fn and find the sites. Sites on a path that the model takes only if something else is wanted count too."""
+    check_arguments(fn, args, kwargs)
     names = [parse(site) for site in asked]
     staged = stage(fn, args, kwargs, frozenset(n.base for n in names))
     found = survey(staged.program)
