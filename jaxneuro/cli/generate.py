@@ -69,11 +69,12 @@ def run(config: Generate) -> None:
     single = len(config.prompt) == 1
     gap = "" if model.cfg.encoder is None else "\n"  # an answer stands below what it answers
 
-    def show(_: int, piece: str) -> None:
-        print(piece, end="", flush=True)
+    begun: list[bool] = []  # the prompt is printed with its first piece, when everything was checked
 
-    if single:
-        print(config.prompt[0], end=gap, flush=True)
+    def show(_: int, piece: str) -> None:
+        print(piece if begun else config.prompt[0] + gap + piece, end="", flush=True)
+        begun.append(True)
+
     found = complete(
         model,
         tokenizer,
@@ -84,6 +85,8 @@ def run(config: Generate) -> None:
         stop=config.stop,
         on_text=show if single else None,
     )
+    if single and not begun:
+        show(0, "")
     print("" if single else "\n\n".join(c.prompt + gap + c.text for c in found))
 
 

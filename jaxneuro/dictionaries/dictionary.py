@@ -66,7 +66,12 @@ class SparseCoder:
         return self.activation.k if isinstance(self.activation, Bounded) else None
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
-        """Latents of x, in x's dtype."""
+        """Latents of x, in x's dtype. Values with a head axis ([*batch, n_heads, d_head]) are joined.
+
+        Raises:
+          UserError: values of another width.
+        """
+        x = joined(x, self.d_in)
         if isinstance(self.activation, Bounded):
             vals, idx = self.encode_sparse(x)
             return dense(vals.astype(x.dtype), idx, self.n_latents)
@@ -84,7 +89,7 @@ class SparseCoder:
         if not isinstance(self.activation, Bounded):
             name = type(self.activation).__name__
             raise UserError(f"{name} does not bound the active latents of a token: there is only `encode`.")
-        centred, w = self._ready(x)
+        centred, w = self._ready(joined(x, self.d_in))
         return self.activation.encode(centred, w.T, self.b_enc)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_out"]:
@@ -99,7 +104,12 @@ class SparseCoder:
         return x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
-        """The reconstruction of x, in x's dtype."""
+        """The reconstruction of x, in x's dtype; of values with a head axis with theirs, where widths are equal."""
+        shape, x = x.shape, joined(x, self.d_in)
+        out = self._reconstruction(x)
+        return out.reshape(shape) if out.size == x.size and len(shape) > x.ndim else out
+
+    def _reconstruction(self, x: Array) -> Array:
         if isinstance(self.activation, Bounded):
             x_hat = self.decode_sparse(*self.encode_sparse(x))
         else:
@@ -118,6 +128,25 @@ class SparseCoder:
             x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))[0]
         x = x.astype(dtype)
         return (x - aligned(self.b_dec.astype(dtype), x) if self.apply_b_dec_to_input else x), self.W_enc.astype(dtype)
+
+
+def joined(x: Array, d_in: int) -> Float[Array, "*batch d_in"]:
+    """Values as a dictionary reads them, heads joined where they come with an axis of their own.
+
+    Raises:
+      UserError: values of another width.
+    Example:
+      >>> joined(jnp.zeros((2, 4, 8)), 32).shape
+      (2, 32)
+    """
+    if x.ndim and x.shape[-1] == d_in:
+        return x
+    if x.ndim > 1 and x.shape[-2] * x.shape[-1] == d_in:
+        return x.reshape(*x.shape[:-2], d_in)
+    raise UserError(
+        f"the dictionary reads values of width {d_in}; these have the shape {list(x.shape)}. Give it the site and the "
+        "model that it was trained on."
+    )
 
 
 class Normalised(NamedTuple):

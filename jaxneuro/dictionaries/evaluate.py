@@ -186,6 +186,8 @@ class Recovered:
 def _replaced(x: Array, dictionary: Dictionary, mean: Array, on: Bool[Array, "batch pos"], which: Array) -> Array:
     """The site's value at real tokens: 0 as it is, 1 reconstructed, 2 zero, 3 the mean."""
     flat = x.reshape(*x.shape[:2], -1)
+    if mean.shape != flat.shape[-1:]:
+        raise UserError(f"recovered: the mean has {mean.size} values, the site has {flat.shape[-1]} per token.")
     options = [flat, dictionary(flat), jnp.zeros_like(flat), jnp.broadcast_to(mean.astype(flat.dtype), flat.shape)]
     new = jax.lax.select_n(which, *options)
     return jnp.where(on[..., None], new, flat).reshape(x.shape)
@@ -266,7 +268,7 @@ def recovered(
       apply: a model's pure function (weights, tokens, mask, *, stop_at, start_at, resid).
       site: one site of one layer, "blocks.3.resid_post".
       dictionary: an autoencoder of that site.
-      mean: [d], the baseline of mean ablation (`Reconstruction.mean`).
+      mean: [d], or of heads [n_heads, d_head], the baseline of mean ablation (`Reconstruction.mean`).
       batches: dicts of `tokens`, `mask`, `counted` [B, T].
       judge: what is measured, the default needs logits; {name: judge} for several in one pass.
     Returns:
@@ -282,7 +284,7 @@ def recovered(
     judges = dict(judge) if isinstance(judge, Mapping) else {"": judge}
     total, weight = {name: np.zeros(4) for name in judges}, dict.fromkeys(judges, 0)
     measure = partial(_damage, apply=apply, site=site, judges=tuple(judges.values()))
-    baseline = jnp.asarray(mean, jnp.float32)
+    baseline = jnp.asarray(mean, jnp.float32).reshape(-1)  # of heads: joined
     for batch in batches:
         rows = {k: batch[k] for k in ("tokens", "mask", "counted")}
         for name, (sums, n) in zip(judges, measure(weights, dictionary, baseline, rows), strict=True):

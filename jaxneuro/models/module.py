@@ -56,7 +56,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 
-    apply.check = functools.partial(check_call, cfg)
+    apply.__dict__["check"] = functools.partial(check_call, cfg)  # `capture` and `intervene` call it
     return apply
 
 
@@ -68,7 +68,7 @@ def encode_fn(cfg: Config) -> Callable[..., Array]:
         """See `jaxneuro.models.encode`."""
         return encode(weights, tokens, cfg=cfg, mask=mask, stop_at=stop_at)
 
-    run.check = functools.partial(check_call, cfg.encoder or cfg)
+    run.__dict__["check"] = functools.partial(check_call, cfg.encoder or cfg)  # `capture` and `intervene` call it
     return run
 
 
@@ -80,7 +80,7 @@ def pooled_fn(cfg: Config) -> Callable[..., Array]:
         """See `jaxneuro.models.pooled`."""
         return pooled(weights, inputs, cfg, mask, stop_at=stop_at)
 
-    run.check = functools.partial(check_call, cfg)
+    run.__dict__["check"] = functools.partial(check_call, cfg)  # `capture` and `intervene` call it
     return run
 
 

@@ -112,6 +112,7 @@ def bind_edit(edit: Edit, survey: Survey) -> Edit:
     _check_editable(asked, here, where)
     for axis, index in edit.at.items():
         _check_axis(axis, index, here, where)
+        _check_order(edit, axis, index, here[0], where)
     layer = None if edit.layer is None else _layer(edit.layer, asked, here, where)
     per_layer = edit.per_layer
     if per_layer is None:
@@ -171,6 +172,22 @@ def _check_axis(axis: str, index: Any, here: list[Occurrence], where: str) -> No
     elif (known := _concrete(index)) is not None and np.any((known < -n) | (known >= n)):
         bad = known[(known < -n) | (known >= n)].flat[0]
         raise UserError(f"{where}: {axis}={bad} is out of range; the axis has {n} entries.")
+
+
+def _check_order(edit: Edit, axis: str, index: Any, o: Occurrence, where: str) -> None:
+    """A list selects a set: in another order, a value with this axis would not be what it looks like."""
+    known = _concrete(index)
+    if known is None or known.ndim != 1 or known.dtype == bool or edit.fn is not None or len(known) < 2:
+        return
+    axes = o.axes or ()
+    k = axes.index(axis) - len(axes)
+    n = o.shape[k] if SPAN_OF.get(axis, "") not in o.spans else 0
+    ascending = bool(np.all(np.diff(np.where(known < 0, known + n, known)) > 0))
+    if not ascending and any(np.ndim(a) >= -k and np.shape(a)[k] != 1 for a in jax.tree.leaves(edit.args)):
+        raise UserError(
+            f"{where}: {axis}={known.tolist()} does not ascend, and the value has this axis: entry i of the value "
+            f"belongs to entry i of the site, in whatever order they are named. Name them in ascending order."
+        )
 
 
 def _has_layer_axis(shape: tuple[int, ...], o: Occurrence, where: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Array
 
@@ -115,6 +116,7 @@ def _make(
     layer = None if layer is None else _index(site, "layer", layer)
     at = {axis: _index(site, axis, index) for axis, index in at.items() if index is not None}
     args = tuple(np.asarray(a) if isinstance(a, list | tuple) else a for a in args)
+    _check_where(site, where)
     return Edit(site=site, op=op, args=args, fn=fn, layer=layer, at=at, where=where, per_layer=per_layer)
 
 
@@ -126,7 +128,23 @@ def _index(site: str, axis: str, index: Any) -> Any:
         raise UserError(
             f"{site!r}: {axis}={index!r} selects nothing. Give an integer, an index array or a boolean mask."
         )
+    if np.dtype(dtype).kind != "b" and not isinstance(index, Tracer):
+        _check_numbers(site, axis, np.asarray(index))
     return index
+
+
+def _check_numbers(site: str, axis: str, index: np.ndarray) -> None:
+    if index.size and (index.min() < -(2**31) or index.max() >= 2**31):
+        raise UserError(f"{site!r}: {axis}={np.abs(index).max()} is out of range: no axis is as long.")
+    if index.ndim == 1 and len(unique := np.unique(index, return_counts=True)) and (unique[1] > 1).any():
+        raise UserError(
+            f"{site!r}: {axis}= names {unique[0][unique[1] > 1][0]} twice. It selects a set: name each entry once."
+        )
+
+
+def _check_where(site: str, where: Any) -> None:
+    if where is not None and np.dtype(getattr(where, "dtype", np.asarray(where).dtype)).kind not in "iub":
+        raise UserError(f"{site!r}: where= is boolean, this is {getattr(where, 'dtype', type(where).__name__)}.")
 
 
 def zero(site: str, **at: Any) -> Edit:
@@ -135,7 +153,9 @@ def zero(site: str, **at: Any) -> Edit:
     Every edit takes the same selectors, as keywords:
       layer: an integer, index array or mask over layers; or write the layers in the site ("blocks.3.mlp.post").
       one keyword per axis of the site (`pos=`, `neuron=`, `head=`, `batch=` ...): an integer, an index array or a
-        boolean mask over that axis. Negative indices count from the end. Several axes select where all of them do.
+        boolean mask over that axis. Negative indices count from the end, those of `pos`, `query` and `key` of a model
+        from each row's own end, and the others from its first real token. Several axes select where all of them do. A
+        list is a set: with a value that has this axis it must ascend, as entry i of the value belongs to entry i.
       where: a boolean array that broadcasts to the site, for selections that are not a product of axes.
       per_layer: True if the arguments have a leading layer axis: one row per layer of the site, or per layer written
         in the site string, in that order.
@@ -175,7 +195,20 @@ def scale(site: str, factor: Any, **at: Any) -> Edit:
 
 def clamp(site: str, lo: Any = None, hi: Any = None, **at: Any) -> Edit:
     """Keep the site between two bounds: x' = min(max(x, lo), hi); None is no bound. Selectors: see `zero`."""
+    if not any(isinstance(bound, Tracer) or bound is None for bound in (lo, hi)):
+        low, high = (np.asarray(bound, np.float64) for bound in (lo, hi))
+        if broadcasts_together(low.shape, high.shape) and not (low <= high).all():
+            raise UserError(f"clamp({site!r}): lo={lo} is above hi={hi}, or one of them is NaN: nothing lies between.")
     return _make(site, _clamp, (lo, hi), **at)
+
+
+def broadcasts_together(*shapes: tuple[int, ...]) -> bool:
+    """Whether arrays of these shapes go together."""
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True
 
 
 def patch(site: str, source: Any, **at: Any) -> Edit:

@@ -51,6 +51,8 @@ class View:
         fitted = [None if a is None else self.fit(a, op.__name__.strip("_")) for a in args]
         with jax.numpy_dtype_promotion("standard"):  # whatever the user forbids in their own code
             wide = functools.reduce(jnp.promote_types, [a.dtype for a in fitted if a is not None], self.x.dtype)
+        if jnp.issubdtype(wide, jnp.complexfloating) and not jnp.issubdtype(self.x.dtype, jnp.complexfloating):
+            raise UserError(f"{self.site!r} holds {self.x.dtype}; a complex value does not fit. Give its real part.")
         new = op(self.x.astype(wide), *(None if a is None else a.astype(wide) for a in fitted))
         return new.astype(self.x.dtype)
 

@@ -125,3 +125,14 @@ def test_help_names_it(capsys):
         main(["generate", "--help"])
     shown = capsys.readouterr().out
     assert all(flag in shown for flag in ("--prompt", "--steer", "--silence", "--strength", "--top-p"))
+
+
+def test_nothing_is_printed_before_everything_was_checked(capsys, tmp_path):
+    vector = tmp_path / "v.npy"
+    np.save(vector, np.ones(192, np.float32))
+    for place in (
+        ["--steer", tmp_path / "no.npz", "--site", "blocks.3.resid_post"],
+        ["--steer", vector, "--site", "blocks.9.resid_post"],
+    ):
+        assert main(["generate", "bundled", "--prompt", PROMPT, *map(str, place)]) == 2
+        assert capsys.readouterr().out == ""

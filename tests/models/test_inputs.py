@@ -67,19 +67,13 @@ def test_nothing_behind_a_mask_reaches_other_positions(name, side):
     if name == "encoder":
         names += ["encoder.embed", "blocks.cross_attn.v", "blocks.cross_attn.k", "encoder.blocks.attn.v"]
 
-    def hurt(site):
-        ndim = {"blocks.mixer.dt": 3 if name == "mamba" else 3}.get(site)
-        rank = ndim or (4 if ".attn." in site or "cross" in site else 3)
-        rank = 4 if (name, site) in AXES else rank
-        return add(site, nan.reshape(nan.shape + (1,) * (rank - 2)))
-
-    found = np.asarray(
-        by_numpy(intervene(model.apply, [hurt(s) for s in names]))(model.weights, TOKENS, mask, **given(name, mask))
-    )
+    ranks = {site: RANKS.get((name, site), 4 if "attn" in site else 3) for site in names}
+    hurt = [add(site, nan.reshape(*nan.shape, *[1] * (rank - 2))) for site, rank in ranks.items()]
+    found = np.asarray(by_numpy(intervene(model.apply, hurt))(model.weights, TOKENS, mask, **given(name, mask)))
     np.testing.assert_array_equal(found[mask], clean[mask])
 
 
-AXES = {("bdh", "blocks.mixer.x"), *(("mamba2", f"blocks.mixer.{n}") for n in ("conv", "B", "C"))}
+RANKS = {("bdh", "blocks.mixer.x"): 4, **{("mamba2", f"blocks.mixer.{n}"): 4 for n in ("conv", "B", "C")}}
 
 
 @pytest.mark.parametrize("side", MASKS)
@@ -92,12 +86,11 @@ def test_nothing_behind_a_mask_is_kept_by_a_cache(name, side):
         cache = init_cache(cfg, 2, 7)
         edits = [add("embed", nan), add("blocks.0.resid_post", nan)]
         _, cache = intervene(model.apply, edits)(weights, tokens, mask, cache=cache)
-        return model.apply(weights, tokens[:, :1], cache=cache)[0]
+        return model.apply(weights, TOKENS[:, :1], cache=cache)[0]
 
     wild = np.where(mask, TOKENS, [[-1], [99]]).astype(np.int32)
-    clean, found = (
-        by_numpy(go)(model.weights, *args) for args in ((TOKENS, 0 * mask[..., None] * np.float32(1)), (wild, nan))
-    )
+    clean = by_numpy(go)(model.weights, TOKENS, np.zeros_like(nan))
+    found = by_numpy(go)(model.weights, wild, nan)
     assert np.isfinite(found).all()
     np.testing.assert_array_equal(found, clean)
 
@@ -145,10 +138,10 @@ def test_what_is_no_tokens(name):
 def test_what_is_no_mask():
     model = model_of("attention")
     for mask in (LEFT[:, :5], LEFT.astype(np.float32), LEFT.astype(np.int32), LEFT.tolist()):
-        with pytest.raises(UserError, match="the mask of tokens .* is boolean and of the same shape"):
+        with pytest.raises(UserError, match=r"the mask of tokens .* is boolean and of the same shape"):
             model(TOKENS, mask)
+    encoder = model_of("encoder")
     with pytest.raises(UserError, match="context holds the id 20"):
-        encoder = model_of("encoder")
         encoder(TOKENS, context=TOKENS + 20)
     with pytest.raises(UserError, match="tokens holds the id 20"):
         encoder.encode(encoder.weights, TOKENS * 0 + 20)

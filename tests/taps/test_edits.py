@@ -239,3 +239,46 @@ def test_selectors_are_those_of_numpy(at):
     expected[np.ix_(*(full[a][np.atleast_1d(at.get(a, full[a]))] for a in AXES))] = 1
     f = lambda x: tap(x, "v", axes=AXES) + 0  # noqa: E731
     assert (np.asarray(intervene(f, set_to("v", 1.0, **at))(jnp.zeros(SHAPE))) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: zero("v", neuron=2**40), "neuron=1099511627776 is out of range"),
+        (lambda: zero("v", neuron=np.array([3, 2**40])), "neuron=1099511627776 is out of range"),
+        (lambda: add("v", 1.0, neuron=[1, 3, 1]), "neuron= names 1 twice"),
+        (lambda: zero("v", where=np.array([1.0, np.nan])), "where= is boolean, this is float64"),
+        (lambda: clamp("v", 2.0, 1.0), "lo=2.0 is above hi=1.0"),
+        (lambda: clamp("v", 0.0, np.nan), "above hi=nan, or one of them is NaN"),
+        (lambda: clamp("v", np.zeros(3), np.array([1.0, -1.0, 1.0])), "nothing lies between"),
+    ],
+)
+def test_edits_that_would_say_more_than_they_do(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_complex_value_does_not_lose_its_half():
+    f = lambda x: tap(x, "v", axes=("pos", "neuron")) + 0  # noqa: E731
+    with pytest.raises(UserError, match="holds float32; a complex value does not fit"):
+        intervene(f, set_to("v", 1j))(jnp.ones((2, 3)))
+    found = intervene(f, set_to("v", 1j))(jnp.ones((2, 3), jnp.complex64))
+    np.testing.assert_array_equal(found, np.full((2, 3), 1j, np.complex64))
+
+
+@pytest.mark.parametrize("axis", ["pos", "neuron"])
+def test_a_list_is_a_set_and_says_so(axis):
+    """In any order it selects the same; with a value of that axis the order must be the site's."""
+    f = lambda x: tap(x, "v", axes=("pos", "neuron")) + 0  # noqa: E731
+    x, value = jnp.zeros((3, 3)), np.arange(9.0, dtype=np.float32).reshape(3, 3) + 1
+    flat = value[:1] if axis == "neuron" else value[:, :1]
+    for order in ([0, 2], [0, -1], [-3, -1]):
+        wanted = np.where(np.isin(np.arange(3), [0, 2])[:, None] if axis == "pos" else [True, False, True], value, 0)
+        np.testing.assert_array_equal(intervene(f, set_to("v", value, **{axis: order}))(x), wanted)
+    for order in ([2, 0], [-1, 0], [-1, -3]):
+        np.testing.assert_array_equal(
+            intervene(f, set_to("v", 5.0, **{axis: order}))(x), intervene(f, set_to("v", 5.0, **{axis: [0, 2]}))(x)
+        )
+        for has_it in (value, flat):
+            with pytest.raises(UserError, match=rf"{axis}=\[.*\] does not ascend, and the value has this axis"):
+                intervene(f, set_to("v", has_it, **{axis: order}))(x)
