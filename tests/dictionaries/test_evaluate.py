@@ -203,3 +203,17 @@ def test_decoder_cosine_finds_duplicates(block):
     np.fill_diagonal(cosine, -np.inf)
     np.testing.assert_allclose(got, cosine.max(1), atol=1e-6)
     assert got[[4, 21]] == pytest.approx([1, 1], abs=1e-6)
+
+
+def test_values_with_a_head_axis():
+    """As `capture` returns them: joined where the product is the width, refused with both shapes otherwise."""
+    rng = np.random.default_rng(0)
+    w_enc, w_dec = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((32, 64), (64, 32)))
+    d = SparseCoder(W_enc=w_enc, W_dec=w_dec, b_enc=jnp.zeros(64), b_dec=jnp.ones(32), activation=TopK(4))
+    z = jnp.asarray(rng.normal(size=(2, 9, 4, 8)), jnp.float32)
+    flat = z.reshape(2, 9, 32)
+    np.testing.assert_array_equal(d.encode(z), d.encode(flat))
+    np.testing.assert_array_equal(d(z), d(flat).reshape(z.shape))
+    for wrong in (z[..., :7], z[..., 0, :], jnp.zeros(8), jnp.float32(1)):
+        with pytest.raises(UserError, match=r"reads values of width 32; these have the shape"):
+            d.encode(wrong)

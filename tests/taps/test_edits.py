@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 
+from jaxneuro.errors import UserError
 from jaxneuro.taps import add, apply_fn, capture, clamp, intervene, patch, scale, set_to, tap, zero
 
 
