@@ -229,7 +229,7 @@ SHAPE = (2, 4, 5)
 def selector(n):
     index = st.integers(-n, n - 1)
     mask = st.lists(st.booleans(), min_size=n, max_size=n).map(lambda m: np.array(m, bool))
-    return st.one_of(index, st.lists(index, max_size=3).map(lambda i: np.array(i, np.int32)), mask)
+    return st.one_of(index, st.lists(index, max_size=3, unique=True).map(lambda i: np.array(i, np.int32)), mask)
 
 
 @given(st.fixed_dictionaries({}, optional={a: selector(n) for a, n in zip(AXES, SHAPE, strict=True)}))
