@@ -6,8 +6,11 @@ from typing import Any, Protocol, dataclass_transform, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxneuro_kernels import encode_group_max, encode_topk, group_max, topk
 from jaxtyping import Array, Float, Int
+
+from ..errors import UserError, quoted
 
 type Code = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
 """(values, indices): a latent whose value is 0, or that is not named, is off."""
@@ -41,6 +44,25 @@ def _static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
+def check_k(activation: Bounded, n_latents: int | None = None) -> None:
+    """Whether so many latents can be active of so many, None: of any number.
+
+    Raises:
+      UserError: k is no whole number, below 1, or above n_latents; for group-max, no divisor of it.
+    Example:
+      >>> check_k(TopK(4), 3)
+      Traceback (most recent call last):
+      jaxneuro.errors.UserError: TopK: k = 4 of 3 latents. Choose k from 1 to 3.
+    """
+    k, name = activation.k, type(activation).__name__
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise UserError(f"{name}: k = {quoted(k)} is not a whole number of at least 1.")
+    if n_latents is not None and k > n_latents:
+        raise UserError(f"{name}: k = {k} of {n_latents} latents. Choose k from 1 to {n_latents}.")
+    if n_latents is not None and isinstance(activation, GroupMax) and n_latents % k:
+        raise UserError(f"{name}: k = {k} runs do not divide {n_latents} latents.")
+
+
 @_leaf
 class Relu:
     """z = max(pre, 0).
@@ -66,13 +88,18 @@ class TopK:
 
     k: int = _static()
 
+    def __post_init__(self) -> None:
+        check_k(self)
+
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
+        check_k(self, pre.shape[-1])
         vals, idx = topk(pre, self.k)
         return dense(jax.nn.relu(vals), idx, pre.shape[-1])
 
     def encode(self, x: Array, w: Array, b: Array) -> Code:
         """See `Bounded`; values descend."""
+        check_k(self, w.shape[0])
         return encode_topk(x, w, b, self.k)
 
 
@@ -87,13 +114,18 @@ class AbsTopK:
 
     k: int = _static()
 
+    def __post_init__(self) -> None:
+        check_k(self)
+
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
+        check_k(self, pre.shape[-1])
         _, idx = topk(jnp.abs(pre), self.k)
         return dense(jnp.take_along_axis(pre, idx, axis=-1), idx, pre.shape[-1])
 
     def encode(self, x: Array, w: Array, b: Array) -> Code:
         """See `Bounded`; magnitudes descend. Of w and -w, a latent's two signs, at most one gives more than 0."""
+        check_k(self, w.shape[0])
         vals, idx = encode_topk(x, jnp.concatenate([w, -w]), jnp.concatenate([b, -b]), self.k)
         n = jnp.int32(w.shape[0])
         return jnp.where(idx < n, vals, -vals), idx % n
@@ -110,13 +142,18 @@ class GroupMax:
 
     k: int = _static()
 
+    def __post_init__(self) -> None:
+        check_k(self)
+
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
+        check_k(self, pre.shape[-1])
         vals, idx = group_max(pre, self.k)
         return dense(jax.nn.relu(vals), idx, pre.shape[-1])
 
     def encode(self, x: Array, w: Array, b: Array) -> Code:
         """See `Bounded`; one latent of each run, in their order."""
+        check_k(self, w.shape[0])
         return encode_group_max(x, w, b, self.k)
 
 

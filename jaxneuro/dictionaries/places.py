@@ -6,21 +6,27 @@ Their hooks are named as TransformerLens names them. What they have no word for 
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 
 from ..errors import UserError
+from ..io.fields import FLAG, TEXT, Fields, Kind, many, whole
 from ..io.sources import hub_name
 from ..taps.names import hook_name, parse
 
 OURS: Final = "jaxneuro"
 """The key under which another library's metadata keeps our words."""
 _TEXTS: Final = {"model": "model_name", "context": "context_size", "prepend_bos": "prepend_bos"}
-_TYPES: Final[dict[str, type]] = {
-    **dict.fromkeys(("site", "target", "widths"), tuple),
-    **dict.fromkeys(("model", "family"), str),
-    "context": int,
-    "prepend_bos": bool,
+_SITES: Final = many(TEXT, most=10_000)
+_KINDS: Final[dict[str, Kind[Any]]] = {
+    "site": _SITES,
+    "target": _SITES,
+    "widths": many(whole(), most=10_000),
+    "model": TEXT,
+    "family": TEXT,
+    "context": whole(),
+    "prepend_bos": FLAG,
 }
 _HOOKS: Final = {"site": ("hook_name", "hook_names"), "target": ("hook_name_out", "hook_names_out")}
 """Our field -> the key of one hook, and the key of several that are joined, which SAELens does not have."""
@@ -75,21 +81,20 @@ def saelens_words(place: Placement) -> dict[str, Any]:
     return {**words, **{key: value for key, value in text.items() if value is not None}, OURS: own_words(place)}
 
 
-def of_saelens(metadata: Mapping[str, Any]) -> Placement | None:
+def of_saelens(metadata: Mapping[str, Any], where: str | os.PathLike) -> Placement | None:
     """The place that SAELens' metadata name: ours, where we wrote them; else by their hooks."""
     if OURS in metadata:
-        return own_place(metadata[OURS])
+        return own_place(metadata[OURS], where)
     site, target = (_sites(metadata, *keys) for keys in _HOOKS.values())
     if not site:
         return None
-    known = {name: metadata.get(key) for name, key in _TEXTS.items() if isinstance(metadata.get(key), _TYPES[name])}
+    known = {name: metadata[key] for name, key in _TEXTS.items() if _KINDS[name].fits(metadata.get(key))}
     return Placement(site=site, target=target, **known)
 
 
 def _sites(metadata: Mapping[str, Any], one: str, several: str) -> tuple[str, ...]:
     found = metadata.get(several, [metadata.get(one)])
-    hooks = [hook for hook in found if isinstance(hook, str) and hook] if isinstance(found, list) else []
-    return tuple(map(our_site, hooks))
+    return tuple(our_site(hook) for hook in found if hook) if _SITES.fits(found) else ()
 
 
 def our_site(hook: str) -> str:
@@ -105,15 +110,18 @@ def our_site(hook: str) -> str:
     return name if layers is None else f"blocks.{layers[0]}.{name.removeprefix('blocks.')}"
 
 
-def own_place(value: Any) -> Placement | None:
-    """The place that `own_words` wrote; None if it is something else."""
-    if not isinstance(value, Mapping) or not set(value) <= set(_TYPES):
+def own_place(value: Any, where: str | os.PathLike) -> Placement | None:
+    """The place that `own_words` wrote; None where there is none.
+
+    Raises:
+      UserError: something else stands there.
+    """
+    if value is None:
         return None
-    given = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-    good = all(
-        isinstance(v, _TYPES[name]) and not (_TYPES[name] is int and isinstance(v, bool)) for name, v in given.items()
-    )
-    return Placement(**given) if good and "site" in given else None
+    with Fields(value, where) as fields:
+        fields.only(*_KINDS)
+        given = {name: fields.read(name, kind) for name, kind in _KINDS.items() if name in fields or name == "site"}
+    return Placement(**given)
 
 
 def own_words(place: Placement) -> dict[str, Any]:

@@ -75,11 +75,11 @@ def test_norm_aware_selection_is_folded(dictionary, folder):
     ("changes", "message"),
     [
         ({"architecture": "temporal"}, "no architecture 'temporal'.*Known: standard, topk, abstopk"),
-        ({"normalize_activations": "covariance_whitening"}, "normalize_activations is 'covariance_whitening'"),
+        ({"normalize_activations": "covariance_whitening"}, "no normalize_activations 'covariance_whitening'"),
         ({"k": None}, "k is missing"),
         ({"k": 11}, "k = 11 for 10 latents"),
         ({"d_in": 5}, r"W_enc has shape \(4, 10\), cfg.json says \(5, 10\)"),
-        ({"temperature": 1}, "unknown key 'temperature'"),
+        ({"temperature": 1}, "no key 'temperature'"),
         ({"dtype": "bfloat16"}, "W_enc is float32, cfg.json says bfloat16"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
     ],
@@ -100,15 +100,15 @@ def pursuit(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_iterations": 0}, "max_iterations = 0 is no count"),
-        ({"max_iterations": 2.5}, "max_iterations = 2.5 is no count"),
-        ({"residual_threshold": -0.1}, "residual_threshold = -0.1 is no number of at least 0"),
-        ({"residual_threshold": float("inf")}, "residual_threshold = inf is no number"),
-        ({"residual_threshold": True}, "residual_threshold = True is no number"),
+        ({"max_iterations": 0}, "max_iterations = 0 is not a whole number"),
+        ({"max_iterations": 2.5}, "max_iterations = 2.5 is not a whole number"),
+        ({"residual_threshold": -0.1}, "residual_threshold = -0.1 is not a finite number at least 0"),
+        ({"residual_threshold": float("inf")}, "residual_threshold = inf is not a finite"),
+        ({"residual_threshold": True}, "residual_threshold = true is not a finite"),
         ({"stop_on_duplicate_support": 1}, "stop_on_duplicate_support = 1 is not true or false"),
         ({"max_iterations": 0, "residual_threshold": "1"}, "residual_threshold = '1' is.*max_iterations = 0 is"),
-        ({"rescale_acts_by_decoder_norm": True}, "unknown key 'rescale_acts_by_decoder_norm'"),
-        ({"k": 3}, "unknown key 'k'"),
+        ({"rescale_acts_by_decoder_norm": True}, "no key 'rescale_acts_by_decoder_norm'"),
+        ({"k": 3}, "no key 'k'"),
     ],
 )
 def test_what_matching_pursuit_must_not_say(pursuit, changes, message):

@@ -2,9 +2,12 @@
 """Foreign files that are not what they should be: one error that names everything, and nothing filled in."""
 
 import dataclasses
+import io
 import json
 import pathlib
+import resource
 import shutil
+import zipfile
 
 import huggingface_hub
 import jax
@@ -12,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import GroupMax, JumpReLU, Relu, SparseCoder, TopK, formats
-from jaxneuro.dictionaries.formats import load_dictionary, load_metadata, openai
+from jaxneuro.dictionaries import AbsTopK, GroupMax, JumpReLU, Relu, SparseCoder, TopK, formats
+from jaxneuro.dictionaries.formats import load_dictionary, load_metadata, openai, strict
 from jaxneuro.errors import UserError
 from jaxneuro.io import read_safetensors, write_safetensors
 from jaxneuro.io.torch_file import read_torch
@@ -100,12 +103,12 @@ def test_a_file_that_was_cut_short(copy, case):
         ("saelens/transcoder", "cfg.json", {"d_out": 7}, r"W_dec has shape \(12, 4\), cfg.json says \(12, 7\)"),
         ("saelens/transcoder", "cfg.json", {"apply_b_dec_to_input": True}, "b_dec is not of its input"),
         ("saelens/transcoder", "cfg.json", {"normalize_activations": "layer_norm"}, "cannot undo"),
-        ("saelens/standard", "cfg.json", {"d_in": 6.0}, "d_in = 6.0 is no count"),
-        ("saelens/standard", "cfg.json", {"d_in": True}, "d_in = True is no count"),
-        ("saelens/standard", "cfg.json", {"reshape_activations": "heads"}, "reshape_activations is 'heads'"),
+        ("saelens/standard", "cfg.json", {"d_in": 6.0}, "d_in = 6.0 is not a whole number"),
+        ("saelens/standard", "cfg.json", {"d_in": True}, "d_in = true is not a whole number"),
+        ("saelens/standard", "cfg.json", {"reshape_activations": "heads"}, "no reshape_activations 'heads'"),
         ("saelens/standard", "cfg.json", {"metadata": []}, "metadata is not an object"),
-        ("saelens/standard", "cfg.json", {"architecture": ...}, "no architecture 'None'"),
-        ("saelens/topk", "cfg.json", {"k": 2.5}, "k = 2.5 is no count"),
+        ("saelens/standard", "cfg.json", {"architecture": ...}, "no architecture None"),
+        ("saelens/topk", "cfg.json", {"k": 2.5}, "k = 2.5 is not a whole number"),
         ("saelens5/topk", "cfg.json", {"activation_fn_kwargs": {}}, "k is missing"),
         (
             "saelens5/standard",
@@ -114,7 +117,12 @@ def test_a_file_that_was_cut_short(copy, case):
             "no architecture 'standard with tanh-relu'",
         ),
         ("saelens5/standard_finetuned", "cfg.json", {"finetuning_scaling_factor": False}, "unknown tensor finetuning"),
-        ("saelens/training_standard_factor", "activation_scaler.json", {"scaling_factor": 0}, "not a number above 0"),
+        (
+            "saelens/training_standard_factor",
+            "activation_scaler.json",
+            {"scaling_factor": 0},
+            "scaling_factor = 0 is not a",
+        ),
         ("sparsify/sae", "cfg.json", {"k": ...}, "k is missing"),
         (
             "sparsify/sae",
@@ -122,20 +130,20 @@ def test_a_file_that_was_cut_short(copy, case):
             {"num_latents": 13},
             r"encoder.weight has shape \(12, 6\), cfg.json says \(13, 6\)",
         ),
-        ("sparsify/sae", "cfg.json", {"num_latents": "many"}, "num_latents = 'many' is no count"),
+        ("sparsify/sae", "cfg.json", {"num_latents": "many"}, "num_latents = 'many' is not a whole number"),
         ("sparsify/sae", "cfg.json", {"k": 13}, "k = 13 for 12 latents"),
         ("sparsify/sae", "cfg.json", {"activation": "groupmax", "k": 5}, "groupmax with k = 5 for 12 latents"),
-        ("sparsify/sae", "cfg.json", {"activation": "relu"}, "activation is 'relu'"),
+        ("sparsify/sae", "cfg.json", {"activation": "relu"}, "no activation 'relu'"),
         ("sparsify/sae", "cfg.json", {"signed": True}, "signed latents are not read"),
         ("sparsify/sae", "cfg.json", {"skip_connection": True}, "tensor W_skip is missing"),
         ("sparsify/sae_skip", "cfg.json", {"skip_connection": False}, "unknown tensor W_skip"),
-        ("sparsify/sae", "cfg.json", {"transcode": "no"}, "transcode is 'no', not true or false"),
+        ("sparsify/sae", "cfg.json", {"transcode": "no"}, "transcode = 'no' is not true or false"),
         ("llama_scope/jumprelu", "hyperparams.json", {"act_fn": "gelu"}, "act_fn is 'gelu'"),
         (
             "llama_scope/jumprelu",
             "hyperparams.json",
             {"norm_activation": "token-wise"},
-            "norm_activation is 'token-wise'",
+            "no norm_activation 'token-wise'",
         ),
         (
             "llama_scope/jumprelu",
@@ -143,10 +151,15 @@ def test_a_file_that_was_cut_short(copy, case):
             {"dataset_average_activation_norm": {"in": 3}},
             "give average_norm=",
         ),
-        ("llama_scope/jumprelu", "hyperparams.json", {"jump_relu_threshold": ...}, "jump_relu_threshold is None"),
-        ("llama_scope/jumprelu", "hyperparams.json", {"sparsity_include_decoder_norm": ...}, "not true or false"),
+        ("llama_scope/jumprelu", "hyperparams.json", {"jump_relu_threshold": ...}, "jump_relu_threshold is missing"),
+        (
+            "llama_scope/jumprelu",
+            "hyperparams.json",
+            {"sparsity_include_decoder_norm": ...},
+            "sparsity_include_decoder_norm is missing",
+        ),
         ("llama_scope/jumprelu", "hyperparams.json", {"use_glu_encoder": True}, "use_glu_encoder is not read"),
-        ("llama_scope/topk", "hyperparams.json", {"top_k": ...}, "top_k is None, no count"),
+        ("llama_scope/topk", "hyperparams.json", {"top_k": ...}, "top_k is missing"),
     ],
 )
 def test_what_a_config_must_not_say(copy, case, file, changes, message):
@@ -159,7 +172,7 @@ def test_what_a_config_must_not_say(copy, case, file, changes, message):
 def test_two_problems_of_a_config_are_one_error(copy):
     folder = copy("sparsify/sae")
     reconfigure(folder / "cfg.json", k=..., activation="relu", signed=True)
-    with pytest.raises(UserError, match=r"k is missing; activation is 'relu'.*; signed latents"):
+    with pytest.raises(UserError, match=r"k is missing; no activation 'relu'.*; signed latents"):
         load_dictionary(folder)
 
 
@@ -345,11 +358,6 @@ HOOKS = {"model_name": "tiny", "feature_input_hook": "mlp.hook_in", "feature_out
             {1: coder(activation=Relu(), apply_b_dec_to_input=False)},
             r"its layers are \[1\]",
         ),
-        (
-            formats.save_circuit_tracer,
-            {0: coder(activation=JumpReLU(jnp.float32(-1)), apply_b_dec_to_input=False)},
-            "a threshold is below 0",
-        ),
     ],
 )
 def test_what_a_format_cannot_hold_is_not_written(tmp_path, save, dictionary, message):
@@ -387,7 +395,11 @@ def test_weights_of_two_dtypes_are_written_in_the_wider(tmp_path):
     ("case", "changes", "message"),
     [
         ("topk", {"activation": "Gelu"}, "activation is 'Gelu', ReLU or TopK is read"),
-        ("topk", {"activation_state_dict": {"k": 0, "postact_fn": "ReLU"}}, "activation_state_dict: k = 0 is no count"),
+        (
+            "topk",
+            {"activation_state_dict": {"k": 0, "postact_fn": "ReLU"}},
+            "state_dict: k = 0 is not a",
+        ),
         ("topk", {"activation_state_dict": None}, "activation_state_dict: k is missing"),
         ("topk", {"activation_state_dict": {"k": 3, "postact_fn": "Identity"}}, "followed by 'Identity'"),
         ("topk", {"activation_state_dict": {"k": 13}}, "k = 13 for 12 latents"),
@@ -433,3 +445,143 @@ def test_a_finetuning_scale_counts_unless_it_is_all_ones(copy, name):
         load_dictionary(folder)
     reconfigure(folder / "cfg.json", finetuning_scaling_factor=True)
     np.testing.assert_array_equal(load_dictionary(folder).W_dec, want.W_dec * scale[:, None])
+
+
+def test_a_threshold_below_0_is_written_as_the_0_that_it_acts_as(tmp_path):
+    """Here negative latents never pass; circuit-tracer would let them, so that its threshold is 0."""
+    x = jnp.linspace(-2.0, 2.0, 24).reshape(6, 4)
+    d = coder(activation=JumpReLU(jnp.float32(-1)), apply_b_dec_to_input=False)
+    again = load_dictionary(formats.save_circuit_tracer({0: d}, tmp_path, HOOKS))[0]
+    assert (again.activation.threshold == 0).all()
+    assert np.array_equal(again(x), d(x))
+    assert (d.encode(x) > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("case", "theirs"), [("JumpReluAutoEncoder", -0.25), ("BatchTopKSAE", -0.25), ("MatryoshkaBatchTopKSAE", -0.25)]
+)
+def test_thresholds_that_were_learned_below_0_act_as_0(copy, monkeypatch, case, theirs):
+    """relu(pre) where pre > threshold, as the library has it: what is below 0 stays off."""
+    folder = copy(f"dictionary_learning/{case}")
+    stored = read_torch(folder / "ae.pt")
+    x = jnp.asarray(np.load(folder / "expected.npz")["x"])
+    found = {}
+    for value in (theirs, 0.0, -1.0):
+        thresholds = np.full_like(stored["threshold"], value)
+        monkeypatch.setattr(strict, "read_torch", lambda path, t=thresholds: stored | {"threshold": t})
+        if value == -1 and case != "JumpReluAutoEncoder":  # their mark of one that training never set
+            with pytest.raises(UserError, match="was never set in training"):
+                load_dictionary(folder)
+        else:
+            found[value] = load_dictionary(folder).encode(x)
+    assert (found[0.0] > 0).any()
+    assert all(np.array_equal(z, found[0.0]) for z in found.values())
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "key"),
+    [
+        ("saelens/standard", "cfg.json", "apply_b_dec_to_input"),
+        ("saelens/topk", "cfg.json", "rescale_acts_by_decoder_norm"),
+        ("saelens/training_batchtopk", "cfg.json", "rescale_acts_by_decoder_norm"),
+        ("saelens5/standard", "cfg.json", "apply_b_dec_to_input"),
+        ("saelens/matching_pursuit", "cfg.json", "stop_on_duplicate_support"),
+        ("saelens5/standard_finetuned", "cfg.json", "finetuning_scaling_factor"),
+        ("sparsify/sae", "cfg.json", "transcode"),
+        ("sparsify/sae_skip", "cfg.json", "skip_connection"),
+        ("llama_scope/jumprelu", "hyperparams.json", "apply_decoder_bias_to_pre_encoder"),
+        ("llama_scope/jumprelu", "hyperparams.json", "sparsity_include_decoder_norm"),
+    ],
+)
+@pytest.mark.parametrize("value", ["false", "abc", "", 0, 1, 0.5, [], [True], {}, float("nan")])
+def test_switches_are_true_or_false(copy, case, file, key, value):
+    folder = copy(case)
+    reconfigure(folder / file, **{key: value})
+    with pytest.raises(UserError, match=f"{key} = .* is not true or false"):
+        load_dictionary(folder)
+
+
+def loaded(folder):
+    """(the dictionary, None if it is refused; what was said)."""
+    try:
+        return load_dictionary(folder), ""
+    except UserError as e:
+        return None, str(e)
+
+
+ODD = ([], ["a"], {}, {"a": 1}, 3, True, float("nan"), 10**400, "x" * 100_000, "\x1b[2J\nOK")
+
+
+@pytest.mark.parametrize("case", ["saelens/topk", "saelens5/topk", "sparsify/sae", "dictionary_learning/AutoEncoder",
+                                  "llama_scope/topk", "gemma_scope/v2"])  # fmt: skip
+def test_no_value_of_a_config_is_anything_but_read_or_refused(copy, case):
+    """Every key, every odd type: the dictionary as it was, or one short error on one line, without control codes."""
+    folder, want = copy(case), load_dictionary(FIXTURES / case)
+    for file in folder.glob("*.json"):
+        config = json.loads(file.read_text())
+        inner = config.get("trainer", config)
+        for key in inner:
+            for value in ODD:
+                before = inner[key]
+                number = before is None or type(before) in (int, float)
+                if (value is True and type(before) is bool) or (value == 3 and value is not True and number):
+                    continue  # that is another dictionary
+                inner[key] = value
+                file.write_text(json.dumps(config))
+                inner[key] = before
+                found, said = loaded(folder)
+                assert len(said) < 2000
+                assert not {"\x1b", "\n"} & set(said)
+                if found is not None:
+                    assert jax.tree.structure(found) == jax.tree.structure(want), (key, value)
+                    assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(want))), (key, value)
+        file.write_text(json.dumps(config))
+
+
+def npz(path, entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, content in entries.items():
+            z.writestr(name, content)
+
+
+def npy(a):
+    f = io.BytesIO()
+    np.save(f, a)
+    return f.getvalue()
+
+
+def test_an_npz_is_looked_at_before_it_is_read(copy):
+    """Names first, then the sizes that headers claim: nothing is made that the file cannot fill."""
+    folder = copy("gemma_scope/v1")
+    path = folder / "params.npz"
+    entries = {f"{name}.npy": npy(a) for name, a in np.load(path).items()}
+    npz(path, entries)
+    assert load_dictionary(folder).n_latents == 12
+    npz(path, entries | {"zz.npy": bytes(300_000_000)})  # 300 kB deflated
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="unknown tensor zz"):
+        load_dictionary(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    for claim in (b"(1099511627776,)", b"(9,       )"):
+        header = entries["b_enc.npy"].replace(b"(12,)", claim)
+        npz(path, entries | {"b_enc.npy": header})
+        with pytest.raises(UserError, match=r"whole .npz"):
+            load_dictionary(folder)
+
+
+def test_a_folder_of_dictionaries_names_them(copy, tmp_path):
+    copy("saelens/topk")
+    copy("saelens/gated")
+    with pytest.raises(UserError, match=r"Choose one of its folders with subfolder=: saelens/gated, saelens/topk\."):
+        load_dictionary(tmp_path)
+    assert load_dictionary(tmp_path, subfolder="saelens/topk").k == 3
+
+
+@pytest.mark.parametrize("kind", [TopK, AbsTopK, GroupMax])
+def test_a_k_that_cannot_be_is_refused(kind):
+    for k in (-1, 0, "4", 2.0, True, None):
+        with pytest.raises(UserError, match=rf"{kind.__name__}: k = .* is not a whole number of at least 1"):
+            kind(k)
+    for call in (lambda d: d.encode(jnp.ones((1, 4))), lambda d: d.activation(jnp.ones((1, 6)))):
+        with pytest.raises(UserError, match=rf"{kind.__name__}: k = 64 of 6 latents"):
+            call(coder(activation=kind(64)))

@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+from typing import get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,14 @@ def filled(kind):
     values = {}
     for f in dataclasses.fields(kind):
         static = f.metadata.get("static", False)
-        values[f.name] = (1 if f.default is dataclasses.MISSING else f.default) if static else a(4, 4)
+        axes = get_type_hints(kind)[f.name].dim_str.split() if not static else ()
+        values[f.name] = (
+            (1 if f.default is dataclasses.MISSING else f.default) if static else a(*(SIZES[n] for n in axes))
+        )
     return kind(**values)
+
+
+SIZES = {"d_in": 3, "n_latents": 5}
 
 
 DICTIONARIES = {
@@ -93,7 +100,27 @@ def edited(folder, edit):
         ),
         (lambda r: r["dictionary"]["fields"]["b_dec"].update(array="b"), "'b' is not in dictionary.safetensors"),
         (lambda r: r["dictionary"]["fields"].update(W_skip={"pickle": ""}), "nothing that save_native writes"),
-        (lambda r: r["dictionary"]["fields"].update(b_dec=None), "does not name: b_dec"),
+        (
+            lambda r: r["dictionary"]["fields"].update(b_dec=None),
+            "b_dec = None is nothing that save_native",
+        ),
+        (lambda r: r["dictionary"]["fields"].update(W_skip=None), "does not name: W_skip"),
+        (lambda r: r["dictionary"]["fields"].update(b_dec=r["dictionary"]["fields"]["b_enc"]), "b_enc' is not in"),
+        (lambda r: r["dictionary"]["fields"].update(apply_b_dec_to_input="false"), "= 'false' is not true or false"),
+        (lambda r: r["dictionary"]["fields"].update(apply_b_dec_to_input=0), "= 0 is not true or false"),
+        (lambda r: r["dictionary"]["fields"].update(input_norm="batch"), "input_norm = 'batch' is not one of"),
+        (lambda r: r["dictionary"].update(fields=[]), "nothing that save_native writes there"),
+        (lambda r: r["dictionary"].update({"class": ["Relu"]}), "no class"),
+        (
+            lambda r: r["dictionary"]["fields"].update(activation={"class": "SparseCoder", "fields": {}}),
+            "no class 'SparseCoder'",
+        ),
+        (
+            lambda r: r["dictionary"]["fields"].update(activation={"class": "TopK", "fields": {"k": 6}}),
+            "TopK: k = 6 of 5 latents",
+        ),
+        (lambda r: r.update(dictionary=3), "dictionary = 3 is not an object"),
+        (lambda r: r.update(more=3), "no key 'more'"),
     ],
 )
 def test_files_that_say_something_else_are_refused(tmp_path, edit, says):
@@ -108,4 +135,6 @@ def test_what_is_not_ours_is_refused(tmp_path):
         load_native(tmp_path)
     with pytest.raises(UserError, match="in 'activation': no class 'builtin_function_or_method'"):
         save_native(coder(abs), tmp_path)
+    with pytest.raises(UserError, match="no class 'NoneType'"):
+        save_native(None, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ...io.fields import FLAG, Fields, null_or, number, whole
 from ..activations import AbsTopK, Activation, Gated, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
 from ..matching_pursuit import MatchingPursuit
@@ -36,8 +37,8 @@ class Architecture(NamedTuple):
     """From the config, the tensors, and the factor that inputs were multiplied by, which it folds."""
     counts: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
-    wrong: Callable[[Mapping[str, Any]], list[str]] = lambda config: []
-    """What is wrong with the values of its flags."""
+    check: Callable[[Fields], Any] = lambda config: None
+    """Reads the values of its flags, by kind."""
 
 
 def _relu(config: Mapping[str, Any], p: Parameters) -> Activation:
@@ -119,26 +120,28 @@ def _pursuit(config: Mapping[str, Any], p: Parameters, factor: float) -> Matchin
     )
 
 
-def _wrong_pursuit(config: Mapping[str, Any]) -> list[str]:
-    threshold, steps, repeats = ({**_PURSUIT, **config}[key] for key in _PURSUIT)
-    number = type(threshold) in (int, float) and 0 <= threshold < float("inf")
-    problems = [] if number else [f"residual_threshold = {threshold!r} is no number of at least 0"]
-    problems += [] if steps is None else strict.positive(config, "max_iterations")[1]
-    return problems + (
-        [] if type(repeats) is bool else [f"stop_on_duplicate_support = {repeats!r} is not true or false"]
-    )
+def _check_pursuit(config: Fields) -> None:
+    config.read("residual_threshold", number(low=0), 0.0)
+    config.read("max_iterations", null_or(whole()), None)
+    config.read("stop_on_duplicate_support", FLAG, True)
 
 
-_BATCHTOPK: Final = Architecture({**_SAE, "topk_threshold": ()}, _coder(_one_jump), flags=("k", _RESCALED))
+def _check_rescaled(config: Fields) -> None:
+    config.read(_RESCALED, FLAG, False)
+
+
+_BATCHTOPK: Final = Architecture(
+    {**_SAE, "topk_threshold": ()}, _coder(_one_jump), flags=("k", _RESCALED), check=_check_rescaled
+)
 ARCHITECTURES: Final = {
     "standard": Architecture(_SAE, _coder(_relu)),
-    "topk": Architecture(_SAE, _coder(_topk), ("k",), (_RESCALED,)),
-    "abstopk": Architecture(_SAE, _coder(_abs_topk), ("k",), (_RESCALED,)),
+    "topk": Architecture(_SAE, _coder(_topk), ("k",), (_RESCALED,), _check_rescaled),
+    "abstopk": Architecture(_SAE, _coder(_abs_topk), ("k",), (_RESCALED,), _check_rescaled),
     "jumprelu": Architecture({**_SAE, **_THRESHOLD}, _coder(_jump)),
     "gated": Architecture({**_PLAIN, **_GATES}, _coder(_gated)),
     "batchtopk": _BATCHTOPK,
     "matryoshka_batchtopk": _BATCHTOPK,
-    "matching_pursuit": Architecture(_TIED, _pursuit, flags=tuple(_PURSUIT), wrong=_wrong_pursuit),
+    "matching_pursuit": Architecture(_TIED, _pursuit, flags=tuple(_PURSUIT), check=_check_pursuit),
     "transcoder": Architecture(_TRANSCODER, _coder(_relu), ("d_out",)),
     "skip_transcoder": Architecture({**_TRANSCODER, **_SKIP}, _coder(_relu), ("d_out",)),
     "jumprelu_transcoder": Architecture({**_TRANSCODER, **_THRESHOLD}, _coder(_jump), ("d_out",)),

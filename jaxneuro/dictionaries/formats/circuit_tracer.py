@@ -23,8 +23,9 @@ from urllib.parse import parse_qs, urlparse
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import UserError, unknown
+from ...errors import UserError, quoted, shown, unknown
 from ...io import read_safetensors
+from ...io.files import open_regular
 from ..activations import JumpReLU, Relu
 from ..cross_layer import CrossLayerTranscoder
 from ..dictionary import SparseCoder
@@ -36,6 +37,8 @@ CONFIG: Final = "config.yaml"
 FILES: Final = (CONFIG, "layer_*.safetensors", "W_enc_*.safetensors", "W_dec_*.safetensors")
 SAME: Final = {"mlp.hook_out": "hook_mlp_out"}
 """What circuit-tracer calls the MLP's output where no norm comes after it, and then it is `mlp_out`."""
+_LONGEST: Final = 10_000_000
+"""Bytes of config.yaml."""
 _STEMS: Final = ("layer", "W_enc")
 _THRESHOLD: Final = "activation_function.threshold"
 _LAYER: Final = {
@@ -66,23 +69,30 @@ def load_circuit_tracer(
     """
     folder = strict.folder_of(name, subfolder, revision, FILES)
     config = read_config(folder)
-    if config.get("model_kind") not in _KINDS:
-        raise unknown("model_kind", config.get("model_kind"), _KINDS, where=str(folder / CONFIG))
-    return _KINDS[config["model_kind"]](folder, config)
+    kind = config.get("model_kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise unknown("model_kind", kind, _KINDS, where=folder / CONFIG)
+    return _KINDS[kind](folder, config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.yaml: model_name, model_kind, feature_input_hook, feature_output_hook, scan and what else it says."""
     import yaml
 
+    name = shown(folder / CONFIG)
+    with open_regular(folder / CONFIG) as f:
+        content = f.read(_LONGEST + 1)
+    if len(content) > _LONGEST:
+        raise UserError(f"{name} has more than {_LONGEST:,} bytes: a list of layers and four names need a thousandth.")
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"cannot read {folder / CONFIG}: {e.strerror or e}.") from e
-    except (yaml.YAMLError, ValueError) as e:
-        raise UserError(f"{folder / CONFIG} is not valid YAML: {' '.join(str(e).split())}.") from e
-    if not isinstance(config, dict):
-        raise UserError(f"{folder / CONFIG} is not a YAML mapping.")
+        config = yaml.safe_load(content.decode())
+    except RecursionError:
+        raise UserError(f"{name} is nested too deeply.") from None
+    # TypeError: a list as a key; AttributeError, KeyError: tags that stand at the wrong place
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as e:
+        raise UserError(f"{name} is not valid YAML: {shown(' '.join(str(e).split()), 400)}.") from e
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise UserError(f"{name} is not a YAML mapping of names.")
     if "transcoders" in config:  # the first release had no model_kind
         config.setdefault("model_kind", "transcoder_set")
     return config
@@ -107,7 +117,7 @@ def _set(folder: Path, config: Mapping[str, Any]) -> dict[int, SparseCoder]:
     elif isinstance(listed, list) and listed:
         files = dict(_listed(folder, i, entry) for i, entry in enumerate(listed))
     else:
-        raise UserError(f"{folder / CONFIG}: transcoders is not a list of files.")
+        raise UserError(f"{shown(folder / CONFIG)}: transcoders is not a list of files.")
     _all_layers(folder, set(files), len(files) if listed is None else len(listed))
     coders = {i: _transcoder(*files[i]) for i in sorted(files)}
     if len(widths := {c.n_latents for c in coders.values()}) > 1:
@@ -120,10 +130,14 @@ def _listed(folder: Path, i: int, entry: Any) -> tuple[int, tuple[Path, bool]]:
     old = isinstance(entry, dict)
     layer, text = (entry.get("layer"), entry.get("filepath")) if old else (i, entry)
     if type(layer) is not int or not isinstance(text, str):
-        raise UserError(
-            f"{folder / CONFIG}: transcoders[{i}] is {entry!r}, neither a file nor {{id, layer, filepath}}."
-        )
-    return layer, (_fetched(text) if text.startswith("hf://") else _inside(folder, text), old)
+        said = f"transcoders[{i}] is {quoted(entry)}"
+        raise UserError(f"{shown(folder / CONFIG)}: {said}, neither a file nor {{id, layer, filepath}}.")
+    try:
+        return layer, (_fetched(text) if text.startswith("hf://") else _inside(folder, text), old)
+    except (ValueError, OSError) as e:  # no address, or no path
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"{shown(folder / CONFIG)}: transcoders[{i}] is {quoted(text)}: {e}.") from e
 
 
 def _fetched(uri: str) -> Path:
@@ -136,7 +150,7 @@ def _fetched(uri: str) -> Path:
 def _inside(folder: Path, text: str) -> Path:
     path = (folder / text).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise UserError(f"{folder / CONFIG} names {text}, which is not inside its folder.")
+        raise UserError(f"{shown(folder / CONFIG)} names {shown(text)}, which is not inside its folder.")
     return path
 
 
@@ -201,7 +215,8 @@ def _numbered(folder: Path, stem: str) -> dict[int, Path]:
 
 def _all_layers(folder: Path, found: set[int], n_layers: int) -> None:
     if not found or found != set(range(n_layers)):
-        raise UserError(f"{folder} should hold layers 0 to {max(n_layers, 1) - 1}; it holds {sorted(found) or 'none'}.")
+        there = shown(sorted(found)) if found else "none"
+        raise UserError(f"{shown(folder)} should hold layers 0 to {max(n_layers, 1) - 1}; it holds {there}.")
 
 
 def _below_zero(stored: Mapping[str, np.ndarray], name: str) -> list[str]:

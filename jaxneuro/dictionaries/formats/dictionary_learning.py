@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import UserError, unknown
+from ...errors import UserError, shown, unknown
 from ..activations import Activation, Gated, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
 from . import strict
@@ -111,14 +111,16 @@ def load_dictionary_learning(
         (-1); a backup, which is a training state and not a dictionary.
     """
     folder = strict.folder_of(name, subfolder, revision, (CONFIG, weights))
-    trainer = strict.config_of(folder / CONFIG).get("trainer")
-    if not isinstance(trainer, dict):
-        raise UserError(f"{folder / CONFIG} has no object 'trainer'.")
-    if trainer.get("dict_class") not in _CLASSES:
-        raise unknown("dict_class", trainer.get("dict_class"), _CLASSES, where=str(folder / CONFIG))
+    config = strict.config_of(folder / CONFIG)
+    if not isinstance(config.get("trainer"), dict):
+        raise UserError(f"{shown(folder / CONFIG)} has no object 'trainer'.")
+    trainer = config.group("trainer")
+    name = trainer.get("dict_class")
+    if not isinstance(name, str) or name not in _CLASSES:
+        raise unknown("dict_class", name, _CLASSES, where=folder / CONFIG)
     stored = strict.state_dict(folder / weights)
-    cls = _CLASSES[trainer["dict_class"]]
-    stated, problems = strict.positive(trainer, "activation_dim", "dict_size", *(("k",) if "k" in cls.tensors else ()))
+    cls = _CLASSES[name]
+    stated = strict.sizes_of(trainer, "activation_dim", "dict_size", *(("k",) if "k" in cls.tensors else ()))
     sizes = {"d_in": stated.get("activation_dim"), "n_latents": stated.get("dict_size")}
     strict.check(
         folder / weights,
@@ -128,7 +130,7 @@ def load_dictionary_learning(
         says=f"{CONFIG} says",
         optional=cls.optional,
         integers=("k", "group_sizes"),
-        problems=[*problems, *_untrue(cls, stored, stated)],
+        problems=[*trainer.problems, *_untrue(cls, stored, stated)],
     )
     p = {ours: _part(stored, theirs) for ours, theirs in cls.names.items()}
     return SparseCoder(
@@ -152,9 +154,10 @@ def _untrue(cls: _Class, stored: Stored, stated: Mapping[str, int]) -> list[str]
         problems.append(f"k is {int(stored['k'].item())}, {CONFIG} says {stated['k']}")
     if stated.get("k", 0) > stated.get("dict_size", np.inf):
         problems.append(f"k = {stated['k']} for {stated['dict_size']} latents")
+    # A threshold of one latent that was learned below 0 acts as 0, there and in `JumpReLU`.
     threshold = stored.get("threshold")
-    if cls.activation is _threshold and threshold is not None and (threshold < 0).any():
-        problems.append("its threshold is below 0: it was never set in training, so nothing says which latents are on")
+    if "k" in cls.tensors and cls.activation is _threshold and threshold is not None and (threshold == -1).any():
+        problems.append("its threshold is -1: it was never set in training, so nothing says which latents are on")
     groups = stored.get("group_sizes")
     if groups is not None and int(groups.sum()) != stated.get("dict_size"):
         problems.append(f"group_sizes add up to {int(groups.sum())}, {CONFIG} says {stated.get('dict_size')}")

@@ -4,6 +4,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ...errors import shown
+
 _RENAMED: Final = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",
@@ -35,10 +37,11 @@ def to_v6(flat: Mapping[str, Any]) -> dict[str, Any]:
     normalised = config.pop("normalize_activations", None)
     out = {key: config.pop(key) for key in _OF_THE_DICTIONARY if key in config}
     out.setdefault("architecture", "standard")
-    if activation == "topk":
+    if activation == "topk" and isinstance(arguments, Mapping):
         out |= {"architecture": "topk", **arguments}
     elif activation != "relu" or arguments:  # another function: no architecture has this name, so the loader refuses
-        out["architecture"] = f"{out['architecture']} with {activation} {arguments or ''}".rstrip()
+        called = " ".join(shown(part) for part in (activation, arguments) if part != {})
+        out["architecture"] = f"{shown(out['architecture'])} with {called}"
     if normalised is None or isinstance(normalised, bool):
         normalised = _NORMALISED[normalised]
     out.setdefault("reshape_activations", "hook_z" if "hook_z" in str(config.get("hook_name")) else "none")

@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ...errors import UserError, quoted, shown
 from ...io import read_safetensors
+from ...io.fields import FLAG, TEXT, Fields, choice, null_or, number
 from ..activations import Activation, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
 from . import strict
@@ -64,24 +66,25 @@ def load_llama_scope(
     folder = strict.folder_of(name, subfolder, revision, FILES)
     config_file, weights = _DISTILL if (folder / _DISTILL[1]).exists() else _BASE
     config, stored = strict.config_of(folder / config_file), dict(read_safetensors(folder / weights))
-    sizes, problems = strict.positive(config, "d_model")
+    d = strict.sizes_of(config, "d_model").get("d_model", 0)
     if "d_sae" in config or "expansion_factor" not in config:
-        latents, wrong = strict.positive(config, "d_sae")
+        n_latents = strict.sizes_of(config, "d_sae").get("d_sae", 0)
     else:
-        factor, wrong = strict.positive(config, "expansion_factor")
-        latents = {"d_sae": factor.get("expansion_factor", 0) * sizes.get("d_model", 0)}
+        n_latents = strict.sizes_of(config, "expansion_factor").get("expansion_factor", 0) * d
     norms = average_norm or config.get("dataset_average_activation_norm") or _stored_norms(config, stored)
     stored = {n: a for n, a in stored.items() if not n.startswith(_NORM)}
-    optional = () if weights == _DISTILL[1] and config.get("act_fn", "").lower() == "jumprelu" else (_LOG,)
-    strict.check(
+    act = _checked(config, norms, _LOG in stored)
+    sizes = strict.check(
         folder,
         stored,
         _TENSORS,
-        {ours: n for ours, n in (("d_in", sizes.get("d_model")), ("n_latents", latents.get("d_sae"))) if n},
+        {axis: n for axis, n in (("d_in", d), ("n_latents", n_latents)) if n},
         says=f"{config_file} says",
-        optional=optional,
-        problems=[*problems, *wrong, *_unread(config, norms, _LOG in stored)],
+        optional=() if weights == _DISTILL[1] and act == "jumprelu" else (_LOG,),
+        problems=config.problems,
     )
+    if act == "topk" and config["top_k"] > sizes["n_latents"]:
+        raise UserError(f"{shown(folder)}: top_k = {config['top_k']} for {sizes['n_latents']} latents.")
     s_in, s_out = _scales(config, norms)
     p = {n: jnp.asarray(a) for n, a in stored.items()}
     W_enc, b_enc = p["encoder.weight"].T, strict.scaled(p["encoder.bias"], 1 / s_in)
@@ -103,35 +106,36 @@ def load_llama_scope(
 def _stored_norms(config: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> dict[str, float] | None:
     """The mean norms where later files keep them: one scalar per hook point."""
     ends = {end: f"{_NORM}{config.get(f'hook_point_{end}')}" for end in ("in", "out")}
-    if not set(ends.values()) <= set(stored):
+    if not all(name in stored and stored[name].size == 1 for name in ends.values()):
         return None
     return {end: stored[name].astype(np.float32).item() for end, name in ends.items()}
 
 
-def _unread(config: Mapping[str, Any], norms: Any, has_thresholds: bool) -> list[str]:
-    """What the config asks for that is not read."""
-    problems = [
-        f"{key} is {config.get(key)!r}, not true or false" for key in _FLAGS if type(config.get(key)) is not bool
-    ]
-    problems += ["use_glu_encoder is not read"] if config.get("use_glu_encoder") else []
-    problems += ["use_decoder_bias is false, which is not read"] if config.get("use_decoder_bias") is False else []
-    act = str(config.get("act_fn")).lower()
+def _checked(config: Fields, norms: Any, has_thresholds: bool) -> str:
+    """The activation; what the config says wrongly, or asks for that is not read, is noted."""
+    for key in _FLAGS:
+        config.read(key, FLAG)
+    if config.read("use_glu_encoder", FLAG, False):
+        config.note("use_glu_encoder is not read")
+    if config.get("use_decoder_bias") is False:
+        config.note("use_decoder_bias is false, which is not read")
+    act = config.read("act_fn", TEXT, "").lower()
     if act not in _ACTIVATIONS:
-        problems.append(f"act_fn is {config.get('act_fn')!r}, one of {', '.join(_ACTIVATIONS)} is read")
-    threshold = config.get("jump_relu_threshold")
-    if act == "jumprelu" and not has_thresholds and not (isinstance(threshold, int | float) and threshold >= 0):
-        problems.append(f"jump_relu_threshold is {threshold!r}, not a number of at least 0")
-    top_k = config.get("top_k")
-    if act == "topk" and not (type(top_k) is int and top_k >= 1):
-        problems.append(f"top_k is {top_k!r}, no count")
-    norm = config.get("norm_activation")
-    if norm not in _NORMALISED:
-        problems.append(f"norm_activation is {norm!r}, one of {', '.join(_NORMALISED)} is read")
-    elif _NORMALISED[norm]:
+        config.note(f"act_fn is {quoted(config.get('act_fn'))}, one of {', '.join(_ACTIVATIONS)} is read")
+    threshold = config.read("jump_relu_threshold", null_or(number(low=0)), None)
+    if act == "jumprelu" and not has_thresholds and threshold is None:
+        config.note("jump_relu_threshold is missing")
+    if act == "topk":
+        strict.sizes_of(config, "top_k")
+    norm = config.read("norm_activation", choice(_NORMALISED))
+    if _NORMALISED.get(norm):
         given = [norms.get(end) for end in ("in", "out")] if isinstance(norms, Mapping) else [None, None]
-        if not all(isinstance(n, int | float) and 0 < n < float("inf") for n in given):
-            problems.append(f"norm_activation is {norm!r}, but the mean norms are {norms!r}: give average_norm=")
-    return problems
+        if not all(map(_NORM_KIND.fits, given)):
+            config.note(f"norm_activation is {norm!r}, but the mean norms are {shown(norms)}: give average_norm=")
+    return act
+
+
+_NORM_KIND: Final = number(above=0)
 
 
 def _scales(config: Mapping[str, Any], norms: Any) -> tuple[float, float]:
@@ -143,7 +147,7 @@ def _scales(config: Mapping[str, Any], norms: Any) -> tuple[float, float]:
 
 def _activation(config: Mapping[str, Any], p: Mapping[str, Array], s: float) -> Activation:
     """s: what latents of scaled units are divided by here."""
-    act, threshold = config["act_fn"].lower(), config.get("jump_relu_threshold", 0)
+    act, threshold = config["act_fn"].lower(), config.get("jump_relu_threshold") or 0
     if _LOG in p:
         return JumpReLU(jnp.exp(p[_LOG].astype(jnp.float32)) / jnp.float32(s))
     if act == "jumprelu" or (act == "topk" and threshold > 0):  # the library makes the second of TopK files

@@ -14,7 +14,8 @@ from typing import Any, Final
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import UserError
+from ...errors import UserError, quoted, shown
+from ...io.fields import Fields
 from ...io.torch_file import read_torch
 from ..activations import Activation, Relu, TopK
 from ..dictionary import SparseCoder
@@ -41,9 +42,10 @@ def load_openai(path: str | os.PathLike) -> SparseCoder:
     """
     content = read_torch(path)
     if not isinstance(content, dict) or "activation" not in content:
-        raise UserError(f"{path} is no autoencoder of OpenAI's: it holds no dict with 'activation'.")
+        raise UserError(f"{shown(path)} is no autoencoder of OpenAI's: it holds no dict with 'activation'.")
     tensors = {n: a for n, a in content.items() if isinstance(a, np.ndarray)}
-    problems = [f"unknown entry {n!r}" for n in sorted(set(content) - set(tensors) - set(_OTHERS))]
+    more = sorted(set(content) - set(tensors) - set(_OTHERS), key=str)
+    problems = strict.some(f"unknown entry {quoted(n)}" for n in more)
     activation, wrong = _activation(content)
     statistics = [n for n in _STATISTICS if n in tensors]
     sizes = strict.check(
@@ -55,7 +57,7 @@ def load_openai(path: str | os.PathLike) -> SparseCoder:
         problems=[*problems, *wrong],
     )
     if isinstance(activation, TopK) and activation.k > sizes["n_latents"]:
-        raise UserError(f"{path}: k = {activation.k} for {sizes['n_latents']} latents.")
+        raise UserError(f"{shown(path)}: k = {activation.k} for {sizes['n_latents']} latents.")
     return SparseCoder(
         W_enc=jnp.asarray(tensors["encoder.weight"].T),
         W_dec=jnp.asarray(tensors["decoder.weight"].T),
@@ -69,11 +71,13 @@ def load_openai(path: str | os.PathLike) -> SparseCoder:
 def _activation(content: Mapping[str, Any]) -> tuple[Activation, list[str]]:
     """(the activation, what is wrong with its description)."""
     name, state = content["activation"], content.get("activation_state_dict", {})
+    if not isinstance(name, str) or name not in ("ReLU", "TopK"):
+        return Relu(), [f"activation is {quoted(name)}, ReLU or TopK is read"]
     if name == "ReLU":
-        return Relu(), [] if not state else [f"ReLU has no state, the file gives it {sorted(map(str, state))}"]
-    if name != "TopK":
-        return Relu(), [f"activation is {name!r}, ReLU or TopK is read"]
-    state = state if isinstance(state, dict) else {}
-    (k, problems), after = strict.positive(state, "k"), state.get("postact_fn", "ReLU")
-    problems += [] if after == "ReLU" else [f"TopK is followed by {after!r}, only ReLU is read"]
-    return TopK(k.get("k", 1)), [f"activation_state_dict: {p}" for p in problems]
+        return Relu(), [] if state in ({}, None) else [f"ReLU has no state, the file gives it {shown(state)}"]
+    fields = Fields(state if isinstance(state, dict) else {}, "activation_state_dict")
+    k = strict.sizes_of(fields, "k").get("k", 1)
+    after = fields.get("postact_fn", "ReLU")
+    if not isinstance(after, str) or after != "ReLU":
+        fields.note(f"TopK is followed by {quoted(after)}, only ReLU is read")
+    return TopK(k), [f"activation_state_dict: {p}" for p in fields.problems]

@@ -6,7 +6,7 @@ import os
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import UserError
+from ...errors import UserError, shown
 from ...io import read_safetensors
 from ...io.torch_file import read_torch
 from ..activations import Relu
@@ -44,7 +44,7 @@ def load_transcoder_circuits(path: str | os.PathLike) -> SparseCoder:
     content = read_torch(path)
     stored = content.get("state_dict", content) if isinstance(content, dict) else {}
     if not isinstance(stored, dict) or not all(isinstance(a, np.ndarray) for a in stored.values()):
-        raise UserError(f"{path} holds no state_dict of named tensors.")
+        raise UserError(f"{shown(path)} holds no state_dict of named tensors.")
     strict.check(path, stored, _CIRCUITS)
     p = {n: jnp.asarray(a) for n, a in stored.items()}
     shift = p["b_dec"].astype(jnp.float32) @ p["W_enc"].astype(jnp.float32)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ...errors import UserError, unknown
+from ...errors import UserError, shown, unknown
 from ...io.torch_file import read_torch
 from .. import native
 from ..cross_layer import CrossLayerTranscoder
@@ -26,12 +26,12 @@ class _Format(NamedTuple):
     fits: Callable[[Path], bool]
     load: Callable[[Path], Loaded]
     metadata: Callable[[Path], Mapping[str, Any]]
-    place: Callable[[Mapping[str, Any], Path], Placement | None] = lambda metadata, path: _ours(metadata)
+    place: Callable[[Mapping[str, Any], Path], Placement | None] = lambda metadata, path: _ours(metadata, path)
     """From these metadata and the files: where it belongs, in our words."""
 
 
-def _ours(metadata: Mapping[str, Any]) -> Placement | None:
-    return own_place(metadata.get(OURS))
+def _ours(metadata: Mapping[str, Any], path: Path) -> Placement | None:
+    return own_place(metadata.get(OURS), path)
 
 
 def _has(*names: str, without: str | None = None) -> Callable[[Path], bool]:
@@ -61,8 +61,8 @@ def _nothing(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _json(*names: str) -> Callable[[Path], dict[str, Any]]:
-    def read(path: Path) -> dict[str, Any]:
+def _json(*names: str) -> Callable[[Path], Mapping[str, Any]]:
+    def read(path: Path) -> Mapping[str, Any]:
         found = [path / n for n in names if (path / n).is_file()]
         return strict.config_of(found[0]) if found else {}
 
@@ -77,7 +77,7 @@ _FORMATS: Final = {
         _has(saelens.CONFIG, saelens.WEIGHTS),
         saelens.load_saelens,
         lambda p: saelens.v6_config(p).get("metadata", {}),
-        lambda metadata, _: of_saelens(metadata),
+        of_saelens,
     ),
     "sparsify": _Format(_has(sparsify.CONFIG, sparsify.WEIGHTS), sparsify.load_sparsify, _json(sparsify.CONFIG)),
     "dictionary_learning": _Format(
@@ -96,7 +96,7 @@ _FORMATS: Final = {
         _has(circuit_tracer.CONFIG),
         circuit_tracer.load_circuit_tracer,
         circuit_tracer.read_config,
-        lambda config, path: _ours(config) or circuit_tracer.place_of(config, path),
+        lambda config, path: _ours(config, path) or circuit_tracer.place_of(config, path),
     ),
     "transcoder_circuits": _Format(_pt_with("b_dec_out"), load_transcoder_circuits, _nothing),
 }
@@ -197,8 +197,21 @@ def _recognised(path: Path, format: str | None) -> _Format:
             raise unknown("format", format, _FORMATS, where="load_dictionary")
         return _FORMATS[format]
     found = [name for name, f in _FORMATS.items() if f.fits(path)]
-    if len(found) != 1:
-        there = path.name if path.is_file() else ", ".join(sorted(p.name for p in path.iterdir())[:20]) or "nothing"
-        what = f"could be {' or '.join(found)}" if found else f"is none of {', '.join(_FORMATS)}"
-        raise UserError(f"{path} {what}: it holds {there}. Give format= or the folder of one dictionary.")
-    return _FORMATS[found[0]]
+    if len(found) == 1:
+        return _FORMATS[found[0]]
+    there = [path] if path.is_file() else sorted(path.iterdir())
+    what = f"could be {' or '.join(found)}" if found else f"is none of {', '.join(_FORMATS)}"
+    text = f"{shown(path)} {what}: it holds {', '.join(strict.some(shown(p.name) for p in there)) or 'nothing'}."
+    if not found and (inside := _inside(path)):
+        raise UserError(f"{text} Choose one of its folders with subfolder=: {', '.join(strict.some(inside))}.")
+    raise UserError(f"{text} Give format= or the folder of one dictionary.")
+
+
+def _inside(path: Path, most: int = 500) -> list[str]:
+    """Folders below this one that hold a dictionary, by name: of so many at most is asked, near ones first."""
+    level, found, asked = [path] if path.is_dir() else [], [], 0
+    while level and asked < most:
+        level = [p for folder in level for p in sorted(folder.iterdir()) if p.is_dir() and not p.is_symlink()]
+        level, asked = level[: most - asked], asked + len(level)
+        found += [p for p in level if any(f.fits(p) for f in _FORMATS.values())]
+    return [shown(str(p.relative_to(path))) for p in found]

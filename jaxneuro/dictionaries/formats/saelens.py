@@ -21,8 +21,9 @@ from typing import Any, Final
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import UserError, unknown
+from ...errors import UserError, quoted, shown, unknown
 from ...io import read_safetensors
+from ...io.fields import FLAG, TEXT, Fields, choice, null_or, number
 from ..dictionary import SparseCoder
 from ..matching_pursuit import MatchingPursuit
 from . import strict
@@ -76,53 +77,54 @@ def load_saelens(
     """
     folder = strict.folder_of(name, subfolder, revision, FILES)
     config = v6_config(folder)
-    if config.get("architecture") not in ARCHITECTURES:
-        raise unknown("architecture", config.get("architecture"), ARCHITECTURES, where=str(folder / CONFIG))
-    architecture = ARCHITECTURES[config["architecture"]]
+    name = config.get("architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise unknown("architecture", name, ARCHITECTURES, where=folder / CONFIG)
+    architecture = ARCHITECTURES[name]
     tensors = _spelled(read_safetensors(folder / WEIGHTS))
     finetuned = config.get(FINETUNED) and FINETUNED in tensors and "W_enc" in architecture.tensors
     axes = {**architecture.tensors, **({FINETUNED: ("d_sae",)} if finetuned else {})}
-    sizes, problems = _checked(config, architecture)
-    problems += _wrong_dtypes(config, {n: a for n, a in tensors.items() if n in axes})
-    strict.check(folder, tensors, axes, sizes, says=f"{CONFIG} says", problems=problems)
+    sizes = _checked(config, architecture)
+    _check_dtypes(config, {n: a for n, a in tensors.items() if n in axes})
+    strict.check(folder, tensors, axes, sizes, says=f"{CONFIG} says", problems=config.problems)
     factor = _factor(folder, config, scaling_factor)
     return architecture.build(config, {n: jnp.asarray(a) for n, a in tensors.items()}, factor)
 
 
-def v6_config(folder: Path) -> dict[str, Any]:
+def v6_config(folder: Path) -> Fields:
     """cfg.json as v6 writes it. Its "metadata" holds model_name, hook_name and what else SAELens keeps there."""
     config = strict.config_of(folder / CONFIG)
     if not isinstance(config.get("metadata", {}), dict):
-        raise UserError(f"{folder / CONFIG}: metadata is not an object.")
-    return config if "metadata" in config else to_v6(config)
+        raise UserError(f"{shown(folder / CONFIG)}: metadata is not an object.")
+    return config if "metadata" in config else Fields(to_v6(config), folder / CONFIG)
 
 
-def _checked(config: Mapping[str, Any], architecture: Architecture) -> tuple[dict[str, int], list[str]]:
-    """(sizes that the config states, what is wrong with it)."""
-    known = {*_KNOWN, *architecture.counts, *architecture.flags}
-    sizes, problems = strict.positive(config, "d_in", "d_sae", *architecture.counts)
-    problems += [f"unknown key {key!r}" for key in sorted(set(config) - known)]
-    norm, reshape = config.get("normalize_activations", "none"), config.get("reshape_activations", "none")
-    if norm not in NORMS:
-        problems.append(f"normalize_activations is {norm!r}, one of {', '.join(NORMS)} is read")
-    if reshape not in _RESHAPES:
-        problems.append(f"reshape_activations is {reshape!r}, one of {', '.join(_RESHAPES)} is read")
+def _checked(config: Fields, architecture: Architecture) -> dict[str, int]:
+    """Sizes that the config states; what is wrong with it is noted."""
+    sizes = strict.sizes_of(config, "d_in", "d_sae", *architecture.counts)
+    config.only(*sorted(_KNOWN), *architecture.counts, *architecture.flags)
+    norm = config.read("normalize_activations", choice(NORMS), "none")
+    config.read("reshape_activations", choice(_RESHAPES), "none")
+    config.read(FINETUNED, null_or(FLAG), False)
+    subtracts = config.read("apply_b_dec_to_input", FLAG, False)
     if "d_out" in architecture.counts and norm != "none":
-        problems.append(f"normalize_activations is {norm!r}, which a transcoder cannot undo")
-    if "d_out" in architecture.counts and config.get("apply_b_dec_to_input"):
-        problems.append("apply_b_dec_to_input is true, but a transcoder's b_dec is not of its input")
-    problems += architecture.wrong(config)
+        config.note(f"normalize_activations is {norm!r}, which a transcoder cannot undo")
+    if "d_out" in architecture.counts and subtracts:
+        config.note("apply_b_dec_to_input is true, but a transcoder's b_dec is not of its input")
+    architecture.check(config)
     if "d_sae" in sizes and (k := sizes.pop("k", 1)) > sizes["d_sae"]:
-        problems.append(f"k = {k} for {sizes['d_sae']} latents")
-    return sizes, problems
+        config.note(f"k = {k} for {sizes['d_sae']} latents")
+    return sizes
 
 
-def _wrong_dtypes(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:
-    dtype = str(config.get("dtype", "float32")).removeprefix("torch.")
+def _check_dtypes(config: Fields, tensors: Mapping[str, np.ndarray]) -> None:
+    dtype = config.read("dtype", TEXT, "float32").removeprefix("torch.")
     if dtype not in _DTYPES:
-        return [f"dtype is {dtype!r}, one of {', '.join(_DTYPES)} is read"]
-    named = [n for n in tensors if n != "topk_threshold"]  # a float64 scalar, whatever the others are
-    return [f"{n} is {tensors[n].dtype}, {CONFIG} says {dtype}" for n in named if str(tensors[n].dtype) != dtype]
+        config.note(f"dtype is {quoted(dtype)}, one of {', '.join(_DTYPES)} is read")
+        return
+    for name in [n for n in tensors if n != "topk_threshold"]:  # a float64 scalar, whatever the others are
+        if str(tensors[name].dtype) != dtype:
+            config.note(f"{name} is {tensors[name].dtype}, {CONFIG} says {dtype}")
 
 
 def _spelled(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -149,8 +151,9 @@ def _factor(folder: Path, config: Mapping[str, Any], given: float | None) -> flo
                 f"{folder / CONFIG}: inputs were multiplied by a factor ({SCALED}) that it does not hold. "
                 f"Give scaling_factor=, sqrt(d_in) / their mean norm in training, or {SCALER}."
             )
-        given = strict.config_of(folder / SCALER).get("scaling_factor")
-    factor = 1.0 if given is None else given
-    if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
-        raise UserError(f"{folder}: scaling_factor is {factor!r}, not a number above 0.")
-    return factor
+        with strict.config_of(folder / SCALER) as scaler:
+            given = scaler.read("scaling_factor", null_or(_FACTOR), None)
+    return 1.0 if given is None else _FACTOR.of(given, f"{folder}: scaling_factor")
+
+
+_FACTOR: Final = number(above=0)

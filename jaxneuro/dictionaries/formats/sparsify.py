@@ -16,8 +16,9 @@ from typing import Any, Final
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import UserError
+from ...errors import UserError, shown
 from ...io import read_safetensors, write_json, write_safetensors
+from ...io.fields import FLAG, Fields, choice, whole
 from ..activations import GroupMax, TopK
 from ..dictionary import SparseCoder
 from ..places import OURS, Placement, own_words
@@ -54,21 +55,19 @@ def load_sparsify(name: str | os.PathLike, *, subfolder: str | None = None, revi
     """
     folder = strict.folder_of(name, subfolder, revision, FILES)
     config, tensors = strict.config_of(folder / CONFIG), read_safetensors(folder / WEIGHTS)
-    counts, problems = strict.positive(config, "d_in", "k")
-    activation = config.get("activation", "topk")
-    if activation not in _ACTIVATIONS:
-        problems.append(f"activation is {activation!r}, one of {', '.join(_ACTIVATIONS)} is read")
-    flags = {key: config.get(key, False) for key in _FLAGS}
-    problems += [f"{key} is {v!r}, not true or false" for key, v in flags.items() if not isinstance(v, bool)]
-    problems += ["signed latents are not read: they may be below 0"] if flags["signed"] is True else []
-    n_latents, wrong = _n_latents(config, counts.get("d_in", 0))
+    counts = strict.sizes_of(config, "d_in", "k")
+    activation = config.read("activation", choice(_ACTIVATIONS), "topk")
+    flags = {key: config.read(key, FLAG, False) for key in _FLAGS}
+    if flags["signed"]:
+        config.note("signed latents are not read: they may be below 0")
+    n_latents = _n_latents(config, counts.get("d_in", 0))
     stated = {"d_in": counts.get("d_in"), "d_out": None if flags["transcode"] else counts.get("d_in")}
     sizes = {axis: n for axis, n in {**stated, "n_latents": n_latents}.items() if n}
     axes = _TENSORS | (_SKIP if flags["skip_connection"] else {})
-    sizes = strict.check(folder, tensors, axes, sizes, says=f"{CONFIG} says", problems=problems + wrong)
+    sizes = strict.check(folder, tensors, axes, sizes, says=f"{CONFIG} says", problems=config.problems)
     k, n = counts["k"], sizes["n_latents"]
     if k > n or (activation == "groupmax" and n % k):
-        raise UserError(f"{folder}: {activation} with k = {k} for {n} latents.")
+        raise UserError(f"{shown(folder)}: {activation} with k = {k} for {n} latents.")
     return SparseCoder(
         W_enc=jnp.asarray(tensors["encoder.weight"].T),
         W_dec=jnp.asarray(tensors["W_dec"]),
@@ -80,11 +79,11 @@ def load_sparsify(name: str | os.PathLike, *, subfolder: str | None = None, revi
     )
 
 
-def _n_latents(config: Mapping[str, Any], d_in: int) -> tuple[int, list[str]]:
-    """(what the config says, 0 if nothing; what is wrong with it). num_latents 0 stands for d_in * expansion_factor."""
-    given = {key: config.get(key, 0) for key in ("num_latents", "expansion_factor")}
-    wrong = [f"{key} = {v!r} is no count" for key, v in given.items() if type(v) is not int or v < 0]
-    return (0, wrong) if wrong else (given["num_latents"] or d_in * given["expansion_factor"], [])
+def _n_latents(config: Fields, d_in: int) -> int:
+    """What the config says, 0 if nothing. num_latents 0 stands for d_in * expansion_factor."""
+    before = len(config.problems)
+    stated = [config.read(key, whole(0), 0) for key in ("num_latents", "expansion_factor")]
+    return (stated[0] or d_in * stated[1]) if len(config.problems) == before else 0
 
 
 def save_sparsify(

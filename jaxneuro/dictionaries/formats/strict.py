@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array
 
-from ...errors import UserError, unknown
+from ...errors import UserError, shown, unknown
 from ...io import read_json
+from ...io.fields import Fields, whole
 from ...io.sources import resolve
 from ...io.torch_file import read_torch
 
@@ -53,13 +54,19 @@ def check(
     """
     found, sizes = list(problems), dict(sizes or {})
     found += [f"tensor {name} is missing" for name in sorted(set(axes) - set(tensors) - set(optional))]
-    found += [f"unknown tensor {name}" for name in sorted(set(tensors) - set(axes))]
+    found += some(f"unknown tensor {shown(name)}" for name in sorted(set(tensors) - set(axes), key=str))
     for name in axes:
         if name in tensors:
             found += _wrong(name, tensors[name], axes[name], sizes, says, name in integers)
     if found:
-        raise UserError(f"{os.fspath(where)}: {'; '.join(found)}.")
+        raise UserError(f"{shown(where, 400)}: {'; '.join(found)}.")
     return sizes
+
+
+def some(problems: Iterable[str], most: int = 20) -> list[str]:
+    """The first of many like problems, and how many there are: a file may hold a million names."""
+    found = list(problems)
+    return found if len(found) <= most else [*found[:most], f"and {len(found) - most:,} more"]
 
 
 def _wrong(name: str, a: np.ndarray, axes: tuple[str, ...], sizes: dict[str, int], says: str, integer: bool):
@@ -103,12 +110,26 @@ def scaled(a: Array | np.ndarray, factor: Array | np.ndarray | float) -> Array:
     return (a.astype(jnp.float32) * jnp.asarray(factor, jnp.float32)).astype(a.dtype)
 
 
-def config_of(path: Path) -> dict[str, Any]:
-    """A JSON object."""
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a JSON object.")
-    return config
+def config_of(path: Path) -> Fields:
+    """A JSON object, to be read by kinds; what is wrong with it gathers in its `problems`, for `check`."""
+    return Fields(read_json(path), path)
+
+
+def sizes_of(fields: Fields, *keys: str) -> dict[str, int]:
+    """{key: count} of a config's keys that must be there; a wrong one is noted and left out.
+
+    Example:
+      >>> fields = Fields({"k": 2, "d_in": "6"}, "cfg.json")
+      >>> sizes_of(fields, "k", "d_in", "d_sae"), fields.problems[1]
+      ({'k': 2}, 'd_sae is missing')
+    """
+    found = {}
+    for key in keys:
+        before = len(fields.problems)
+        size = fields.read(key, whole())
+        if len(fields.problems) == before:
+            found[key] = size
+    return found
 
 
 def folder_of(name: str | os.PathLike, subfolder: str | None, revision: str | None, files: tuple[str, ...]) -> Path:
@@ -131,17 +152,11 @@ def file_of(name: str | os.PathLike, subfolder: str | None, revision: str | None
     folder = folder_of(name, subfolder, revision, patterns)
     found = sorted({p for pattern in patterns for p in folder.glob(pattern)})
     if len(found) != 1:
-        there = ", ".join(p.name for p in found) or "none"
-        raise UserError(f"{folder} should hold one file like {' or '.join(patterns)}; it holds {there}. Name the file.")
+        there = ", ".join(some(shown(p.name) for p in found)) or "none"
+        raise UserError(
+            f"{shown(folder)} should hold one file like {' or '.join(patterns)}; it holds {there}. Name the file."
+        )
     return found[0]
-
-
-def positive(config: Mapping[str, Any], *keys: str) -> tuple[dict[str, int], list[str]]:
-    """({key: value}, what is wrong): keys of a config that must be whole numbers above 0."""
-    problems = [f"{key} is missing" for key in keys if key not in config]
-    given = {key: config[key] for key in keys if key in config}
-    problems += [f"{key} = {v!r} is no count" for key, v in given.items() if type(v) is not int or v < 1]
-    return {key: v for key, v in given.items() if type(v) is int and v >= 1}, problems
 
 
 def state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -151,7 +166,8 @@ def state_dict(path: Path) -> dict[str, np.ndarray]:
       UserError: it holds something else; says what.
     """
     value = read_torch(path)
-    if not isinstance(value, dict) or not all(isinstance(a, np.ndarray) for a in value.values()):
-        what = f"a dict of {', '.join(map(str, value))}" if isinstance(value, dict) else f"a {type(value).__name__}"
-        raise UserError(f"{path} is no state dict (named tensors) but {what}.")
+    named = value.items() if isinstance(value, dict) else [(None, None)]
+    if not all(isinstance(n, str) and isinstance(a, np.ndarray) for n, a in named):
+        what = f"dict of {', '.join(some(map(shown, value)))}" if isinstance(value, dict) else type(value).__name__
+        raise UserError(f"{shown(path)} is no state dict (named tensors) but a {what}.")
     return value

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array
 
 from ...errors import UserError
 from ...io import write_safetensors, write_text
@@ -117,7 +117,7 @@ def _set(coders: Mapping[int, SparseCoder]) -> tuple[str, _Files, list[str]]:
         problems += [f"layer {i}: {reason}" for reason in _unfit(d)]
         tensors = {"W_enc": jnp.asarray(d.W_enc).T, "W_dec": d.W_dec, "b_enc": d.b_enc, "b_dec": d.b_dec}
         if isinstance(d.activation, JumpReLU):
-            tensors["activation_function.threshold"] = jnp.broadcast_to(d.activation.threshold, (d.n_latents,))
+            tensors["activation_function.threshold"] = _threshold(d.activation, (d.n_latents,))
         files[f"layer_{i}.safetensors"] = tensors if d.W_skip is None else {**tensors, "W_skip": d.W_skip}
     return "transcoder_set", files, problems
 
@@ -134,8 +134,12 @@ def _unfit(d: SparseCoder) -> list[str]:
 def _unread(activation: Activation) -> list[str]:
     if not isinstance(activation, Relu | JumpReLU):
         return [f"its activation is {type(activation).__name__}, neither Relu nor JumpReLU"]
-    below = isinstance(activation, JumpReLU) and bool((np.asarray(activation.threshold) < 0).any())
-    return ["a threshold is below 0"] if below else []
+    return []
+
+
+def _threshold(activation: JumpReLU, shape: tuple[int, ...]) -> Array:
+    """At least 0, which is what one below 0 acts as here: circuit-tracer would let negative latents through."""
+    return jnp.broadcast_to(jnp.maximum(activation.threshold, jnp.zeros((), activation.threshold.dtype)), shape)
 
 
 def _cross_layer(t: CrossLayerTranscoder) -> tuple[str, _Files, list[str]]:
@@ -144,7 +148,7 @@ def _cross_layer(t: CrossLayerTranscoder) -> tuple[str, _Files, list[str]]:
     for i, w in enumerate(t.W_dec):
         encoder = {f"W_enc_{i}": t.W_enc[i].T, f"b_enc_{i}": t.b_enc[i], f"b_dec_{i}": t.b_dec[i]}
         if isinstance(t.activation, JumpReLU):
-            encoder[f"threshold_{i}"] = jnp.broadcast_to(t.activation.threshold, (t.n_layers, t.n_latents))[i]
+            encoder[f"threshold_{i}"] = _threshold(t.activation, (t.n_layers, t.n_latents))[i]
         files[f"W_enc_{i}.safetensors"] = encoder
         files[f"W_dec_{i}.safetensors"] = {f"W_dec_{i}": jnp.swapaxes(w, 0, 1)}
     return "cross_layer_transcoder", files, problems
