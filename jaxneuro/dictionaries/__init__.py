@@ -37,6 +37,7 @@ command `jaxneuro train-dictionary`.
 | `dictionary.py`, `activations.py`, `cross_layer.py` | `SparseCoder`, its activations, `CrossLayerTranscoder` |
 | `evaluate.py`, `judges.py` | FVU, explained variances, L0, dead, density; loss and KL recovered |
 | `formats/`, `native.py` | other libraries' files, strict both ways; our own |
+| `places.py` | where a dictionary belongs: our sites and other libraries' hooks, model, text |
 | `synthetic/`, `saebench/` | SynthSAEBench's generator and scores; probing, absorption, SCR, TPP |
 | `incoherence.py` | the atomic inner product, coherence, RIP, uniqueness, Babel function |
 | `factorise.py`, `hierarchy.py`, `concepts.py` | semi-NMF of a whole array, refined, and what its parts respond to |

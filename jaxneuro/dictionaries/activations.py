@@ -44,7 +44,7 @@ def _static() -> Any:
     return dataclasses.field(metadata={"static": True})
 
 
-def check_k(activation: Bounded, n_latents: int | None = None) -> None:
+def check_k(activation: "TopK | AbsTopK | GroupMax", n_latents: int | None = None) -> None:
     """Whether so many latents can be active of so many, None: of any number.
 
     Raises:

@@ -43,7 +43,12 @@ CLASSES: Final[Mapping[str, type]] = {c.__name__: c for c in (*_DICTIONARIES, *_
 """What can be stored: dataclasses of arrays, plain values, and each other."""
 _HELD: Final = {Activation: _ACTIVATIONS, Any: tuple(CLASSES.values())}
 """Type of a field -> the classes that it may hold."""
-_PLAIN: Final[dict[Any, Kind[Any]]] = {int: whole(), float: number(low=0), bool: FLAG, str: choice(INPUT_NORMS)}
+_PLAIN: Final[dict[Any, Kind[Any]]] = {
+    int: whole(),
+    float: number(low=0, high=1e30),
+    bool: FLAG,
+    str: choice(INPUT_NORMS),
+}
 """Type of a field -> what it may be: counts, a tolerance, switches, the name of a normalisation."""
 
 
@@ -123,7 +128,8 @@ def _value(node: Any, hint: Any, where: str, arrays: dict[str, np.ndarray], size
         hint = next(h for h in get_args(hint) if h is not types.NoneType)
     if hint in _PLAIN:
         return _PLAIN[hint].of(node, where)
-    keys = set(node) if isinstance(node, Mapping) else None
+    node = node if isinstance(node, Mapping) else {None: node}
+    keys = set(node)
     if get_origin(hint) is tuple and keys == {"tuple"} and isinstance(node["tuple"], list):
         inner = get_args(hint)[0]
         return tuple(_value(v, inner, f"{where}[{i}]", arrays, sizes) for i, v in enumerate(node["tuple"]))
@@ -131,7 +137,7 @@ def _value(node: Any, hint: Any, where: str, arrays: dict[str, np.ndarray], size
         return _array(node, hint.dim_str.split(), where, arrays, sizes)
     if keys == {"class", "fields"} and isinstance(node["fields"], dict):
         return _instance(node, _HELD.get(hint, ()), where, arrays, sizes)
-    raise UserError(f"{where} = {shown(node)} is nothing that save_native writes there.")
+    raise UserError(f"{where} = {shown(node.get(None, node))} is nothing that save_native writes there.")
 
 
 def _instance(

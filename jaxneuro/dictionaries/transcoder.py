@@ -25,6 +25,9 @@ def transcoder(
     Args:
       skip: add an affine path beside the latents, from zero (arXiv:2501.18823): what is linear needs no latents.
       n_latents, k, k_start, k_steps, auxk, training: see `topk`.
+    circuit-tracer and SAELens have no TopK transcoders (sparsify has): `jumprelu`, `relu`, `batch_topk` and
+    `matryoshka` on batches with y are transcoders too, which both can read.
+
     Raises:
       UserError: batches without y; else as `topk`.
     Source: arXiv:2406.11944 (transcoders), 2501.18823 (skip), 2406.04093 (TopK).

@@ -138,8 +138,9 @@ class TrainConfig:
     evaluate_tokens: int = 65_536
     """Held out, to judge on at the end: windows spread over the text (at least so many tokens), the last rows of an
     array; for a store see there. 0: no judgement."""
-    export: tuple[Literal["saelens", "sparsify"], ...] = ()
-    """Other libraries' formats to write beside our own."""
+    export: tuple[Literal["saelens", "sparsify", "circuit-tracer"], ...] = ()
+    """Other libraries' formats to write beside our own. circuit-tracer wants a transcoder of every layer, no top-k:
+    jumprelu, relu, batch-topk or matryoshka with a sweep over site and target; or one cross-layer-transcoder."""
     checkpoint_every: int | None = None
     """Steps. None: every five minutes."""
     keep: bool = False

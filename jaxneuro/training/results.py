@@ -3,7 +3,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,15 +13,24 @@ from jaxtyping import Array
 from rich.console import Console
 from rich.table import Table
 
-from ..dictionaries import CrossLayerTranscoder, reconstruction, save_saelens, save_sparsify
+from ..dictionaries import (
+    CrossLayerTranscoder,
+    Placement,
+    reconstruction,
+    save_circuit_tracer,
+    save_saelens,
+    save_sparsify,
+)
+from ..dictionaries.formats.to_circuit_tracer import unplaced
 from ..dictionaries.native import save_native
 from ..dictionaries.parts.start import norm_limit, norms
 from ..errors import UserError
 from ..io import write_json
+from ..taps.names import parse
 from .config import TrainConfig
 from .folder import DICTIONARY, RESULTS
 from .sources import Data
-from .sweep import members
+from .sweep import members, places
 
 WRITERS: Final[dict[str, tuple[Callable[..., Any], frozenset[str]]]] = {
     "saelens": (
@@ -34,8 +43,14 @@ WRITERS: Final[dict[str, tuple[Callable[..., Any], frozenset[str]]]] = {
         ),
     ),
     "sparsify": (save_sparsify, frozenset({"topk", "multi_topk", "group_max", "transcoder"})),
+    "circuit-tracer": (
+        save_circuit_tracer,
+        frozenset({"relu", "jumprelu", "batch_topk", "matryoshka", "cross_layer_transcoder"}),
+    ),
 }
 """Format -> its writer, and the methods whose dictionaries it can hold (BatchTopK and Matryoshka as JumpReLU)."""
+TRACER: Final = "circuit-tracer"
+"""Written once for all layers, not once for each dictionary."""
 _SHOWN: Final = {
     "fvu": "FVU",
     "l0": "L0",
@@ -63,6 +78,46 @@ def check_exports(config: TrainConfig) -> None:
                 f"export: {name} has no layout for {config.method.kind}; it holds {', '.join(sorted(holds))}. Leave it "
                 "out: our own format is always written."
             )
+    if TRACER in config.export:
+        _check_tracer(config)
+
+
+def _check_tracer(config: TrainConfig) -> None:
+    clt = config.method.kind == "cross_layer_transcoder"
+    if clt and getattr(config.method, "k", None) is not None:
+        raise UserError("export: circuit-tracer has no top-k transcoders: give sparsity instead of k.")
+    found = [Placement(site=p.site, target=p.target) for p in places(config).values()]
+    if problems := unplaced(found[0] if clt and len(found) == 1 else _all_layers(found)):
+        raise UserError(
+            f"export: circuit-tracer reads a transcoder of every layer: {'; '.join(problems)}. Such as --sweep "
+            "site=blocks.0.mlp.in,blocks.1.mlp.in target=blocks.0.mlp_out,blocks.1.mlp_out live ... jumprelu, or a "
+            "cross-layer-transcoder with all sites and targets in its source."
+        )
+
+
+def _all_layers(found: Sequence[Placement]) -> Placement:
+    """The places of one transcoder per layer, as one."""
+    ordered = sorted(found, key=_layer)
+    site, target = (tuple(s for place in ordered for s in getattr(place, field)) for field in ("site", "target"))
+    return dataclasses.replace(ordered[0], site=site, target=target)
+
+
+def _layer(place: Placement) -> int:
+    layers = parse(place.site[0]).layers if place.site else None
+    return layers[0] if layers else -1
+
+
+def _trace(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) -> None:
+    """circuit-tracer's folders: one for each cross-layer transcoder, or for each set with the same other options."""
+    placed = [(member, data.belongs(member.place)) for member in members(config)]
+    for rest in dict.fromkeys(member.rest for member, _ in placed):
+        folder = out / DICTIONARY / TRACER / rest
+        here = [(found[m.name], place) for m, place in placed if m.rest == rest and place is not None]
+        if isinstance(here[0][0], CrossLayerTranscoder):
+            save_circuit_tracer(here[0][0], folder, place=here[0][1])
+        else:
+            layers = {_layer(place): dictionary for dictionary, place in here}
+            save_circuit_tracer(layers, folder, place=_all_layers([place for _, place in here]))
 
 
 def write(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -72,10 +127,12 @@ def write(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) 
         dictionary, folder = found[member.name], out / DICTIONARY / member.name
         place = data.belongs(member.place)
         save_native(dictionary, folder, place=place)
-        for name in config.export:
+        for name in [name for name in config.export if name != TRACER]:
             WRITERS[name][0](dictionary, folder / name, place=place)
         row = judged(data, member.place, dictionary, _max_norm(member.options))
         rows[member.name or DICTIONARY] = row | _target(member.options, row)
+    if TRACER in config.export:
+        _trace(config, data, found, out)
     results = {
         "dictionaries": rows,
         "steps": config.updates,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from .mutations import CUT, DAMAGE, Mutation, linked, mutate
 from .seeds import KINDS, Kind, Room, broken, digest
-from .values import LEGAL, LIES, NONSENSE
+from .values import LEGAL, LIES, NONSENSE, OTHER
 
 GOOD: Final = ("clear error", "same values", "undetectable")
 BAD: Final = ("raw", "unsafe text", "hang", "memory", "crash", "wrong")
@@ -104,6 +104,7 @@ def _noticeable(kind: Kind, means: str) -> bool:
         LEGAL: False,
         LIES: True,
         NONSENSE: not kind.is_data,
+        OTHER: not kind.is_text,
         DAMAGE: kind.checksummed,
         CUT: not kind.is_text,
     }[means]

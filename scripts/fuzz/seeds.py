@@ -35,7 +35,7 @@ class Kind:
     is_data: bool = False
     """Any finite or broken number is legal: nothing is done with it yet."""
     is_text: bool = False
-    """Cut text is other text."""
+    """Cut text and another name of a token are other text."""
 
 
 def _folders(root: Path, marks: tuple[str, ...]) -> dict[str, Path]:
@@ -226,7 +226,7 @@ KINDS: Final = {
     ".pt (zip and legacy)": Kind(8, _torch, _load_torch, is_data=True),
     "activation stores (zarr)": Kind(5, _stores, _load_store, checksummed=True),
     "text (txt, jsonl, parquet)": Kind(4, _text, _load_text, is_text=True),
-    "tokenizer": Kind(1, _tokenizers, _load_tokenizer),
+    "tokenizer": Kind(1, _tokenizers, _load_tokenizer, is_text=True),
 }
 
 

@@ -10,6 +10,8 @@ ANSI: Final = "\x1b[2J\x1b]0;owned\x07\nOK, all good\u202e\ufeff"
 """Clears a terminal, sets its title, forges a line, turns the writing round."""
 NONSENSE: Final = "nonsense"
 """No reader may take it for a value, unless it does not read the key."""
+OTHER: Final = "other text"
+"""Where text is expected: legal where text is data."""
 LIES: Final = "lies"
 """Parts of a file contradict each other: refused, whatever it is for."""
 LEGAL: Final = "legal"
@@ -41,7 +43,7 @@ def slots(value: Any) -> Iterator[Slot]:
 def _retyped(rng: random.Random, at: Slot) -> tuple[str, str]:
     old = at[0][at[1]]
     at[0][at[1]] = new = rng.choice(_WRONG[type(old)])
-    return f"{old!r:.60} becomes {new!r:.60}", NONSENSE
+    return f"{old!r:.60} becomes {new!r:.60}", OTHER if isinstance(new, str) and isinstance(old, str) else NONSENSE
 
 
 def _huge(rng: random.Random, at: Slot) -> tuple[str, str]:

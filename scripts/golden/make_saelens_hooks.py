@@ -102,7 +102,9 @@ def record(root: Path) -> None:
         print(case, sae.cfg.metadata.hook_name, f"{changed:.3f}")
     packages = ("sae-lens", "transformer-lens", "transformers", "torch")
     versions = {package: importlib.metadata.version(package) for package in packages}
-    TO.write_text(json.dumps({"versions": versions, "tokens": TOKENS, "cases": cases}, indent=1) + "\n")
+    lines = ",\n".join(f" {json.dumps(case)}: {json.dumps(found)}" for case, found in cases.items())
+    head = f'"versions": {json.dumps(versions)},\n"tokens": {json.dumps(TOKENS)}'
+    TO.write_text(f'{{{head},\n"cases": {{\n{lines}\n}}}}\n')
 
 
 def main() -> None:

@@ -118,3 +118,53 @@ def test_a_store_judged_on_another_or_said_to_be_judged_on_itself(tmp_path, stor
     assert a["fvu"] != b["fvu"]
     with pytest.raises(UserError, match="holds no activations"):
         train_dictionary(live(tmp_path / "none", source=Store(path=tmp_path / "nothing")))
+
+
+TRACED = {
+    "a set": (
+        {"method": OPTIONS["relu"](n_latents=16, l1=0.1)},
+        {
+            "site": ("blocks.1.ln2.normalized", "blocks.0.ln2.normalized"),
+            "target": ("blocks.1.mlp_out", "blocks.0.mlp_out"),
+            "l1": (0.1, 0.2),
+        },
+        "circuit-tracer/l1=0.1",
+    ),
+    "a cross-layer transcoder": (
+        {"method": OPTIONS["cross_layer_transcoder"](n_latents=16, n_layers=2, sparsity=0.1)},
+        {},
+        "circuit-tracer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_transcoders_of_every_layer_are_written_for_circuit_tracer(tmp_path, name):
+    given, sweep, inner = TRACED[name]
+    at = {part: tuple(f"blocks.{layer}.{site}" for layer in range(2)) for part, site in MLP.items()}
+    source = Live(**({"site": ("blocks.0.ln2.normalized",), "target": ("blocks.0.mlp_out",)} if sweep else at), **SMALL)
+    config = live(tmp_path / "out", source=source, sweep=sweep, export=("circuit-tracer",), evaluate_tokens=0, **given)
+    train_dictionary(config)
+    folder = config.out / "dictionary" / inner
+    place, found = load_placement(folder), load_dictionary(folder)
+    assert place == Placement(**at, model="bundled", family="llama", context=32, prepend_bos=False)
+    if sweep:
+        ours = load_native(config.out / "dictionary" / "blocks.1.ln2.normalized" / "l1=0.1")
+        assert np.array_equal(found[1].W_enc, ours.W_enc)
+    else:
+        assert np.array_equal(found.W_enc, load_native(config.out / "dictionary").W_enc)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"method": OPTIONS["transcoder"](n_latents=16, k=2)}, "has no layout for transcoder; it holds batch"),
+        ({}, "target is nothing"),
+        ({"source": Live(site=("blocks.1.ln2.normalized",), target=("blocks.1.mlp_out",), **SMALL)}, "from 0, is"),
+        ({"method": OPTIONS["cross_layer_transcoder"](n_latents=16, n_layers=2, k=2)}, "give sparsity instead of k"),
+    ],
+)  # fmt: skip
+def test_what_circuit_tracer_cannot_read_is_said_before_training(tmp_path, changes, says):
+    with pytest.raises(UserError, match=says):
+        train_dictionary(live(tmp_path / "out", export=("circuit-tracer",), **changes))
+    assert not (tmp_path / "out" / "dictionary").exists()

@@ -121,7 +121,7 @@ def _pursuit(config: Mapping[str, Any], p: Parameters, factor: float) -> Matchin
 
 
 def _check_pursuit(config: Fields) -> None:
-    config.read("residual_threshold", number(low=0), 0.0)
+    config.read("residual_threshold", number(low=0, high=strict.LARGEST), 0.0)
     config.read("max_iterations", null_or(whole()), None)
     config.read("stop_on_duplicate_support", FLAG, True)
 

@@ -102,7 +102,7 @@ def place_of(config: Mapping[str, Any], folder: Path) -> Placement | None:
     """Where config.yaml says that the transcoders belong: a site and a target of every layer."""
     listed = config.get("transcoders")
     layers = range(len(listed) if isinstance(listed, list) else max(len(_numbered(folder, s)) for s in _STEMS))
-    hooks = [config.get(key) for key in ("feature_input_hook", "feature_output_hook")]
+    hooks: list[Any] = [config.get(key) for key in ("feature_input_hook", "feature_output_hook")]
     if not layers or not all(isinstance(hook, str) for hook in hooks):
         return None
     site, target = (tuple(our_site(f"blocks.{layer}.{SAME.get(hook, hook)}") for layer in layers) for hook in hooks)

@@ -115,11 +115,11 @@ def load_dictionary_learning(
     if not isinstance(config.get("trainer"), dict):
         raise UserError(f"{shown(folder / CONFIG)} has no object 'trainer'.")
     trainer = config.group("trainer")
-    name = trainer.get("dict_class")
-    if not isinstance(name, str) or name not in _CLASSES:
-        raise unknown("dict_class", name, _CLASSES, where=folder / CONFIG)
+    called = trainer.get("dict_class")
+    if not isinstance(called, str) or called not in _CLASSES:
+        raise unknown("dict_class", called, _CLASSES, where=folder / CONFIG)
     stored = strict.state_dict(folder / weights)
-    cls = _CLASSES[name]
+    cls = _CLASSES[called]
     stated = strict.sizes_of(trainer, "activation_dim", "dict_size", *(("k",) if "k" in cls.tensors else ()))
     sizes = {"d_in": stated.get("activation_dim"), "n_latents": stated.get("dict_size")}
     strict.check(

@@ -77,10 +77,10 @@ def load_saelens(
     """
     folder = strict.folder_of(name, subfolder, revision, FILES)
     config = v6_config(folder)
-    name = config.get("architecture")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise unknown("architecture", name, ARCHITECTURES, where=folder / CONFIG)
-    architecture = ARCHITECTURES[name]
+    called = config.get("architecture")
+    if not isinstance(called, str) or called not in ARCHITECTURES:
+        raise unknown("architecture", called, ARCHITECTURES, where=folder / CONFIG)
+    architecture = ARCHITECTURES[called]
     tensors = _spelled(read_safetensors(folder / WEIGHTS))
     finetuned = config.get(FINETUNED) and FINETUNED in tensors and "W_enc" in architecture.tensors
     axes = {**architecture.tensors, **({FINETUNED: ("d_sae",)} if finetuned else {})}
@@ -156,4 +156,4 @@ def _factor(folder: Path, config: Mapping[str, Any], given: float | None) -> flo
     return 1.0 if given is None else _FACTOR.of(given, f"{folder}: scaling_factor")
 
 
-_FACTOR: Final = number(above=0)
+_FACTOR: Final = number(above=0, high=strict.LARGEST)

@@ -23,6 +23,9 @@ type Axes = Mapping[str, tuple[str, ...]]
 FLOATS: Final = tuple(np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16, np.float64))
 """What a dictionary is kept in. float64 becomes float32 where JAX runs without 64 bits."""
 
+LARGEST: Final = 1e30
+"""Of a number of a config: it is computed with in float32."""
+
 
 def check(
     where: str | os.PathLike,

@@ -86,6 +86,11 @@ def _words(place: Placement) -> tuple[dict[str, Any], list[str]]:
     return words, problems
 
 
+def unplaced(place: Placement) -> list[str]:
+    """Why circuit-tracer has no hooks for a place; [] if it has."""
+    return _words(place)[1]
+
+
 def _wrong_hooks(metadata: Mapping[str, Any], words: Mapping[str, Any]) -> list[str]:
     """Hooks that stand for no site of ours, or for another than the place's."""
     problems = []
