@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import resource
@@ -131,26 +132,23 @@ def run(seed: int, numbers: Iterable[int], *, workers: int, limits: Limits, unti
                     yield said or _ended(worker, "crash")
                 i = next(ahead, None) if time.monotonic() < until else None
                 if said is None or i is None or worker.given == _MUTANTS:
-                    worker = _replaced(pool, worker, again=i is not None)
-                if i is not None:
+                    _replaced(pool, worker, again=i is not None)
+                    ahead = ahead if i is None else itertools.chain([i], ahead)  # given when the new one is ready
+                else:
                     worker.give(i, _GRACE * limits.timeout_s)
             for worker in [w for w in pool if time.monotonic() > w.deadline]:
                 yield _ended(worker, "hang")
-                i = next(ahead, None) if time.monotonic() < until else None
-                worker = _replaced(pool, worker, again=i is not None)
-                if i is not None:
-                    worker.give(i, _GRACE * limits.timeout_s)
+                _replaced(pool, worker, again=time.monotonic() < until)
     finally:
         for worker in pool:
             worker.close()
 
 
-def _replaced(pool: list[_Worker], worker: _Worker, *, again: bool) -> _Worker:
+def _replaced(pool: list[_Worker], worker: _Worker, *, again: bool) -> None:
     pool.remove(worker)
     worker.close()
-    new = _Worker(worker.seed, worker.limits) if again else worker
-    pool += [new] if again else []
-    return new
+    if again:
+        pool.append(_Worker(worker.seed, worker.limits))
 
 
 def _heard(worker: _Worker) -> Any:

@@ -53,7 +53,7 @@ def exported(case: str, folder: Path) -> Any:
     from jaxneuro.dictionaries import Placement, Relu, SparseCoder, save_saelens
 
     _, site, _, target = CASES[case]
-    arrays = {name: jnp.asarray(a) for name, a in parameters(case).items()}
+    arrays: dict[str, Any] = {name: jnp.asarray(a) for name, a in parameters(case).items()}
     dictionary = SparseCoder(**arrays, activation=Relu(), apply_b_dec_to_input=target is None)
     place = Placement(site=(site,), target=(target,) if target else (), context=len(TOKENS[0]), prepend_bos=False)
     save_saelens(dictionary, folder, place=place)

@@ -100,8 +100,8 @@ def pursuit(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_iterations": 0}, "max_iterations = 0 is not a whole number"),
-        ({"max_iterations": 2.5}, "max_iterations = 2.5 is not a whole number"),
+        ({"max_iterations": 0}, "max_iterations = 0 is not a (positive )?whole number"),
+        ({"max_iterations": 2.5}, "max_iterations = 2.5 is not a (positive )?whole number"),
         ({"residual_threshold": -0.1}, "residual_threshold = -0.1 is not a finite number at least 0"),
         ({"residual_threshold": float("inf")}, "residual_threshold = inf is not a finite"),
         ({"residual_threshold": True}, "residual_threshold = true is not a finite"),
