@@ -83,6 +83,7 @@ class TrainDictionary:
 def _job(argv: Sequence[str]) -> Callable[[], object]:
     """What the command line asks for; its code is loaded here."""
     from ..study import ShowDictionary, StudyConfig, run_study, show_dictionary
+    from ..study.config import preset_of
     from .capture import Capture, run_capture
     from .generate import Generate
     from .generate import run as run_generate
@@ -100,7 +101,7 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
         Sites: _sites,
     }
     command = (
-        Annotated[StudyConfig, tyro.conf.subcommand("study", description=StudyConfig.__doc__)]
+        Annotated[StudyConfig, tyro.conf.subcommand("study", default=preset_of(argv), description=StudyConfig.__doc__)]
         | Annotated[TrainDictionary, tyro.conf.subcommand(TRAIN, description=TrainDictionary.__doc__)]
         | Annotated[ShowDictionary, tyro.conf.subcommand("show-dictionary", description=ShowDictionary.__doc__)]
         | Annotated[Capture, tyro.conf.subcommand("capture", description=Capture.__doc__)]
@@ -110,6 +111,8 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
     config = tyro.cli(
         command, args=argv, prog="jaxneuro", description=ABOUT, config=(tyro.conf.OmitSubcommandPrefixes,)
     )  # type: ignore[arg-type]
+    if isinstance(config, StudyConfig):  # its preset is in the defaults
+        config = dataclasses.replace(config, preset="default")
     return functools.partial(jobs[type(config)], config)
 
 

@@ -8,8 +8,9 @@ ranks every neuron per group; scores and classes are functions of those counts; 
     >>> jnp.argwhere(lape(rate).member).tolist()                 # layer, neuron, group
     [[1, 7, 0]]
 
-    table = run(group_statistics(model.apply, "blocks.mlp.gate", K), LabelledStream(stream, labels), ...)
-    found = selectivity(table.rates)                             # beside the same counts under shuffled labels
+    method = group_statistics(model.apply, "blocks.mlp.gate", K, n_blocks=D)           # D: documents
+    table = run(method, LabelledStream(stream, labels, documents), ...)
+    found = selectivity(permuted_rates(table, 500, seed=0))      # beside labels permuted between whole documents
     effect = effect_matrix(model.apply, model.weights, "blocks.mlp.gate", found.lape_member.transpose(2, 0, 1), batches)
 
 Protocol: statistics are a `Method` (init, step, finish) run by `jaxneuro.activations.run`. A score is a pure function
@@ -20,10 +21,10 @@ window.
 |---|---|---|
 | `statistics.py` | firing counts, moments, histograms, top examples, pooled responses per group | LAPE's code |
 | `selectivity.py` | LAPE; specific / related / agnostic neurons | arXiv 2402.16438; 2505.21505 |
-| `null.py` | the same under shuffled labels; what passes a false discovery rate | Storey and Tibshirani 2003 |
+| `null.py` | the same with labels permuted between documents; what passes a false discovery rate | `jaxneuro.stats` |
 | `stages.py` | borders of the four stages in the layer profile | 2505.21505 (plot), rule ours |
 | `expertise.py` | average precision per neuron and group, exact and from histograms | 2502.17355, self-conditioning |
-| `experts.py` | each group's best detectors that shuffled labels do not explain | 2502.17355, null ours |
+| `experts.py` | each group's best detectors that permuted labels do not explain | 2502.17355, null ours |
 | `effect.py`, `sets.py`, `measures.py` | effect matrix beside random sets matched per layer | 2402.16438, 2502.17355 |
 | `decoding.py` | promoted and suppressed tokens of a neuron's direction | 2501.02688 |
 | `dose.py` | clamp dose-response | 2501.02688 |

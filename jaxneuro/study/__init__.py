@@ -9,7 +9,7 @@
 | step | files it leaves |
 |---|---|
 | statistics | `statistics.npz`: counts, moments, histograms, top examples, pooled responses per neuron and group |
-| select | `neurons.npz`, `neurons.json`: LAPE, classes, average precision; the same counts under shuffled labels |
+| select | `neurons.npz`, `neurons.json`: LAPE, classes, average precision; the same with permuted labels |
 | effect | `effect.npz`, `effect.json`: the effect matrix beside layer-matched random sets |
 | cards | `cards.json`: examples, promoted tokens, dose-response of the chosen neurons |
 | dictionary | `dictionary/` (SAELens layout), `dictionary.json`, `dictionary-metrics.jsonl` |

@@ -2,8 +2,10 @@
 """What a study does, as frozen dataclasses: the same for the command line, run.json and Python."""
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ..data import Bos, TextFields
 from ..errors import UserError
@@ -142,20 +144,23 @@ class StudyConfig:
     cards: CardConfig = CardConfig()
     dictionary: DictionaryConfig = DictionaryConfig()
     preset: Literal["default", "small"] = "default"
-    """small: a minute instead of minutes, for trying things out; overrides the sizes above."""
+    """small: a minute instead of minutes, for trying things out. It stands for text.max-tokens-per-group 4096,
+    select.shuffles 200, effect.tokens-per-group 256, cards.per-group 2, cards.dosed 1, cards.latents 12,
+    dictionary.expansion 8, dictionary.steps 100 and dictionary.max-tokens 20000, where these are not given."""
 
     def resolved(self) -> "StudyConfig":
-        """The study with its preset applied and its numbers checked."""
+        """The study with its preset applied and its numbers checked.
+
+        A preset supplies defaults: what differs from its default stays. (On the command line also what is given with
+        the default's value.)
+        """
         config = self
-        if self.preset == "small":
-            config = dataclasses.replace(
-                self,
-                preset="default",
-                text=dataclasses.replace(self.text, max_tokens_per_group=4096),
-                effect=dataclasses.replace(self.effect, tokens_per_group=256),
-                cards=dataclasses.replace(self.cards, per_group=2, dosed=1, latents=12),
-                dictionary=dataclasses.replace(self.dictionary, expansion=8, steps=100, max_tokens=20_000),
-            )
+        for name, value in PRESETS[self.preset].items():
+            part, field = name.split(".")
+            given = getattr(config, part)
+            if getattr(given, field) == getattr(type(given)(), field):
+                config = dataclasses.replace(config, **{part: dataclasses.replace(given, **{field: value})})
+        config = dataclasses.replace(config, preset="default")
         _check(config)
         return config
 
@@ -169,6 +174,34 @@ class StudyConfig:
             for inner, v in items:
                 flat[key if inner is None else f"{key}.{inner}"] = list(v) if isinstance(v, tuple) else v
         return flat
+
+
+PRESETS: Final[dict[str, dict[str, int]]] = {
+    "default": {},
+    "small": {
+        "text.max_tokens_per_group": 4096,
+        "select.shuffles": 200,
+        "effect.tokens_per_group": 256,
+        "cards.per_group": 2,
+        "cards.dosed": 1,
+        "cards.latents": 12,
+        "dictionary.expansion": 8,
+        "dictionary.steps": 100,
+        "dictionary.max_tokens": 20_000,
+    },
+}
+
+
+def preset_of(argv: Sequence[str]) -> StudyConfig:
+    """The defaults that a command line asks for with --preset, so that every other option on it wins.
+
+    Example:
+      >>> preset_of(["study", "--preset", "small"]).dictionary.steps, preset_of(["study"]).dictionary.steps
+      (100, 1500)
+    """
+    words = [w for a in argv for w in a.split("=", 1)] if any(a.startswith("--preset=") for a in argv) else list(argv)
+    asked = [after for flag, after in itertools.pairwise(words) if flag == "--preset"]
+    return StudyConfig(preset=asked[-1] if asked and asked[-1] in PRESETS else "default").resolved()  # type: ignore[arg-type]
 
 
 _RANGES = {

@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from ..data import (
 from ..errors import UserError, shown
 from ..models import Transformer
 from ..taps import capture
+from ..taps.names import parse
 from .config import StudyConfig
 from .given import check_width, open_given
 
@@ -52,6 +53,8 @@ class Inputs:
     """The dictionary to judge in place of a trained one; None: train one."""
     site: str
     """Where a neuron is read, all layers: blocks.mlp.gate, say."""
+    dosed_site: str
+    """Where single neurons are held at a value: what an MLP's neurons hand on, else `site` itself."""
     dictionary_site: str
     """Where the dictionary is trained, one layer."""
     output: Callable[..., Any]
@@ -152,6 +155,7 @@ def load_inputs(config: StudyConfig, *, neurons: bool = True) -> Inputs:
         left_out=left_out,
         given=given and given.dictionary,
         site=site,
+        dosed_site="blocks.mlp.post" if is_mlp_neuron(site) else site,
         dictionary_site=dictionary_site,
         output=model.apply if causal else functools.partial(model.apply, stop_at=model.cfg.n_layers),
         measure="loss" if causal else "embedding_shift",
@@ -167,7 +171,17 @@ def _length(config: StudyConfig, cfg: Any) -> int:
 def neuron_site(asked: str | None, cfg: Any) -> str:
     """Where a study of this model reads neurons: what was asked for, else the gate of a gated MLP."""
     site = asked or ("mlp.gate" if cfg.gated else "mlp.post")
-    return site if site.startswith("blocks.") else f"blocks.{site}"
+    site = site if site.startswith("blocks.") else f"blocks.{site}"
+    return site if parse(site).layers else parse(site).name
+
+
+def is_mlp_neuron(site: str) -> bool:
+    """Whether coordinate j of the site is neuron j of the MLP, with its direction in W_down and its tokens."""
+    return site in MLP_NEURONS
+
+
+MLP_NEURONS: Final = tuple(f"blocks.mlp.{name}" for name in ("pre", "gate", "pre_linear", "post"))
+"""Values of one neuron on its way; coordinates of every other site are no neurons of an MLP, whatever their number."""
 
 
 def _windows(
@@ -243,16 +257,27 @@ def _kept_blocks(block: np.ndarray, tokens: np.ndarray, config: StudyConfig, rng
     return names[kept or [int(np.argmin(size))]]
 
 
+POS: Final = 11
+"""Tokens of the text that shapes are found out with: no number of heads."""
+
+
 def _shapes(model: Transformer, wanted: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Shapes of the sites: that one does not exist is found out now, not after minutes."""
-    tokens, mask = jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8), bool)
+    tokens, mask = jnp.zeros((1, POS), jnp.int32), jnp.ones((1, POS), bool)
     found = jax.eval_shape(capture(model.apply, list(dict.fromkeys(wanted))), model.weights, tokens, mask)[1]
     return {site: value.shape for site, value in found.items()}
 
 
 def _check_neurons(site: str, shape: tuple[int, ...]) -> None:
-    if len(shape) < 4:
-        raise UserError(f"select.site = {site!r} is one layer or has no neurons; a study reads all layers of a site.")
+    if len(shape) < 4 or parse(site).layers is not None:
+        raise UserError(
+            f"select.site = {site!r} is not all layers, or has no neurons; a study reads all layers of a site."
+        )
+    if shape[2] != POS or POS in shape[3:]:
+        raise UserError(
+            f"select.site = {site!r} has the shape {shape} for a text of {POS} tokens; a study needs values per token, "
+            "[layer, batch, pos, ...], such as attn.z."
+        )
 
 
 def _check_trained(site: str, shape: tuple[int, ...], config: StudyConfig) -> None:

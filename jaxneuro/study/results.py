@@ -18,15 +18,13 @@ from ..reports.svg import shortened
 from ..versions import versions
 from .config import StudyConfig
 from .folder import RunFolder
-from .inputs import Inputs
+from .inputs import Inputs, is_mlp_neuron
 
 _CHOSEN: Final = {
     "expertise": "each group's expert neurons, the best detectors of its windows by average precision",
     "lape": "each group's LAPE neurons, those of low entropy of the firing rates over groups",
 }
 
-DOSED: Final = "blocks.mlp.post"
-"""Where neurons are held at a value."""
 MOST_GROUPS: Final = 10
 """Named in a title."""
 
@@ -45,6 +43,28 @@ LEGEND: Final = {
     "significant": "of those, the ones whose entropy is lower than permuted labels explain",
     "expert": "neurons whose average precision for the group is higher than permuted labels explain",
     "shuffled": "means over permuted labellings, which find nothing but for a few that find much; share_with_any",
+}
+
+TEXT_LEGEND: Final = {
+    "tokens_of_all": "counted tokens of the whole group",
+    "used": "drawn at random over the whole group with the seed, in windows",
+    "studied": "for statistics, selection and training",
+    "measured": "for effects and reconstructions: windows of other documents (split_by_document), or of the only one",
+    "documents": "documents, or windows of several short ones: what the null permutes",
+}
+
+DICTIONARY_LEGEND: Final = {
+    "fvu": "squared error over squared distance from the mean, a share; 0 is exact",
+    "explained_variance": "1 - fvu",
+    "explained_variance_centred": "the same with the mean error taken away first",
+    "l0": "active latents per token",
+    "dead_fraction": "share of the latents that no measured token activates",
+    "shrinkage": "length of the reconstruction over length of the activation, a ratio; 1 is none",
+    "cosine": "mean cosine between activation and reconstruction",
+    "ce_recovered_zero": "share of the loss of setting the site to zero that the reconstruction wins back",
+    "ce_recovered_mean": "the same of setting the site to its mean",
+    "recovered_values": "the measure with the site as it is, reconstructed, at zero and at its mean, in effect.unit",
+    "measured_tokens": "tokens these numbers are over, none of them trained on",
 }
 
 _UNCLASSED: Final = {"expertise": "expert", "lape": CLASSES[0]}
@@ -88,6 +108,7 @@ def _about(inputs: Inputs) -> dict[str, Any]:
         "tokens": {name: t["tokens_used"] for name, t in inputs.texts.items()},
         "text": inputs.texts,
         "left_out": list(inputs.left_out),
+        "legend": {"neurons": LEGEND, "dictionary": DICTIONARY_LEGEND, "text": TEXT_LEGEND},
         "versions": versions(),
         "seed": inputs.config.seed,
         "config": inputs.config.identity(),
@@ -120,7 +141,6 @@ def counts(inputs: Inputs, found: dict[str, Any]) -> dict[str, Any]:
             "smallest_p": named(found["smallest_p"]),
         },
         "entropy": found["entropy"],
-        "legend": LEGEND,
     }
 
 
@@ -133,7 +153,7 @@ def report_data(
         "title": title(inputs.config, inputs.groups),
         "run": run_data(inputs, folder, results, notes(inputs, found), inputs.site),
         "groups": list(inputs.groups),
-        "counts": {k: v for k, v in results["neurons"].items() if k not in ("lape", "significant", "legend")}
+        "counts": {k: v for k, v in results["neurons"].items() if k not in ("lape", "significant")}
         | {"shuffled": {k: v for k, v in results["neurons"]["shuffled"].items() if k not in ("lape", "significant")}},
         "profile": {
             "specific": found["counts"]["specific"],
@@ -232,10 +252,14 @@ def notes(inputs: Inputs, neurons: dict[str, Any]) -> list[str]:
         "The null permutes labels between whole documents: windows of one document are not independent.",
         *few_documents(inputs.groups, neurons),
     ]
-    if inputs.site != DOSED:
+    if not is_mlp_neuron(inputs.site):
         found.append(
-            f"Neurons are read and silenced at {inputs.site}, and held at {DOSED} for the dose and response: that is "
-            "what a neuron hands on, so a value there means the same in every model."
+            f"Coordinates of {inputs.site} are no neurons of an MLP, so no tokens are shown that they would promote."
+        )
+    elif inputs.site != inputs.dosed_site:
+        found.append(
+            f"Neurons are read and silenced at {inputs.site}, and held at {inputs.dosed_site} for the dose and "
+            "response: that is what a neuron hands on, so a value there means the same in every model."
         )
     if inputs.measure != "loss":
         found.append("This model has no next-token loss; effects are shifts of its mean-pooled last hidden state.")

@@ -28,11 +28,13 @@ from ..neurons import (
     permuted_rates,
 )
 from ..neurons.null import selectivity
+from ..neurons.rows import flat_neurons
+from ..reports.findings import FEWEST_WINDOWS
 from ..stats import merged_blocks
 from ..taps import capture
 from .explain import save_explained
 from .folder import RunFolder
-from .inputs import Inputs
+from .inputs import Inputs, is_mlp_neuron
 from .judging import METRICS, activations, judged_dictionary
 from .results import write_results
 
@@ -169,10 +171,6 @@ def selective(entropy: np.ndarray, rate: np.ndarray, n_groups: int) -> dict[str,
     }
 
 
-LEAST_WINDOWS: Final = 5
-"""Measured windows of a group below which no verdict is given: their mean says more of them than of the group."""
-
-
 def effect(inputs: Inputs, folder: RunFolder) -> None:
     """Silence every group's chosen neurons, measure every group, beside layer-matched random sets."""
     config = inputs.config
@@ -215,15 +213,15 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
             "set_size": result.set_size.sum(1).tolist(),
             "windows": [t["windows_measured"] for t in inputs.texts.values()],
             "documents": [t["documents_measured"] for t in inputs.texts.values()],
-            "least_windows": LEAST_WINDOWS,
-            "enough": [t["windows_measured"] >= LEAST_WINDOWS for t in inputs.texts.values()],
+            "least_windows": FEWEST_WINDOWS,
+            "enough": [t["windows_measured"] >= FEWEST_WINDOWS for t in inputs.texts.values()],
             "base": result.base.tolist(),
         },
     )
 
 
 def cards(inputs: Inputs, folder: RunFolder) -> None:
-    """Examples, tokens and dose-response of the chosen neurons."""
+    """Examples, tokens and dose-response of the chosen neurons, each of the site that was studied or not at all."""
     stats, table = GroupStatistics.load(folder / "statistics.npz"), _load(folder, "neurons.npz")
     layers, neurons, owner = _chosen_neurons(table, inputs)
     shown: dict[str, Any] = {"layer": layers.tolist(), "neuron": neurons.tolist()}
@@ -239,7 +237,7 @@ def cards(inputs: Inputs, folder: RunFolder) -> None:
         context=inputs.config.cards.context,
     )
     promoted = None
-    if inputs.model.cfg.has_head:
+    if inputs.model.cfg.has_head and is_mlp_neuron(inputs.site):
         decoded = decode_neurons(inputs.model.weights, inputs.model.cfg, layers, neurons, k=inputs.config.cards.tokens)
         promoted = np.asarray(decoded.promoted)
         for side in ("promoted", "suppressed"):
@@ -265,7 +263,7 @@ def largest_values(inputs: Inputs, site: str) -> np.ndarray:
     """float32 [L, F]: the largest absolute value of every neuron over the measured windows."""
 
     def largest(counted, x):
-        return jnp.max(jnp.where(counted[..., None], jnp.abs(x.astype(jnp.float32)), 0), (0, 1))
+        return jnp.max(jnp.where(counted[..., None], jnp.abs(flat_neurons(x).astype(jnp.float32)), 0), (0, 1))
 
     @jax.jit
     def one(weights, batch):
@@ -278,8 +276,8 @@ def largest_values(inputs: Inputs, site: str) -> np.ndarray:
 def _doses(
     inputs: Inputs, layers: np.ndarray, neurons: np.ndarray, owner: np.ndarray, promoted: np.ndarray | None
 ) -> list[dict[str, Any] | None]:
-    """Dose-response of each group's first neurons, clamped at `mlp.post`; None for the others."""
-    c, site = inputs.config.cards, "blocks.mlp.post"
+    """Dose-response of each group's first neurons, held at `dosed_site`; None for the others."""
+    c, site = inputs.config.cards, inputs.dosed_site
     rank = np.array([np.sum(owner[:i] == k) for i, k in enumerate(owner)])
     which = np.flatnonzero(rank < c.dosed)
     if not which.size:
@@ -356,7 +354,7 @@ DICTIONARY_FILES: Final = (
 )
 STEPS: Final = (
     Step("statistics", "statistics of every neuron and group", ("statistics.npz",), statistics),
-    Step("select", "group-specific neurons, beside shuffled labels", ("neurons.npz", "neurons.json"), select),
+    Step("select", "group-specific neurons, beside permuted labels", ("neurons.npz", "neurons.json"), select),
     Step("effect", "silencing, beside random sets", ("effect.npz", "effect.json"), effect),
     Step("cards", "examples, tokens and dose-response", ("cards.json",), cards),
     Step("dictionary", "a dictionary", DICTIONARY_FILES, dictionary),
