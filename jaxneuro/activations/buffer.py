@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A shuffle buffer that is part of a method's state: saved, resumed, split over devices and donated like the rest."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from jaxtyping import Array, Int
 
 from ..errors import UserError
 from ..protocols import Batch, Method, State
+from ..taps.compiled import eagerly
 from .identity import table
 
 type Rows = dict[str, Array]
@@ -109,7 +111,7 @@ def shuffled(method: Method, capacity: int, *, seed: int = 0, dtype: str | None 
             )
         return method.finish(state.inner)
 
-    return Method(init, step, finish)
+    return Method(init, functools.partial(eagerly, step), finish)
 
 
 def buffer_bytes(batch: Batch, capacity: int, *, dtype: str | None = None) -> int:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several methods as one: a sweep that trains in one program, on one reading of the data or one pass of the model."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from ..errors import UserError
 from ..protocols import Method
+from ..taps.compiled import eagerly
 
 
 def together(methods: Mapping[str, Method]) -> Method:
@@ -95,4 +97,6 @@ def replicas(method: Method, n: int) -> Method:
         state, infos = jax.lax.scan(turn, state, jnp.arange(n, dtype=jnp.int32))
         return state, {str(i): one(infos, i) for i in range(n)}
 
-    return Method(init, step, lambda state: [method.finish(one(state, i)) for i in range(n)])
+    return Method(
+        init, functools.partial(eagerly, step), lambda state: [method.finish(one(state, i)) for i in range(n)]
+    )

@@ -12,10 +12,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from ..errors import UserError
+from ..taps.compiled import compiled
 from .cp import CP, cp_starts, nonnegative_cp
 from .parts.decoder import unit_rows
 
 
+@compiled
 def similarity(a: CP, b: CP, *, modes: Sequence[int] | None = None) -> Float[Array, "rank"]:
     """Of each component of a, matched greedily with one of b: the product of the cosines over modes.
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from ..errors import UserError
 from ..protocols import Dictionary
 from ..taps import apply_fn, intervene
+from ..taps.compiled import compiled
 from ..taps.names import parse
 from .dictionary import SparseCoder
 from .judges import Judge, next_token_loss
@@ -131,6 +132,7 @@ def reconstruction(dictionary: Dictionary, batches: Iterable[Mapping[str, Any]])
     )
 
 
+@compiled
 def decoder_cosine(W_dec: Float[Array, "n_latents d_out"], *, rows: int = 1024) -> Float[Array, " n_latents"]:
     """Largest cosine of each decoder row with another: 1 where a latent has a duplicate.
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ..errors import UserError
 from ..protocols import Method
+from ..taps.compiled import compiled
 from .parts.decoder import unit_rows
 from .parts.moments import Scatter, nothing_yet, summary, with_rows
 from .parts.untargeted import read_x
@@ -239,6 +240,7 @@ def stability(found: Coherence, supports: Int[np.ndarray, "tokens"]) -> float:
     return float(q[: holds.argmin() if not holds.all() else q.size].max(initial=0))
 
 
+@compiled
 def babel(W_dec: Float[Array, "n_latents d"], r: int, *, block: int = 1024) -> Float[Array, "r"]:
     """mu_1(s) = max_{|S| = s} max_{j not in S} sum_{i in S} |<d_i, d_j>| for s = 1 ... r: cumulative coherence.
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from ..models import token_loss
 from ..models.loss import counted_loss
+from ..taps.compiled import compiled
 
 type Judge = Callable[[Array, Array, Any], tuple[Array, Array]]
 """(output, output of the unchanged model, batch) -> (damage float32 [B], weight int32 [B]) per window."""
@@ -30,6 +31,7 @@ def given_loss(
     return counted_loss(output, batch)
 
 
+@compiled
 def kl_divergence(
     output: Float[Array, "batch pos d_vocab"], reference: Float[Array, "batch pos d_vocab"], batch: Any
 ) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:

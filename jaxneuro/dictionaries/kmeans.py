@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from ..errors import UserError
 from ..protocols import Method
+from ..taps.compiled import compiled
 from .parts.clusters import cluster_sums, nearest, plus_plus
 from .parts.decoder import unit_rows
 from .parts.reseed import drawn_tokens, step_key
@@ -213,4 +214,4 @@ def kmeans(
         memory_tokens=memory_tokens,
         dead_after_tokens=dead_after_tokens,
     )
-    return Method(init=method.init, step=method.step, finish=method.finish)
+    return Method(init=method.init, step=compiled(method.step), finish=method.finish)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from ..errors import UserError
 from ..protocols import Method
+from ..taps.compiled import compiled
 from .factorise import factorise
 from .parts.decoder import unit_rows
 from .parts.inputs import Inputs
@@ -245,4 +246,4 @@ def semi_nmf(
         guard=guard,
         dead_after_tokens=dead_after_tokens,
     )
-    return Method(init=method.init, step=method.step, finish=method.finish)
+    return Method(init=method.init, step=compiled(method.step), finish=method.finish)

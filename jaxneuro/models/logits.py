@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..taps import wants
+from ..taps.compiled import compiled
 from ..taps.definitions import LAST_SITES
 from .config import Config
 from .layout import Weights, flatten, nest
@@ -41,6 +42,7 @@ class LogitStatistics(NamedTuple):
     top_logprob: Float[Array, "batch pos k"]
 
 
+@compiled
 def map_logits(
     fn: Callable[..., Any],
     weights: Weights,
@@ -130,6 +132,7 @@ def _in_turn(piece: _Piece) -> _Piece:
     return run
 
 
+@compiled
 def logit_statistics(
     weights: Weights,
     resid: Float[Array, "batch pos d_model"],
@@ -172,6 +175,7 @@ def logit_statistics(
     return map_logits(each, weights, resid, targets.astype(jnp.int32), cfg=cfg, values=values)
 
 
+@compiled
 def model_loss(
     weights: Weights,
     tokens: Int[Array, "batch pos"],

@@ -18,6 +18,7 @@ from ..io.fields import Fields, null_or, whole
 from ..io.files import read_json, write_json
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
+from ..taps.compiled import compiled
 from .checkpoint import REPLACED, from_tensors, stored_dtype, to_tensors
 from .config import Config
 from .families import PAIRS
@@ -28,6 +29,7 @@ from .module import Transformer
 from .pooling import check_projection, pooled
 
 
+@compiled
 def embedding(
     weights: Weights, inputs: Array, cfg: Config, mask: Bool[Array, "batch pos"] | None = None
 ) -> Float[Array, "batch d_projection"]:
@@ -51,6 +53,7 @@ def embedding(
     return (x32 / jnp.linalg.norm(x32, axis=-1, keepdims=True)).astype(x.dtype)
 
 
+@compiled
 def similarity(
     weights: Weights,
     pixels: Float[Array, "picture row column channel"],

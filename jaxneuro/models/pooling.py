@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..taps import tap
+from ..taps.compiled import compiled
 from .attention import MASKED, blank
 from .config import Config
 from .layout import Weights
@@ -17,6 +18,7 @@ from .positions import behind_last, first_real
 from .transformer import ACTS, _norm, forward
 
 
+@compiled
 def pool(
     weights: Weights,
     hidden: Float[Array, "batch pos d_model"],
@@ -56,6 +58,7 @@ def pool(
     return tap(x, "pooled", axes=("batch", "d_model"))
 
 
+@compiled
 def pooled(
     weights: Weights,
     inputs: Int[Array, "batch pos"] | Float[Array, "batch row column channel"],

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..axes import aligned
 from ..errors import UserError
 from ..taps import scope, tap
+from ..taps.compiled import compiled
 from ..taps.spans import Span
 from .attention import Visible, attend, blank, to_heads, written
 from .cache import Cache, Carried, Kept
@@ -42,6 +43,7 @@ _HEADS: Final = ("batch", "pos", "head", "d_head")
 _NEURON: Final = ("batch", "pos", "neuron")
 
 
+@compiled
 def forward(
     weights: Weights,
     tokens: Int[Array, "batch pos"] | Float[Array, "batch row column channel"],
@@ -138,6 +140,7 @@ def forward(
     return x if after is None else (x, after.advanced(mask, n))
 
 
+@compiled
 def encode(
     weights: Weights,
     tokens: Int[Array, "batch key"],

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Statistics per neuron and group in one pass over the text: one forward per batch, reduced at the site."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ..errors import UserError
 from ..protocols import Method
 from ..sums import Tally, tally, tally_add, tally_float, tally_total
 from ..taps import capture
+from ..taps.compiled import eagerly
 from .accumulators import (
     Blocks,
     Examples,
@@ -163,7 +165,7 @@ def group_statistics(
     def finish(state):
         return _table(jax.device_get(state), site, threshold, bins, responses_per_group)
 
-    return Method(init, step, finish)
+    return Method(init, functools.partial(eagerly, step), finish)
 
 
 def _table(s: StatisticsState, site: str, threshold: float, bins: int, per_group: int) -> GroupStatistics:

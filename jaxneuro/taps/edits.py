@@ -67,6 +67,17 @@ class Edit:
         return jnp.where(split_like(x, functools.reduce(jnp.logical_and, hits)), new, x) if hits else new
 
 
+def numbers_as_arrays(edit: Edit) -> Edit:
+    """The edit with numbers as arguments of the program, so that another number is not another program. What a user's
+    function is given stays: it may branch on it."""
+
+    def array(a: Any) -> Any:
+        return jnp.asarray(a) if isinstance(a, bool | int | float | complex) else a
+
+    args = edit.args if edit.fn is not None else tuple(map(array, edit.args))
+    return dataclasses.replace(edit, args=args, at={axis: array(index) for axis, index in edit.at.items()})
+
+
 def _row(a: Any, layer: Any, rows: tuple[int, ...] | None) -> Any:
     """One layer of a per-layer argument. Scalars are the same for all layers."""
     if jnp.ndim(a) == 0:

@@ -43,7 +43,7 @@ def kind(eqn: JaxprEqn) -> str:
     return _KINDS.get(name, name)
 
 
-def _params(eqn: JaxprEqn) -> dict[str, Any]:
+def params(eqn: JaxprEqn) -> dict[str, Any]:
     """The parameters; under JAX_REMAT3 they are an object's inside the equation."""
     return {**eqn.params, **eqn.params["_prim"].params} if "_prim" in eqn.params else eqn.params
 
@@ -51,7 +51,7 @@ def _params(eqn: JaxprEqn) -> dict[str, Any]:
 def programs(eqn: JaxprEqn) -> list[Jaxpr]:
     """The programs inside an equation, in the order of its parameters."""
     found = []
-    for value in _params(eqn).values():
+    for value in params(eqn).values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, Jaxpr | ClosedJaxpr):
                 found.append(item)
@@ -115,7 +115,7 @@ class Remat(NamedTuple):
 
 
 def remat(eqn: JaxprEqn) -> Remat:
-    p = _params(eqn)
+    p = params(eqn)
     return Remat(p["jaxpr"], p["prevent_cse"], p["policy"], p.get("differentiated", True))
 
 

@@ -7,6 +7,7 @@ vmapped like any other.
 """
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,13 @@ class Want:
     reducer: Partial | None = None
 
 
+class Jits:
+    """Rebuilt jits by the program they were made from and their options."""
+
+    def __init__(self) -> None:
+        self.made: weakref.WeakKeyDictionary[Jaxpr, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
@@ -48,12 +56,15 @@ class Plan:
     """Inside a recomputation: sites that are reached outside of it too have been read there."""
     names: frozenset[str] = dataclasses.field(metadata=_STATIC, default=frozenset())
     """Of all sites that are read or edited."""
+    jits: "Jits | None" = dataclasses.field(metadata=_STATIC, default=None)
+    """Where rebuilt jits are kept if the plan calls a user's function, which may be another one in the next call."""
 
     @classmethod
     def make(cls, wants: Sequence[Want] = (), edits: Sequence[Edit] = (), outside: Any = frozenset()) -> "Plan":
         """The plan of one transformation."""
         names = frozenset(w.name for w in wants) | frozenset(e.name for e in edits)
-        return cls(tuple(wants), tuple(edits), outside, names=names)
+        calls = any(w.reducer is not None for w in wants) or any(e.fn is not None for e in edits)
+        return cls(tuple(wants), tuple(edits), outside, names=names, jits=Jits() if calls else None)
 
     def touches(self, eqn: JaxprEqn) -> bool:
         """Whether an equation has a wanted site inside."""

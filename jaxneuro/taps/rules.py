@@ -11,16 +11,16 @@ from jax.extend.core import Jaxpr
 from jax.sharding import PartitionSpec
 
 from . import reading
-from .rewrite import Entry, Frame, Rule, empty_buffer, fill, run, zeros_like
+from .rewrite import Entry, Frame, Jits, Rule, empty_buffer, fill, run, zeros_like
 from .survey import Key, layer_loops, mesh_axes
 
-_jits: "weakref.WeakKeyDictionary[Jaxpr, dict[Any, Any]]" = weakref.WeakKeyDictionary()
+_jits = Jits()
 
 
 def _jit(eqn, inputs, plan):
     """One compiled function per program and options; plans are arguments, so those of one structure share it."""
     call = reading.jit(eqn)
-    made = _jits.setdefault(call.body, {})
+    made = (plan.jits or _jits).made.setdefault(call.body, {})
     key = (call.name, call.options)
     if key not in made:
         body = weakref.ref(call.body)  # the cache must not keep its own key alive

@@ -14,6 +14,11 @@ from .primitive import EVERYTHING, wanted
 from .survey import Survey, survey
 
 
+def is_array(x: Any) -> bool:
+    """Whether an argument is an input of a staged program; anything else is part of the program."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
 class Staged(NamedTuple):
     program: Jaxpr
     inputs: list[Any]
@@ -24,7 +29,7 @@ def stage(fn: Callable[..., Any], args: Any, kwargs: Any, names: frozenset[str])
     """The program of fn. Arrays are its inputs; Python numbers, strings and other objects are constants, so that
     arguments a caller holds static stay static."""
     leaves, tree = jax.tree.flatten((args, kwargs))
-    is_input = [isinstance(a, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct) for a in leaves]
+    is_input = [is_array(a) for a in leaves]
 
     def flat(*inputs):
         rest = iter(inputs)

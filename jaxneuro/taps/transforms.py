@@ -9,7 +9,8 @@ import jax
 
 from ..errors import UserError
 from . import checks, collect
-from .edits import Edit
+from .compiled import eagerly
+from .edits import Edit, numbers_as_arrays
 from .rewrite import Plan, run
 from .staging import look
 
@@ -55,8 +56,13 @@ def capture(fn: Callable[..., Any], sites: Sites) -> Callable[..., tuple[Any, di
         staged, found = look(fn, args, kwargs, list(reducers))
         for site in reducers:
             checks.check_capture(site, found)
-        outs, frame = run(staged.program, Plan.make(wants=wants, outside=found.outside), staged.inputs)
-        values = {site: collect.assemble(site, index[site], wants[index[site]], frame, found) for site in reducers}
+        plan = Plan.make(wants=wants, outside=found.outside)
+
+        def rewritten(plan, inputs):
+            outs, frame = run(staged.program, plan, inputs)
+            return outs, {s: collect.assemble(s, index[s], plan.wants[index[s]], frame, found) for s in reducers}
+
+        outs, values = eagerly(rewritten, plan, staged.inputs)
         return staged.unflatten(outs), values
 
     return captured
@@ -99,8 +105,8 @@ def intervene(fn: Callable[..., Any], edits: Edit | Sequence[Edit]) -> Callable[
     def intervened(*args, **kwargs):
         staged, found = look(fn, args, kwargs, [e.site for e in listed])
         bound = [checks.bind_edit(e, found) for e in listed]
-        outs, _ = run(staged.program, Plan.make(edits=bound), staged.inputs)
-        return staged.unflatten(outs)
+        plan = Plan.make(edits=[numbers_as_arrays(e) for e in bound])
+        return staged.unflatten(eagerly(lambda plan, inputs: run(staged.program, plan, inputs)[0], plan, staged.inputs))
 
     return intervened
 
@@ -123,4 +129,4 @@ def sweep(fn: Callable[[Any], Any], points: Any, *, batch_size: int = 64) -> Any
       >>> sweep(lambda p: p * p, jnp.arange(4))
       Array([0, 1, 4, 9], dtype=int32)
     """
-    return jax.lax.map(fn, points, batch_size=batch_size)
+    return eagerly(lambda points: jax.lax.map(fn, points, batch_size=batch_size), points)

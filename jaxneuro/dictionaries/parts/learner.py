@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ...errors import UserError
 from ...protocols import Method
+from ...taps.compiled import compiled
 from . import start
 from .axes import Axes
 from .decoder import along_the_sphere, unit_rows
@@ -377,4 +378,4 @@ def learner(recipe: Recipe, n_latents: int, training: Training) -> Method:
     if n_latents < 1:
         raise UserError(f"n_latents = {n_latents}; a dictionary has at least one latent.")
     parts = _Learner(recipe, n_latents, training)
-    return Method(init=parts.init, step=parts.step, finish=parts.finish)
+    return Method(init=parts.init, step=compiled(parts.step), finish=parts.finish)

@@ -19,6 +19,7 @@ from jaxneuro_kernels import (
 from jaxneuro_kernels.vary import vary, varying
 from jaxtyping import Array, Float, Int
 
+from ...taps.compiled import compiled
 from .autoencode import Select
 
 
@@ -47,6 +48,7 @@ class Pursuit(NamedTuple):
     """A latent may be found in several rounds: see `merged`."""
 
 
+@compiled
 def pursue(
     x: Float[Array, "*batch d"], w: Float[Array, "n_latents d"], select: Select, until: Until = TO_THE_END
 ) -> Pursuit:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic activations as a stream: any batch from its number, in the compiled step or before it."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxtyping import Array
 
 from ...errors import UserError
 from ...protocols import Batch, Method
+from ...taps.compiled import eagerly
 from .features import SyntheticFeatures, check, sample
 
 
@@ -117,7 +119,7 @@ def on_synthetic(method: Method, *, batch_size: int, inner_steps: int = 1) -> Me
 
     return Method(
         init=lambda key, batch: method.init(key, jax.jit(drawn)(batch, 0)),
-        step=step,
+        step=functools.partial(eagerly, step),
         finish=method.finish,
     )
 

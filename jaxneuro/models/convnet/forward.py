@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from ...axes import aligned
 from ...errors import UserError
 from ...taps import tap
+from ...taps.compiled import compiled
 from ..layout import Weights, flatten, nest
 from ..transformer import ACTS
 from .layout import Conv, ConvNet, Residual, residual, stem
@@ -19,6 +20,7 @@ from .layout import Conv, ConvNet, Residual, residual, stem
 _MAP: Final = ("batch", "row", "column", "channel")
 
 
+@compiled
 def convnet(
     weights: Weights, pixels: Float[Array, "batch row column channel"], *, cfg: ConvNet
 ) -> Float[Array, "batch n_classes"]:
