@@ -60,6 +60,7 @@ MAY_IMPORT = {
         "dictionaries",
     },
     "inference": {"errors", "taps", "models", "data"},
+    "__main__": {"cli"},
     "cli": {
         "errors",
         "console",

@@ -4,7 +4,11 @@
 import json
 import pathlib
 import re
+import shutil
+import subprocess
 import tomllib
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +28,21 @@ def test_python_blocks_run(tmp_path, monkeypatch, optimised):
     change = names["steered"](names["model"].weights, names["tokens"]) - names["logits"]
     assert abs(change).max() > 1e-3
     assert names["learned"].encode(names["x"][:3]).shape == (3, 512)
+
+
+@pytest.mark.skipif(shutil.which("pyright") is None, reason="pyright is of the extra dev")
+def test_python_blocks_pass_a_type_checker(tmp_path):
+    """In an editor nothing of README is underlined, and a misspelled selector is."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    wrong = 'from jaxneuro import zero\nzero("blocks.3.mlp.post", neurn=3)\n'
+    for name, text in (("blocks.py", "\n".join(blocks)), ("wrong.py", wrong)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    settings = {"extraPaths": [str(ROOT), str(ROOT / "kernels")], "reportPrivateImportUsage": "none"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings))
+    done = subprocess.run(["pyright", "--outputjson", "-p", tmp_path], capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    assert [d["message"] for d in found if d["file"].endswith("blocks.py")] == []
+    assert any("neurn" in d["message"] for d in found if d["file"].endswith("wrong.py"))
 
 
 def test_both_commands_stand_on_the_first_screen():

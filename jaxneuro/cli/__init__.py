@@ -7,6 +7,7 @@
     jaxneuro capture PATH_OR_HUB_NAME --site "blocks.*.resid_post" --groups FOLDER_OR_JSONL --out DIR
     jaxneuro generate PATH_OR_HUB_NAME --prompt TEXT --max-new 64 --steer VECTOR.npz --site blocks.3.resid_post
     jaxneuro sites PATH_OR_HUB_NAME
+    jaxneuro --version                     (also `python -m jaxneuro`)
 
 Every command takes `--quiet`: no progress, only results and errors. `jaxneuro --tyro-print-completion bash` (or zsh)
 prints a script that completes options with the tab key.
@@ -30,6 +31,7 @@ from typing import Annotated, Any, Final, Literal
 
 import tyro
 
+from .. import __version__
 from ..console import quietly
 from ..errors import UserError, shown
 from .flags import in_flags
@@ -42,7 +44,7 @@ QUIET: Final = "--quiet"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sites:
-    """List the named values inside a model, with their shapes for one batch."""
+    """List the named values inside a model: layers, axes, shapes for one batch, what each is, TransformerLens' name."""
 
     model: Annotated[str, tyro.conf.Positional] = "bundled"
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
@@ -53,26 +55,9 @@ class Sites:
 
 def _sites(config: Sites) -> None:
     from ..models import Transformer, load
-    from ..models.pooling import has_pooled
-    from ..taps import sites
 
     model = load(config.model, dtype=config.dtype)
-    example = _example(model, config.pos)
-    given = {"context": example} if getattr(model.cfg, "encoder", None) else {}
-    run = model.pooled if isinstance(model, Transformer) and has_pooled(model.cfg) else model.apply
-    print(sites(run, model.weights, example, **given))
-
-
-def _example(model: Any, pos: int) -> Any:
-    """A batch of one: tokens, or a picture."""
-    import jax.numpy as jnp
-
-    from ..models.convnet import ConvModel
-
-    if isinstance(model, ConvModel):
-        return model.example()
-    image = model.cfg.image
-    return jnp.zeros((1, pos), jnp.int32) if image is None else jnp.zeros((1, image.size, image.size, image.channels))
+    print(model.sites(model.example(config.pos)) if isinstance(model, Transformer) else model.sites())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or file that cannot show a character shows its number
             stream.reconfigure(errors="backslashreplace")
+    if words == ["--version"]:
+        print(f"jaxneuro {__version__}")
+        return 0
     try:
         code = _run(words)
         sys.stdout.flush()

@@ -11,6 +11,7 @@ from jaxneuro_kernels import encode_group_max, encode_topk, group_max, topk
 from jaxtyping import Array, Float, Int
 
 from ..errors import UserError, quoted
+from ..taps import reprs
 
 type Code = tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]
 """(values, indices): a latent whose value is 0, or that is not named, is off."""
@@ -72,6 +73,9 @@ class Relu:
       [0.0, 2.0]
     """
 
+    def __repr__(self) -> str:
+        return reprs.fields(self)
+
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
         return jax.nn.relu(pre)
@@ -90,6 +94,9 @@ class TopK:
 
     def __post_init__(self) -> None:
         check_k(self)
+
+    def __repr__(self) -> str:
+        return reprs.fields(self)
 
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
@@ -116,6 +123,9 @@ class AbsTopK:
 
     def __post_init__(self) -> None:
         check_k(self)
+
+    def __repr__(self) -> str:
+        return reprs.fields(self)
 
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
@@ -145,6 +155,9 @@ class GroupMax:
     def __post_init__(self) -> None:
         check_k(self)
 
+    def __repr__(self) -> str:
+        return reprs.fields(self)
+
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
         check_k(self, pre.shape[-1])
@@ -169,6 +182,9 @@ class JumpReLU:
     threshold: Float[Array, "*n_latents"]
     """One per latent, or a scalar for all."""
 
+    def __repr__(self) -> str:
+        return reprs.fields(self)
+
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
         return jnp.where(pre > self.threshold.astype(pre.dtype), jax.nn.relu(pre), jnp.zeros((), pre.dtype))
@@ -189,6 +205,9 @@ class Gated:
     r_mag: Float[Array, "n_latents"]
     b_mag: Float[Array, "n_latents"]
     b_gate: Float[Array, "n_latents"]
+
+    def __repr__(self) -> str:
+        return reprs.fields(self)
 
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..axes import aligned
+from ..taps import reprs
 from .activations import Activation
 
 
@@ -37,6 +38,9 @@ class CrossLayerTranscoder:
     b_dec: Float[Array, "n_layers d_out"]
     activation: Activation
     """With a threshold [n_layers, n_latents] if it has one."""
+
+    def __repr__(self) -> str:
+        return reprs.sizes(self)
 
     @property
     def n_layers(self) -> int:

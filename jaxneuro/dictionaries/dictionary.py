@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ..axes import aligned
 from ..errors import UserError
+from ..taps import reprs
 from .activations import Activation, Bounded, Code, dense
 
 
@@ -44,6 +45,9 @@ class SparseCoder:
     input_norm: str = dataclasses.field(default="none", metadata={"static": True})
     """What is done to each token first and undone to its reconstruction: a key of INPUT_NORMS. Where it is not "none",
     `decode` gives the reconstruction of the normalised token; calling the dictionary gives that of the token."""
+
+    def __repr__(self) -> str:
+        return reprs.sizes(self)
 
     @property
     def d_in(self) -> int:

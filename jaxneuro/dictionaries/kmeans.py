@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from ..errors import UserError
 from ..protocols import Method
+from ..taps import reprs
 from ..taps.compiled import compiled
 from .parts.clusters import cluster_sums, nearest, plus_plus
 from .parts.decoder import unit_rows
@@ -40,6 +41,9 @@ class KMeansDictionary:
     W_dec: Float[Array, "n_latents d_in"]
     """The centroids; of norm 1 if spherical."""
     spherical: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return reprs.sizes(self)
 
     @property
     def d_in(self) -> int:

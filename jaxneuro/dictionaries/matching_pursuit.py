@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ..axes import aligned
 from ..errors import UserError
 from ..protocols import Method
+from ..taps import reprs
 from .activations import Code, dense
 from .dictionary import INPUT_NORMS
 from .parts import start
@@ -56,6 +57,9 @@ class MatchingPursuit:
     """A token is done after the first round that finds no new latent: one of an earlier round again, or none."""
     input_norm: str = dataclasses.field(default="none", metadata={"static": True})
     """As in `SparseCoder`: x is then the normalised token, and calling the dictionary reconstructs the token."""
+
+    def __repr__(self) -> str:
+        return reprs.sizes(self)
 
     @property
     def d_in(self) -> int:

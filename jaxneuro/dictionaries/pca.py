@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from ..axes import aligned
 from ..errors import UserError
 from ..protocols import Method
+from ..taps import reprs
 from .parts.moments import Scatter, Summary, nothing_yet, row_count, summary, with_rows
 from .parts.untargeted import check_first, read_x
 
@@ -46,6 +47,9 @@ class PCADictionary:
     """Population variance along each component, descending."""
     total_variance: Float[Array, ""]
     """Of all d_in directions together."""
+
+    def __repr__(self) -> str:
+        return reprs.sizes(self)
 
     @property
     def d_in(self) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 
 from ..errors import UserError
 from ..protocols import Method
+from ..taps import reprs
 from ..taps.compiled import compiled
 from .factorise import factorise
 from .parts.decoder import unit_rows
@@ -42,6 +43,9 @@ class SemiNMFDictionary:
     """Unit rows."""
     steps: int = dataclasses.field(default=100, metadata={"static": True})
     """Updates that encode makes."""
+
+    def __repr__(self) -> str:
+        return reprs.sizes(self)
 
     @property
     def d_in(self) -> int:

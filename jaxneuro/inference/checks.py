@@ -12,12 +12,27 @@ from ..errors import UserError
 from ..models import Config, Weights
 from ..models.cross import check_context
 from ..taps import Edit
+from ..taps.compiled import staging
 from ..taps.definitions import LAST_SITES
 from ..taps.names import parse
 
 ENCODER = "encoder."
 """Where the sites of an encoder are."""
 _POSITIONS = ("pos", "query", "key")
+
+
+def check_outside(what: str, *arrays: Any) -> None:
+    """Generation is loops and programs of its own, which ask for numbers in between.
+
+    Raises:
+      UserError: inside jit, capture, intervene, grad or vmap.
+    """
+    if staging() or any(isinstance(a, Tracer) for a in jax.tree.leaves(arrays)):
+        raise UserError(
+            f"{what} cannot run inside capture, intervene, jit, grad or vmap: it asks for numbers between programs. "
+            "Give it edits=, and to read sites of what was generated, capture model.apply on the prompt with the new "
+            "tokens."
+        )
 
 
 def check_model(cfg: Config) -> None:

@@ -17,6 +17,7 @@ from .checks import (
     Rows,
     check_ids,
     check_model,
+    check_outside,
     check_positions,
     check_prompt,
     check_source,
@@ -46,9 +47,9 @@ class Generated(NamedTuple):
 
 def generate(
     model: Transformer,
-    tokens: Int[Array, "batch pos"],
+    tokens: Int[Array | np.ndarray, "batch pos"],
     *,
-    mask: Bool[Array, "batch pos"] | None = None,
+    mask: Bool[Array | np.ndarray, "batch pos"] | None = None,
     context: Int[Array, "batch key"] | Float[Array, "batch key d_model"] | None = None,
     context_mask: Bool[Array, "batch key"] | None = None,
     max_new: int,
@@ -102,6 +103,7 @@ def generate(
       (2, 4)
     """
     cfg = model.cfg
+    check_outside("generate", tokens, mask, context)
     check_model(cfg)
     ids, real = check_prompt(cfg, tokens, mask, max_new)
     source = check_source(cfg, context, context_mask, len(ids))

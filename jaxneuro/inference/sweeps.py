@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ..models import Config, Transformer, Weights, encode, forward, init_cache
@@ -16,6 +17,7 @@ from .checks import (
     Rows,
     check_ids,
     check_model,
+    check_outside,
     check_positions,
     check_prompt,
     check_source,
@@ -45,11 +47,11 @@ class Swept(NamedTuple):
 
 def steer_sweep(
     model: Transformer,
-    tokens: Int[Array, "batch pos"],
+    tokens: Int[Array | np.ndarray, "batch pos"],
     edits: Callable[[Any], Any],
     points: Any,
     *,
-    mask: Bool[Array, "batch pos"] | None = None,
+    mask: Bool[Array | np.ndarray, "batch pos"] | None = None,
     context: Int[Array, "batch key"] | Float[Array, "batch key d_model"] | None = None,
     context_mask: Bool[Array, "batch key"] | None = None,
     max_new: int = 1,
@@ -87,6 +89,7 @@ def steer_sweep(
       (4, 1, 2)
     """
     cfg = model.cfg
+    check_outside("steer_sweep", tokens)
     check_model(cfg)
     ids, real = check_prompt(cfg, tokens, mask, max_new)
     source = check_source(cfg, context, context_mask, len(ids))

@@ -11,7 +11,7 @@ from ..data import Tokenizer
 from ..data.rows import around, padded
 from ..errors import UserError
 from ..models import Transformer
-from .checks import check_model
+from .checks import check_model, check_outside
 from .generate import generate
 from .sampling import greedy
 
@@ -142,6 +142,7 @@ def complete(
       >>> complete(model, tokenizer, ["Die Datei ist nicht"], max_new=8, stop=["."])[0].reason
       'stop'
     """
+    check_outside("complete")
     check_model(model.cfg)
     if isinstance(stop, str) or "" in stop:
         raise UserError("complete: stop is a list of strings, none of them empty.")

@@ -35,7 +35,7 @@ def load(
     mesh: Mesh | None = None,
     revision: str | None = None,
     allow_nonfinite: bool = False,
-) -> Transformer | ConvModel:
+) -> Transformer:
     """Load a pretrained model, in the dtype it is stored in unless another is asked for.
 
     From a folder, a Hub name, or a name that `jaxneuro.io.sources.resolve` knows. The text model inside a wrapper of
@@ -54,7 +54,8 @@ def load(
       revision: of a Hub repository.
       allow_nonfinite: load weights with NaN or infinity in them.
     Returns:
-      A `Transformer`; of a ResNet or DenseNet a `ConvModel`, which is used in the same way but for its `cfg`.
+      A `Transformer`; of a ResNet or DenseNet a `ConvModel`, which is used in the same way but for its `cfg`. (The type
+      is a Transformer's, so that editors know what most code calls; `isinstance(model, ConvModel)` tells.)
     Raises:
       UserError: everything that does not fit, in one message: missing and extra tensors, wrong shapes and dtypes,
         NaN, numbers that the dtype cannot hold; or an architecture that is not ported, a file that is cut short, a
@@ -65,7 +66,8 @@ def load(
     if is_convnet(hf):
         if eight_bits(dtype) is not None:
             raise UserError(f"{dtype} is for matrices of layers, not for convolutions. Load it as bfloat16.")
-        return load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
+        other: Any = load_convnet(folder, hf, dtype=dtype, mesh=mesh, allow_nonfinite=allow_nonfinite)
+        return other
     if isinstance(hf, dict) and hf.get("model_type") in tuple(PAIRS):
         raise UserError(f"{folder} holds two models, of pictures and of text: open them with models.load_pair.")
     hf, tensors = text_model(hf, read_checkpoint(folder))

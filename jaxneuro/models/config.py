@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 
 from ..errors import UserError, quoted
 from ..io.fields import whole
+from ..taps import reprs
 from .mixers import Mixer
 from .ranges import EPS, LAYERS, SCALE, check_fields
 from .relative import RelativeBias
@@ -196,6 +197,9 @@ class Config:
     classify: Literal["cls", "cls_and_patches", "distilled"] | None = None
     """Logits are one row per picture, from its cls token; from that and the mean patch (DINOv2); or the average of two
     classifiers, of the cls and the distillation token (DeiT). None: one row per position."""
+
+    def __repr__(self) -> str:
+        return reprs.fields(self)
 
     def __post_init__(self):
         sizes = ("n_layers", "d_model", "d_vocab")

@@ -12,13 +12,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError
 from ..io.generation import GENERATION, ids_of
+from ..taps import SiteTable, sites
 from .cache import Carried
 from .config import Config
 from .half import check_finite
 from .inputs import check_call
 from .layout import Weights
 from .owner import Owner
-from .pooling import pooled
+from .pooling import has_pooled, pooled
 from .transformer import encode, forward
 
 
@@ -141,6 +142,30 @@ class Transformer(Owner):
     def _ids(self, key: str) -> tuple[int, ...]:
         configs = {GENERATION: json.loads(self.generation_config), "config.json": json.loads(self.hf_config)}
         return ids_of(key, configs, f"this {self.cfg.family} model")
+
+    def example(self, pos: int = 8) -> Array:
+        """A batch of one, to list sites with: tokens, or a black picture."""
+        image = self.cfg.image
+        if image is None:
+            return jax.numpy.zeros((1, pos), jax.numpy.int32)
+        return jax.numpy.zeros((1, image.size, image.size, image.channels))
+
+    def sites(self, inputs: Array | None = None, **part: Any) -> SiteTable:
+        """All sites of the model, its pooling and its encoder; nothing runs.
+
+        Args:
+          inputs: tokens or pictures; None: `example()`.
+          part: as in `forward`.
+        Example:
+          >>> from jaxneuro.models import Config, Transformer, init
+          >>> cfg = Config(n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=2, d_mlp=16, d_vocab=32, n_ctx=64)
+          >>> Transformer(cfg, init(cfg, jax.random.key(0))).sites()["blocks.mlp.post"].shape
+          (1, 8, 16)
+        """
+        inputs = self.example() if inputs is None else inputs
+        if self.cfg.encoder is not None:
+            part = {"context": inputs, **part}
+        return sites(self.pooled if has_pooled(self.cfg) else self.apply, self.weights, inputs, **part)
 
     def __call__(self, tokens: Int[Array, "batch pos"], mask: Any = None, **part: Any) -> Array:
         """Logits, or the last hidden state of a model without a head; arguments as in `forward`."""

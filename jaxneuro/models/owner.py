@@ -24,3 +24,9 @@ class Owner(nnx.Module):
     def weights(self) -> Weights:
         """The weights as a plain nested dict of arrays (the arrays themselves, not copies)."""
         return jax.tree.map(nnx.Param.get_value, self.params, is_leaf=lambda p: isinstance(p, nnx.Param))
+
+    def __repr__(self) -> str:
+        """One line; `nnx.display` and a notebook's treescope show every array."""
+        leaves = jax.tree.leaves(self.weights)
+        n, dtypes = sum(a.size for a in leaves), sorted({str(a.dtype) for a in leaves})
+        return f"{type(self).__name__}({n:,} parameters, {'/'.join(dtypes)}, {self.cfg!r})"

@@ -43,7 +43,7 @@ _HEADS: Final = ("batch", "pos", "head", "d_head")
 _NEURON: Final = ("batch", "pos", "neuron")
 
 
-@compiled
+@compiled  # what is to be checked of values outside of jit goes into compiled(check=...): inside they are traced
 def forward(
     weights: Weights,
     tokens: Int[Array, "batch pos"] | Float[Array, "batch row column channel"],

@@ -41,9 +41,14 @@ _IN_PIECES = frozenset({"call", "custom_jvp", "custom_vjp", "jit"})
 or sites in it, it runs as it is: there may be more small ones in a program than there is room."""
 
 
+def staging() -> bool:
+    """Whether a program is being made: a jit, scan, make_jaxpr, capture or intervene is around."""
+    return isinstance(jax.lax.neg(np.float32(0)), Tracer)
+
+
 def runs_now() -> bool:
-    """Whether operations run as they are reached: no jit, scan or make_jaxpr around, though perhaps grad or vmap."""
-    return not jax.config.jax_disable_jit and not isinstance(jax.lax.neg(np.float32(0)), Tracer)
+    """Whether operations run as they are reached, compiled where they can be; grad or vmap may be around."""
+    return not jax.config.jax_disable_jit and not staging()
 
 
 def compiled[**P, T](fn: Callable[P, T], check: Callable[..., None] | None = None) -> Callable[P, T]:
@@ -62,8 +67,10 @@ def compiled[**P, T](fn: Callable[P, T], check: Callable[..., None] | None = Non
       Array(3., dtype=float32)
     """
 
+    anyhow: Callable[..., T] = fn
+
     def bound(args: Any, kwargs: Any) -> T:
-        return fn(*args, **kwargs)
+        return anyhow(*args, **kwargs)
 
     @functools.wraps(fn)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from ..errors import UserError, unknown
+from . import reprs
+from .definitions import definition
 from .names import parse
 from .views import View, split_like
 
@@ -46,6 +48,14 @@ class Edit:
     def name(self) -> str:
         """The site's name without the layer."""
         return parse(self.site).name
+
+    def __repr__(self) -> str:
+        op = "apply_fn" if self.fn is not None else getattr(self.op, "__name__", "edit").strip("_")
+        parts = [repr(self.site), *([reprs.value(self.fn.func)] if self.fn is not None else [])]
+        parts += map(reprs.value, self.args)
+        at = {"layer": self.layer, **self.at, "where": self.where}
+        parts += [f"{name}={reprs.value(index)}" for name, index in at.items() if index is not None]
+        return f"{op}({', '.join([*parts, *(['per_layer=True'] if self.per_layer else [])])})"
 
     def apply(self, x: Array, layer: Any, spans: dict[str, Any], params: dict[str, Any]) -> Array:
         """The value with the edit made. `layer`, `spans` and `params` are the tap's."""
@@ -111,6 +121,35 @@ def _clamp(x, lo, hi):
     return jnp.clip(x, lo, hi)
 
 
+class Selectors(TypedDict, total=False):
+    """Keywords of every edit, for editors: see `zero`. Sites of your own may have other axes."""
+
+    layer: Any
+    where: Any
+    per_layer: bool | None
+    batch: Any
+    pos: Any
+    d_model: Any
+    head: Any
+    d_head: Any
+    query: Any
+    key: Any
+    neuron: Any
+    expert: Any
+    channel: Any
+    d_state: Any
+    group: Any
+    row: Any
+    column: Any
+    one: Any
+    d_vocab: Any
+    d_projection: Any
+
+
+AXES: Final = frozenset(Selectors.__annotations__) | {"class"}
+"""Selectors, and names of axes, of the library's own models. (`class` is written **{"class": 3}.)"""
+
+
 def _make(
     site: str,
     op: Callable[..., Any],
@@ -124,6 +163,8 @@ def _make(
 ) -> Edit:
     if parse(site).layers is not None and layer is not None:
         raise UserError(f"{site!r} names its layer and layer= names another. Write '*' in the site to use layer=.")
+    if definition(site) is not None and (wrong := [axis for axis in at if axis not in AXES]):
+        raise unknown("axis", wrong[0], sorted(AXES), where=repr(site))
     layer = None if layer is None else _index(site, "layer", layer)
     at = {axis: _index(site, axis, index) for axis, index in at.items() if index is not None}
     args = tuple(np.asarray(a) if isinstance(a, list | tuple) else a for a in args)
@@ -158,7 +199,7 @@ def _check_where(site: str, where: Any) -> None:
         raise UserError(f"{site!r}: where= is boolean, this is {getattr(where, 'dtype', type(where).__name__)}.")
 
 
-def zero(site: str, **at: Any) -> Edit:
+def zero(site: str, **at: Unpack[Selectors]) -> Edit:
     """Set the site to 0 where selected.
 
     Every edit takes the same selectors, as keywords:
@@ -182,12 +223,12 @@ def zero(site: str, **at: Any) -> Edit:
     return _make(site, _zero, (), **at)
 
 
-def set_to(site: str, value: Any, **at: Any) -> Edit:
+def set_to(site: str, value: Any, **at: Unpack[Selectors]) -> Edit:
     """Set the site to a value: x' = value. Selectors: see `zero`."""
     return _make(site, _set_to, (value,), **at)
 
 
-def add(site: str, vector: Any, **at: Any) -> Edit:
+def add(site: str, vector: Any, **at: Unpack[Selectors]) -> Edit:
     """Add to the site: x' = x + vector. Steering is `add("blocks.8.resid_post", coefficient * direction)`.
 
     Selectors: see `zero`.
@@ -195,7 +236,7 @@ def add(site: str, vector: Any, **at: Any) -> Edit:
     return _make(site, _add, (vector,), **at)
 
 
-def scale(site: str, factor: Any, **at: Any) -> Edit:
+def scale(site: str, factor: Any, **at: Unpack[Selectors]) -> Edit:
     """Multiply the site: x' = x * factor. Selectors: see `zero`.
 
     The gradient with respect to a factor of ones, [n_layers, n_neurons] with `per_layer=True`, is activation x
@@ -204,7 +245,7 @@ def scale(site: str, factor: Any, **at: Any) -> Edit:
     return _make(site, _scale, (factor,), **at)
 
 
-def clamp(site: str, lo: Any = None, hi: Any = None, **at: Any) -> Edit:
+def clamp(site: str, lo: Any = None, hi: Any = None, **at: Unpack[Selectors]) -> Edit:
     """Keep the site between two bounds: x' = min(max(x, lo), hi); None is no bound. Selectors: see `zero`."""
     if not any(isinstance(bound, Tracer) or bound is None for bound in (lo, hi)):
         low, high = (np.asarray(bound, np.float64) for bound in (lo, hi))
@@ -222,7 +263,7 @@ def broadcasts_together(*shapes: tuple[int, ...]) -> bool:
     return True
 
 
-def patch(site: str, source: Any, **at: Any) -> Edit:
+def patch(site: str, source: Any, **at: Unpack[Selectors]) -> Edit:
     """Set the site to values captured elsewhere: what `capture` returned for the same site string.
 
     Args:
@@ -238,7 +279,7 @@ def patch(site: str, source: Any, **at: Any) -> Edit:
     return _make(site, _set_to, (source,), **{"per_layer": None, **at})
 
 
-def apply_fn(site: str, fn: Callable[..., Any], *args: Any, **at: Any) -> Edit:
+def apply_fn(site: str, fn: Callable[..., Any], *args: Any, **at: Unpack[Selectors]) -> Edit:
     """Replace the site by a function of it: x' = fn(x, *args). Selectors: see `zero`.
 
     `fn` is part of the program: define it once, a new function object compiles anew. What changes goes into `args`

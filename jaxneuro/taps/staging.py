@@ -54,6 +54,9 @@ def check_arguments(fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
 def look(fn: Callable[..., Any], args: Any, kwargs: Any, asked: Sequence[str]) -> tuple[Staged, Survey]:
     """Stage fn and find the sites. Sites on a path that the model takes only if something else is wanted count too."""
     check_arguments(fn, args, kwargs)
+    if EVERYTHING in asked:
+        staged = stage(fn, args, kwargs, frozenset({EVERYTHING}))
+        return staged, survey(staged.program)
     names = [parse(site) for site in asked]
     staged = stage(fn, args, kwargs, frozenset(n.base for n in names))
     found = survey(staged.program)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 
 from ...errors import UserError, shown
 from ...io.fields import whole
+from ...taps import reprs
 from ..layout import Weights, nest
 from ..ranges import EPS, check_fields
 
@@ -68,6 +69,9 @@ class ConvNet:
     norm_eps: Annotated[float, EPS] = 1e-5
     n_classes: Annotated[int, whole(0)] = 1000
     """0: no head; the last map comes out."""
+
+    def __repr__(self) -> str:
+        return reprs.fields(self)
 
     def __post_init__(self):
         check_fields(self)

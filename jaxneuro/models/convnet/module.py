@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...taps import SiteTable, sites
 from ..layout import Weights
 from ..owner import Owner
 from .forward import convnet
@@ -53,6 +54,10 @@ class ConvModel(Owner):
     def __call__(self, pixels: Float[Array, "batch row column channel"]) -> Array:
         """Logits, or the last map of a model without a head."""
         return self.apply(self.weights, pixels)
+
+    def sites(self, pixels: Array | None = None) -> SiteTable:
+        """All sites of the model; nothing runs. pixels: None: `example()`."""
+        return sites(self.apply, self.weights, self.example() if pixels is None else pixels)
 
     def example(self) -> Float[Array, "1 row column channel"]:
         """One black picture, to list sites with."""
