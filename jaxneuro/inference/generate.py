@@ -3,7 +3,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,10 @@ from .checks import (
 )
 from .decode import Rules, State, begin, read_prompt, until
 from .sampling import as_tree, greedy, row_keys
+
+KEPT: Final = 32
+"""Pairs of compiled programs: shapes of prompts and structures of edits. A pair of the bundled model takes about 230 of
+the 65,530 memory maps that Linux gives a process."""
 
 
 class Generated(NamedTuple):
@@ -118,11 +122,13 @@ def generate(
         jnp.int32(check_ids(cfg, [fill], "fill")[0]),
     )
     shortest, even = last_real(real)
-    where: dict[str, Any] = {"cfg": cfg, "new": max_new, "even": even, "shortest": shortest}
+    jax.eval_shape(lambda: init_cache(cfg, 1, ids.shape[1] + max_new - 1, shortest=shortest))  # its check of the rope
     real = None if real.all() else jnp.asarray(real)
     first = (model.weights, jnp.asarray(ids), real, source, (edits, prompt_edits), rules)
-    check_edits(first, later, where)
-    state = start(*first, **where)
+    shapes = tuple(None if a is None else a.shape for a in (ids, real, *source))
+    start, go_on = _programs(cfg, max_new, even, shapes, jax.tree.structure((edits, prompt_edits, rules)))
+    check_edits(first, later, start, go_on)
+    state = start(*first)
     done = 1
     while True:
         if on_token is not None:
@@ -132,18 +138,26 @@ def generate(
         if done >= max_new or bool(jnp.all(state.finished)):
             return Generated(state.tokens, state.lengths, state.finished, state.log_probs)
         limit = max_new if on_token is None else min(done + every, max_new)
-        state = go_on(model.weights, state, later, rules, jnp.int32(limit), cfg=cfg)
+        state = go_on(model.weights, state, later, rules, jnp.int32(limit))
         done = int(state.step)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "new", "even", "shortest"))
-def start(
+@functools.lru_cache(maxsize=KEPT)
+def _programs(cfg: Config, new: int, even: bool, shapes: Any, structure: Any) -> tuple[Callable[..., State], ...]:
+    """The two compiled functions for prompts of these shapes and edits of this structure. Each pair is jits of its own,
+    so that a process that generates from prompts of every length lets go of the programs of old ones."""
+    first = functools.partial(_start, cfg=cfg, new=new, even=even)
+    return jax.jit(first), jax.jit(functools.partial(until, cfg=cfg), donate_argnums=1)
+
+
+def _start(
     weights: Weights, tokens: Array, mask: Array | None, source: tuple[Array | None, Array | None], edits: Any,
-    rules: Rules, *, cfg: Config, new: int, even: bool, shortest: int,
+    rules: Rules, *, cfg: Config, new: int, even: bool,
 ) -> State:  # fmt: skip
     """The pass over the prompt, and the first token."""
     batch, length = tokens.shape
-    cache = init_cache(cfg, batch, length + new - 1, dtype_of(weights), shortest=shortest)
+    slots = length + new - 1
+    cache = init_cache(cfg, batch, slots, dtype_of(weights), shortest=slots)
 
     def prompt(weights: Weights, tokens: Array, mask: Array | None, *source: Array | None) -> tuple[Array, Any]:
         read = dict(zip(("context", "context_mask"), source, strict=True))
@@ -153,14 +167,8 @@ def start(
     return begin(logits, cache, rules, new=new)
 
 
-@functools.partial(jax.jit, static_argnames="cfg", donate_argnames="state")
-def go_on(weights: Weights, state: State, edits: Any, rules: Rules, limit: Array, *, cfg: Config) -> State:
-    """The loop."""
-    return until(weights, state, edits, rules, limit, cfg=cfg)
-
-
-def check_edits(first: tuple[Any, ...], edits: Any, where: dict[str, Any]) -> None:
+def check_edits(first: tuple[Any, ...], edits: Any, start: Callable[..., State], go_on: Callable[..., State]) -> None:
     """Make both programs without running them: an edit that cannot be made in either raises now."""
     weights, *_, rules = first
-    state = jax.eval_shape(functools.partial(start, **where), *first)
-    jax.eval_shape(functools.partial(go_on, cfg=where["cfg"]), weights, state, edits, rules, jnp.int32(0))
+    state = jax.eval_shape(start, *first)
+    jax.eval_shape(go_on, weights, state, edits, rules, jnp.int32(0))

@@ -7,16 +7,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import monitoring
 
 from jaxneuro.errors import UserError
 from jaxneuro.inference import Sampler, generate
-from jaxneuro.inference.generate import go_on, start
+from jaxneuro.inference.generate import KEPT, _programs
 from jaxneuro.models import Transformer
 from jaxneuro.taps import add, clamp, patch, scale, set_to, zero
 
 from .conftest import CFG, naive, random_weights
 
 NEW = 9
+COMPILED: list[str] = []
+
+
+def _count(event: str, duration_secs: float, **_: str | int) -> None:
+    if event.endswith("backend_compile_duration"):
+        COMPILED.append(event)
+
+
+monitoring.register_event_duration_secs_listener(_count)
 LEFT = np.array([[False] * 2 + [True] * 5, [True] * 7])
 RIGHT = np.array([[True] * 4 + [False] * 3, [True] * 7])
 PADDING = {"none": None, "left": LEFT, "right": RIGHT, "both": np.stack([LEFT[0], RIGHT[0]])}
@@ -160,10 +170,20 @@ def test_other_values_compile_nothing(model, prompts):
         )
 
     run(0, 1.0, 1.0, 3, 1)
-    before = start._cache_size(), go_on._cache_size()
+    before = len(COMPILED)
     for i in range(1, 4):
         run(i, 1.0 + i, 0.5 * i, 2 + i, i)
-    assert (start._cache_size(), go_on._cache_size()) == before
+    assert len(COMPILED) == before
+
+
+def test_programs_of_many_lengths_are_let_go_of(model):
+    """Made and not run: as many pairs are kept as are allowed."""
+    for n in range(1, KEPT + 5):
+        _programs(model.cfg, 2, True, ((1, n),), None)
+    assert _programs.cache_info().currsize <= KEPT
+    first = _programs(model.cfg, 2, True, ((1, KEPT + 4),), None)
+    assert first is _programs(model.cfg, 2, True, ((1, KEPT + 4),), None)
+    assert first is not _programs(model.cfg, 2, True, ((1, 1),), None)
 
 
 class Said:
