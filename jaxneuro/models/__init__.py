@@ -11,7 +11,8 @@
 
 Protocol: `forward(weights, tokens, *, cfg, mask, stop_at, start_at, resid, remat, cache, ...)` over a nested dict of
 arrays whose leaves under "blocks" have a leading layer axis; `Config` holds what changes the mathematics, `layout(cfg)`
-says which leaves there are. Every value a method may want goes through `jaxneuro.taps.tap`.
+says which leaves there are. Every value a method may want goes through `jaxneuro.taps.tap`;
+`model.sites()` lists them, `help(jaxneuro.taps.definitions)` has their formulas.
 
 | file | what | source |
 |---|---|---|
