@@ -4,6 +4,9 @@
 import dataclasses
 from typing import Any
 
+import jax
+from jax.core import Tracer
+
 
 def value(x: Any) -> str:
     """One value in a few words.
@@ -17,7 +20,8 @@ def value(x: Any) -> str:
         return f"({inside})" if isinstance(x, tuple) else f"[{inside}]"
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         return x.__name__ if hasattr(x, "__name__") else repr(x)
-    if x.shape == () and getattr(x, "is_fully_addressable", not hasattr(x, "aval")):
+    known = not isinstance(x, Tracer | jax.ShapeDtypeStruct) and getattr(x, "is_fully_addressable", True)
+    if x.shape == () and known:
         return f"{x.item():.6g}" if x.dtype.kind == "f" else str(x)
     return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
 
