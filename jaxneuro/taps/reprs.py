@@ -22,7 +22,7 @@ def value(x: Any) -> str:
         return x.__name__ if hasattr(x, "__name__") else repr(x)
     known = not isinstance(x, Tracer | jax.ShapeDtypeStruct) and getattr(x, "is_fully_addressable", True)
     if x.shape == () and known:
-        return f"{x.item():.6g}" if x.dtype.kind == "f" else str(x)
+        return f"{float(x):.6g}" if x.dtype.kind == "f" else str(x)
     return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
 
 
