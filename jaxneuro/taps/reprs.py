@@ -20,9 +20,10 @@ def value(x: Any) -> str:
         return f"({inside})" if isinstance(x, tuple) else f"[{inside}]"
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         return x.__name__ if hasattr(x, "__name__") else repr(x)
+    there: Any = x
     known = not isinstance(x, Tracer | jax.ShapeDtypeStruct) and getattr(x, "is_fully_addressable", True)
     if x.shape == () and known:
-        return f"{float(x):.6g}" if x.dtype.kind == "f" else str(x)
+        return f"{there.item():.6g}" if x.dtype.kind == "f" else str(x)
     return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
 
 
