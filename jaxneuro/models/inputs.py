@@ -58,6 +58,22 @@ def check_call(cfg: Config, weights: Any, tokens: Any, mask: Any = None, **part:
         check_inputs(cfg, tokens, mask, **part)
 
 
+def check_given(weights: Any, tokens: Any, *, cfg: Config, **part: Any) -> None:
+    """`check_inputs` of the arguments of `forward`."""
+    check_call(cfg, weights, tokens, **part)
+
+
+def check_read(weights: Any, tokens: Any, *, cfg: Config, **part: Any) -> None:
+    """`check_inputs` of the arguments of `encode`."""
+    if cfg.encoder is not None:
+        check_call(cfg.encoder, weights, tokens, **part)
+
+
+def check_pooled(weights: Any, inputs: Any, cfg: Config, mask: Any = None, **part: Any) -> None:
+    """`check_inputs` of the arguments of `pooled`."""
+    check_call(cfg, weights, inputs, mask, **part)
+
+
 def check_ids(ids: Any, n: int, what: str, real: Any = None, *, also: int | None = None) -> None:
     """Ids below n, where their values are known.
 

@@ -175,7 +175,6 @@ def logit_statistics(
     return map_logits(each, weights, resid, targets.astype(jnp.int32), cfg=cfg, values=values)
 
 
-@compiled
 def model_loss(
     weights: Weights,
     tokens: Int[Array, "batch pos"],

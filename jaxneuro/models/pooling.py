@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One vector per sequence or picture, made of its last hidden state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +14,7 @@ from ..taps import tap
 from ..taps.compiled import compiled
 from .attention import MASKED, blank
 from .config import Config
+from .inputs import check_pooled
 from .layout import Weights
 from .positions import behind_last, first_real
 from .transformer import ACTS, _norm, forward
@@ -58,7 +60,7 @@ def pool(
     return tap(x, "pooled", axes=("batch", "d_model"))
 
 
-@compiled
+@functools.partial(compiled, check=check_pooled)
 def pooled(
     weights: Weights,
     inputs: Int[Array, "batch pos"] | Float[Array, "batch row column channel"],

@@ -19,7 +19,7 @@ from .cache import Cache, Carried, Kept
 from .classify import classified
 from .config import Config
 from .cross import Context, check_context, cross_attention, seen_by
-from .inputs import check_inputs, embedded
+from .inputs import check_given, check_inputs, check_read, embedded
 from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
@@ -43,7 +43,7 @@ _HEADS: Final = ("batch", "pos", "head", "d_head")
 _NEURON: Final = ("batch", "pos", "neuron")
 
 
-@compiled  # what is to be checked of values outside of jit goes into compiled(check=...): inside they are traced
+@functools.partial(compiled, check=check_given)
 def forward(
     weights: Weights,
     tokens: Int[Array, "batch pos"] | Float[Array, "batch row column channel"],
@@ -140,7 +140,7 @@ def forward(
     return x if after is None else (x, after.advanced(mask, n))
 
 
-@compiled
+@functools.partial(compiled, check=check_read)
 def encode(
     weights: Weights,
     tokens: Int[Array, "batch key"],

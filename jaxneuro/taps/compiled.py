@@ -98,6 +98,8 @@ def compiled[**P, T](fn: Callable[P, T], check: Callable[..., None] | None = Non
             return eagerly(bound, args, kwargs)
         return program(*(a for a, taken in zip(leaves, arrays, strict=True) if taken))
 
+    if check is not None:
+        call.__dict__["check"] = check  # `capture` and `intervene` call it too
     return call
 
 
