@@ -47,7 +47,7 @@ def test_values_are_what_their_headings_say(names):
 
 
 def test_dictionaries_are_what_their_headings_say(names):
-    dictionary, x = names["dictionary"], names["acts"].x[:32]
+    x = names["acts"].x[:32]
     np.testing.assert_allclose(names["latents"], names["trained"].encode(x), atol=1e-6)
     assert names["judged"].l0 == pytest.approx(8, abs=0.1)
     assert names["loss_recovered"].reconstructed >= names["loss_recovered"].original - 0.01
