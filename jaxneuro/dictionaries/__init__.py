@@ -41,7 +41,8 @@ command `jaxneuro train-dictionary`.
 | `synthetic/`, `saebench/` | SynthSAEBench's generator and scores; probing, absorption, SCR, TPP |
 | `incoherence.py` | the atomic inner product, coherence, RIP, uniqueness, Babel function |
 | `factorise.py`, `hierarchy.py`, `concepts.py` | semi-NMF of a whole array, refined, and what its parts respond to |
-| `cp.py`, `cp_rank.py`, `connectome.py` | non-negative CP of tensors, its rank, communities (affinity unverified) |
+| `cp.py`, `cp_rank.py`, `cp_null.py` | non-negative CP of tensors; its rank, beside rolled traces |
+| `connectome.py`, `block_model.py` | affinities of traces (unverified); communities by description length |
 | `parts/` | what methods are products of; `learner.py` makes a `Method` of a start, a loss and a finish |
 
 **A new method.** (1) One file with a function that returns `learner(Recipe(...), n_latents, training)`, its formula and

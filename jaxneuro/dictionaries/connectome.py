@@ -3,11 +3,13 @@
 
 Not a reproduction of arXiv:2402.14102. That paper's affinity formula, its regularisation and its choice of rank could
 not be verified; what is here is a generic construction with the properties its abstract names (pairwise, non-linear,
-local in time, non-negative, from concurrent changes). Where the paper fits a stochastic block model, communities are
-found by spectral clustering.
+local in time, non-negative, from concurrent changes). Communities are those of a stochastic block model
+(`block_model.py`), as in the paper, or of spectral clustering where their number is given. How many components there
+are is judged beside traces that are each rolled by a lag of its own (`cp_null.py`).
 """
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ..errors import UserError
+from .block_model import block_model, communities_of
+from .cp import CP
 from .parts.clusters import lloyd
 from .parts.decoder import unit_rows
 
@@ -30,18 +34,24 @@ def pair_index(n_neurons: int) -> Int[np.ndarray, "pairs 2"]:
     return np.stack(np.triu_indices(n_neurons, 1), 1).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("smooth", "window"))
+@functools.partial(jax.jit, static_argnames=("smooth", "window", "scale"))
 def affinity(
-    traces: Float[Array, "subjects time neurons"], *, smooth: float = 1.0, window: float = 2.0
+    traces: Float[Array, "subjects time neurons"],
+    *,
+    smooth: float = 1.0,
+    window: float = 2.0,
+    scale: Literal["neuron", "global"] = "neuron",
 ) -> Float[Array, "pairs time subjects"]:
     """How much two traces change together at each time.
 
-        d_i(t) = central difference of the smoothed trace, divided by its root mean square
+        d_i(t) = central difference of the smoothed trace, divided by a root mean square
         a_ij(t) = Gaussian average over t of sqrt(max(0, d_i d_j))
 
     Args:
       traces: activations over time (tokens, checkpoints) of subjects (layers, seeds, documents).
       smooth, window: standard deviations in time steps of the two Gaussians; 0: none.
+      scale: "neuron": each trace's own root mean square, so that the noise of a silent neuron counts as much as the
+        signal of a loud one; "global": that of all traces of the subject, so that amplitude counts.
     Returns:
       The tensor for `nonnegative_cp`: n (n - 1) / 2 pairs, so restrict it to some hundred neurons. A constant trace
       has affinity 0 with all.
@@ -54,6 +64,8 @@ def affinity(
     smoothed = _averaged(traces.astype(jnp.float32), smooth)
     rate = jnp.asarray(jnp.gradient(smoothed, axis=1))
     rms = jnp.sqrt(jnp.mean(jnp.square(rate), axis=1, keepdims=True))
+    if scale == "global":
+        rms = jnp.broadcast_to(jnp.sqrt(jnp.mean(jnp.square(rms), axis=2, keepdims=True)), rms.shape)
     moves = rms > jnp.float32(1e-6) * jnp.sqrt(jnp.mean(jnp.square(smoothed), axis=1, keepdims=True))  # not rounding
     rate = jnp.where(moves, rate / jnp.where(moves, rms, 1), 0)
     i, j = pair_index(traces.shape[2]).T
@@ -95,22 +107,46 @@ def pair_matrix(loading: Float[Array, "pairs"], n_neurons: int) -> Float[Array, 
     return half + half.T
 
 
+def component_communities(cp: CP, n_neurons: int, *, mode: int = 0) -> Int[np.ndarray, "components neurons"]:
+    """Communities of the neurons in every component: a neuron may belong to those of several.
+
+    Args:
+      cp: of an affinity tensor.
+      n_neurons: how many neurons its pairs are of, at most 400.
+      mode: the axis of pairs.
+    Returns:
+      int32: 0 for neurons of no community of that component, then from 1 by falling mean weight inside (`block_model`).
+    Example:
+      >>> two = jnp.array([[1.0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0]]).T       # pairs (0, 1) and (2, 3) of 4 neurons
+      >>> component_communities(CP((two,), jnp.ones(2), jnp.float32(0), jnp.int32(1)), 4).tolist()
+      [[1, 1, 0, 0], [0, 0, 1, 1]]
+    """
+    graphs = [np.asarray(pair_matrix(loading, n_neurons)) for loading in cp.factors[mode].T]
+    return np.stack([communities_of(graph) for graph in graphs])
+
+
 def communities(
-    loading: Float[Array, "pairs"], n_neurons: int, n_communities: int, *, key: Key[Array, ""]
+    loading: Float[Array, "pairs"],
+    n_neurons: int,
+    n_communities: int | None = None,
+    *,
+    key: Key[Array, ""] | None = None,
 ) -> Int[Array, "neurons"]:
-    """Communities of neurons in one component: spectral clustering of its pair loading as a weighted graph.
+    """Communities of neurons in one component, its pair loading being a weighted graph.
+
+    Their number is chosen by description length (`block_model`), or given; then by spectral clustering:
 
         L = D^-1/2 A D^-1/2;  rows of its first n_communities eigenvectors, on the unit sphere, by k-means
 
     Args:
       loading: non-negative, e.g. `cp.factors[0][:, r]`.
       n_neurons: how many neurons the pairs are of.
-      n_communities: how many to find; neurons without any weight end up anywhere.
-      key: of k-means.
+      n_communities: how many to find; neurons without any weight end up anywhere. None: as many as describe the graph
+        in the fewest nats, of at most 400 neurons; all are then in one of the blocks.
+      key: of k-means, where the number is given.
     Raises:
       UserError: numbers that do not fit.
-    Source: Ng, Jordan and Weiss 2001 (normalised spectral clustering). The paper's own step is a weighted stochastic
-      block model, which this is not.
+    Source: Peixoto 2017 (block model); Ng, Jordan and Weiss 2001 (normalised spectral clustering).
     Example:
       >>> A = jnp.zeros((4, 4)).at[0, 1].set(1.0).at[2, 3].set(1.0)
       >>> i, j = pair_index(4).T
@@ -118,6 +154,10 @@ def communities(
       >>> bool(label[0] == label[1]), bool(label[2] == label[3]), bool(label[0] == label[2])
       (True, True, False)
     """
+    if n_communities is None:
+        return jnp.asarray(block_model(np.asarray(pair_matrix(loading, n_neurons))).label)
+    if key is None:
+        raise UserError("communities: a number of communities needs a key, such as jax.random.key(0), for k-means.")
     if not 1 <= n_communities <= n_neurons:
         raise UserError(f"communities: {n_communities} communities of {n_neurons} neurons: between 1 and their number.")
     graph = pair_matrix(loading, n_neurons)

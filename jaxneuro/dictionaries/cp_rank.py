@@ -48,7 +48,7 @@ class RankScore:
     seed_similarity: float
     """Mean `similarity` of the best start and another, median over the others: one stuck start does not decide."""
     split_similarity: float
-    """Mean `similarity` of the two halves of the split axis, over the other modes."""
+    """Mean `similarity` of two halves of the split axis (alternating blocks of it), over the other modes."""
 
 
 def rank_curve(
@@ -58,24 +58,34 @@ def rank_curve(
     key: Key[Array, ""],
     mask: Bool[Array, "*sizes_or_ones"] | None = None,
     split_axis: int = 1,
+    split_block: int | None = None,
     **options,
 ) -> tuple[RankScore, ...]:
-    """Loss, agreement of starts, and agreement of two halves of the data (even and odd entries of an axis) per rank.
+    """Loss, agreement of starts, and agreement of two halves of the data per rank.
 
-    Each rank is compiled anew. **options are those of `nonnegative_cp`.
+    Each rank is compiled anew. **options are those of `nonnegative_cp`. Neither agreement proves a component: starts
+    also agree on what traces without any synchrony have in common (`cp_null.rank_evidence` is the test).
 
+    Args:
+      split_axis: the axis that is halved: time, or subjects.
+      split_block: entries of it that stay together; blocks go to the halves in turn. Neighbours on a smoothed axis are
+        copies of each other, so a block must be longer than what smooths it: an eighth of the axis unless given.
     Raises:
-      UserError: an axis that is not there or too short to split; what `nonnegative_cp` refuses.
+      UserError: an axis that is not there, or too short to split so; what `nonnegative_cp` refuses.
     """
     if not 0 <= split_axis < tensor.ndim or tensor.shape[split_axis] < 2:
         raise UserError(f"rank_curve: axis {split_axis} of a tensor {list(tensor.shape)} cannot be split in two.")
+    size = tensor.shape[split_axis]
+    block = max(1, size // 8) if split_block is None else split_block
+    if not 1 <= block <= size // 2:
+        raise UserError(f"rank_curve: blocks of {block} entries do not make two halves of an axis of {size}.")
     mask = jnp.ones((1,) * tensor.ndim, bool) if mask is None else mask
     others = [m for m in range(tensor.ndim) if m != split_axis]
-    even = tensor.shape[split_axis] // 2 * 2  # halves of one size share one program
+    whole = np.arange(size // (2 * block) * 2 * block)  # halves of one size share one program
+    halves_of = [whole[whole // block % 2 == which] for which in range(2)]
 
     def half(a: Array, which: int) -> Array:
-        every = (slice(None),) * split_axis
-        return a if a.shape[split_axis] == 1 else a[(*every, slice(which, even, 2))]
+        return a if a.shape[split_axis] == 1 else jnp.take(a, halves_of[which], axis=split_axis)
 
     def score(rank: int) -> RankScore:
         all_starts = cp_starts(tensor, rank, key=key, mask=mask, **options)
@@ -97,7 +107,7 @@ def chosen_rank(curve: Sequence[RankScore], *, least: float = 0.8) -> int | None
     """The largest rank whose starts and halves both agree to `least` on average; None if there is none.
 
     An average forgives a spurious component beside several true ones, and non-negative vectors are never far apart:
-    read the whole curve, and where its loss has its elbow.
+    read the whole curve, where its loss has its elbow, and `cp_null.rank_evidence` for traces.
 
     Example:
       >>> score = RankScore(rank=2, loss=0.1, seed_similarity=0.99, split_similarity=0.9)

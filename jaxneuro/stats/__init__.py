@@ -16,6 +16,7 @@ group's there are C(D, D_k) labellings, and no p-value is below 1 / C(D, D_k) (`
 | file | what | source |
 |---|---|---|
 | `permutations.py` | labels permuted between blocks; how many there are | Phipson, Smyth 2010; Winkler 2015 |
+| `agreement.py` | do two partitions agree, beyond chance? | Vinh, Epps, Bailey 2010 |
 | `discoveries.py` | units that stand out from permuted labels, all together | Meinshausen 2006; Hemerik et al. 2019 |
 
 The rule: with confidence 1 - `level`, at most a share `rate` of what is reported is false, however strongly the units
