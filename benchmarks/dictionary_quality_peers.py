@@ -86,7 +86,8 @@ def sae_lens(asked: dict, rows: np.ndarray, train: torch.Tensor, held: dict) -> 
 
 def dictionary_learning(asked: dict, rows: np.ndarray, train: torch.Tensor, held: dict) -> dict:
     """dictionary_learning's JumpReluTrainer on inputs of mean squared norm 1, as its trainSAE makes them."""
-    sys.modules["nnsight"] = types.SimpleNamespace(LanguageModel=None)  # of its buffers, which are not used
+    sys.modules["nnsight"] = nnsight = types.ModuleType("nnsight")
+    nnsight.LanguageModel = None  # type: ignore[attr-defined]  # of its buffers, which are not used
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
 
     del sys.modules["nnsight"]
