@@ -15,6 +15,7 @@ as `torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)`).
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..errors import UserError, unknown
+from ..io.fields import OBJECT, Fields, choice, whole
 from ..io.files import read_json
 from .identity import differences, plain
 from .source import check_request, stream
@@ -296,20 +298,28 @@ def open_activations(path: str | os.PathLike) -> ActivationArray:
     path = Path(path)
     if not (path / META).is_file():
         raise UserError(f"{path} holds no activations: it has no {META}. Write some there with harvest.")
-    meta = read_json(path / META)
-    try:
-        layout, request = Layout(**meta["layout"]), meta["request"]
-        layout.columns  # noqa: B018 - its dtype is known
-    except (KeyError, TypeError) as e:
-        raise UserError(f"{path / META} does not describe activations: {e!r}.") from e
-    wrong = [line for name in layout.columns for line in _wrong_files(path, layout, name)]
-    if wrong:
-        shown = "; ".join(wrong[:8]) + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+    layout, request = _described(path / META)
+    every = (line for name in layout.columns for line in _wrong_files(path, layout, name))
+    if wrong := list(itertools.islice(every, 9)):  # a layout that lies may name more files than can be looked for
+        listed = "; ".join(wrong[:8]) + ("; and more" if len(wrong) > 8 else "")
         raise UserError(
-            f"the activations in {path} are incomplete: {shown}. Put the files back from a copy, or delete the folder "
+            f"the activations in {path} are incomplete: {listed}. Put the files back from a copy, or delete the folder "
             f"and harvest again."
         )
     return ActivationArray(path, layout, request)
+
+
+def _described(file: Path) -> tuple[Layout, Mapping[str, Any]]:
+    """What meta.json says, every number in its range."""
+    with Fields(read_json(file), file) as meta:
+        request, layout = meta.read("request", OBJECT), meta.group("layout")
+        n, d = layout.read("n", whole(0, 2**48)), layout.read("d", whole())
+        dtype = layout.read("dtype", choice(DTYPES))
+        block = layout.read("block", whole(1, 2**40))
+        shard = layout.read("shard", whole(1, 2**40))
+        if not meta.problems and shard % block:
+            meta.note(f"layout.shard = {shard} is no multiple of layout.block = {block}")
+    return Layout(n, d, dtype, block, shard), request
 
 
 def _wrong_files(path: Path, layout: Layout, name: str) -> Iterator[str]:

@@ -482,10 +482,33 @@ def test_damaged_descriptions(tmp_path):
     with pytest.raises(UserError, match="are damaged"):
         open_activations(acts.path).x[0]
     (acts.path / META).write_text('{"n_tokens": 4}')
-    with pytest.raises(UserError, match="does not describe activations"):
+    with pytest.raises(UserError, match=r"meta\.json: request is missing; layout\.n is missing; .*layout\.dtype"):
         open_activations(acts.path)
     with pytest.raises(UserError, match="holds no activations"):
         open_activations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n", 2**40, r"incomplete: .*; and more"),
+        ("n", 2**63, r"layout\.n = 9223372036854775808 is not a whole number from 0"),
+        ("n", "20", r"layout\.n = '20' is not a whole number"),
+        ("d", True, r"layout\.d = true is not a positive whole number"),
+        ("d", 6, r"incomplete: x/c/0/0 has .* bytes of"),
+        ("dtype", "float16", r"no layout\.dtype 'float16'. .*Known: float32, bfloat16, int8"),
+        ("block", 0, r"layout\.block = 0 is not a whole number from 1"),
+        ("block", 3, r"layout\.shard = \d+ is no multiple of layout\.block = 3"),
+        ("shard", 1e300, r"layout\.shard = 1e\+300 is not a whole number"),
+    ],
+)
+def test_descriptions_that_lie_are_refused_at_once(tmp_path, key, value, message):
+    acts = made(tmp_path / "a")
+    meta = read_json(acts.path / META)
+    meta["layout"][key] = value
+    (acts.path / META).write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=message):
+        open_activations(acts.path)
 
 
 def test_a_damaged_mark_is_named(tmp_path):
