@@ -73,8 +73,8 @@ class PCADictionary:
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
         """Coordinates of x, signed, in x's dtype."""
-        x = x.astype(jnp.float32)
-        centred = x - aligned(self.b_dec.astype(jnp.float32), x)
+        wide = x.astype(jnp.float32)
+        centred = wide - aligned(self.b_dec.astype(jnp.float32), wide)
         return (centred @ self.W_enc.astype(jnp.float32)).astype(x.dtype)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
