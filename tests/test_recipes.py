@@ -27,7 +27,7 @@ def names(tmp_path_factory):
 def test_there_are_fifteen_and_each_is_short():
     headings = re.findall(r"^## .*\n(.+)$", RECIPES, re.MULTILINE)
     assert len(headings) == len(BLOCKS) - 1 >= 15
-    assert all(len(block.strip().splitlines()) <= 10 for block in BLOCKS)
+    assert all(sum(bool(line.strip()) for line in block.splitlines()) <= 10 for block in BLOCKS)
 
 
 def test_values_are_what_their_headings_say(names):
@@ -50,7 +50,7 @@ def test_dictionaries_are_what_their_headings_say(names):
     x = names["acts"].x[:32]
     np.testing.assert_allclose(names["latents"], names["trained"].encode(x), atol=1e-6)
     assert names["judged"].l0 == pytest.approx(8, abs=0.1)
-    assert names["loss_recovered"].reconstructed >= names["loss_recovered"].original - 0.01
+    assert 0.5 < names["loss_recovered"].recovered_mean < 1.1
     plain = names["model"].apply(names["weights"], names["tokens"], names["mask"])
     assert float(jnp.abs(names["spliced"] - plain).max()) > 1e-3
     assert names["changes"].shape[:2] == (4, 2)

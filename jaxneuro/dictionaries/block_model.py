@@ -69,10 +69,10 @@ def communities_of(graph: Float[np.ndarray, "nodes nodes"], **options: int) -> I
     """Communities by number, from 1; 0 for nodes of a block no denser inside than the graph is on average.
 
     Example:
-      >>> star = np.zeros((5, 5))
-      >>> star[:3, :3] = 1
-      >>> communities_of(star - np.diag(np.diag(star))).tolist()
-      [1, 1, 1, 0, 0]
+      >>> dense = np.full((8, 8), 0.1)
+      >>> dense[:4, :4] = 5
+      >>> communities_of(dense - np.diag(np.diag(dense))).tolist()
+      [1, 1, 1, 1, 0, 0, 0, 0]
     """
     found = block_model(graph, **options)
     inside, whole = _inside(np.asarray(graph, np.float64), found.label), _mean(np.asarray(graph, np.float64))

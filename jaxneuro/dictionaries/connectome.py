@@ -117,9 +117,10 @@ def component_communities(cp: CP, n_neurons: int, *, mode: int = 0) -> Int[np.nd
     Returns:
       int32: 0 for neurons of no community of that component, then from 1 by falling mean weight inside (`block_model`).
     Example:
-      >>> two = jnp.array([[1.0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1.0]]).T       # pairs (0, 1) and (2, 3) of 4 neurons
-      >>> component_communities(CP((two,), jnp.ones(2), jnp.float32(0), jnp.int32(1)), 4).tolist()
-      [[1, 1, 0, 0], [0, 0, 1, 1]]
+      >>> both = [(pair_index(8) < 4).all(1), (pair_index(8) >= 4).all(1)]
+      >>> loadings = jnp.asarray(np.where(both, 5.0, 0.1).T)
+      >>> component_communities(CP((loadings,), jnp.ones(2), jnp.float32(0), jnp.int32(1)), 8).tolist()
+      [[1, 1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]]
     """
     graphs = [np.asarray(pair_matrix(loading, n_neurons)) for loading in cp.factors[mode].T]
     return np.stack([communities_of(graph) for graph in graphs])

@@ -98,7 +98,7 @@ def init_cache(cfg: Config, batch: int, slots: int, dtype: Any = jnp.float32, *,
       >>> weights, tokens = init(cfg, jax.random.key(0)), jnp.zeros((1, 5), "int32")
       >>> _, cache = forward(weights, tokens[:, :4], cfg=cfg, cache=init_cache(cfg, 1, 5))
       >>> last, cache = forward(weights, tokens[:, 4:], cfg=cfg, cache=cache)
-      >>> bool(jnp.allclose(last[:, 0], forward(weights, tokens, cfg=cfg)[:, -1], atol=1e-6)), cache.at
+      >>> bool(jnp.allclose(last[:, 0], forward(weights, tokens, cfg=cfg)[:, -1], atol=1e-6)), int(cache.at)
       (True, 5)
     """
     if cfg.mixer is not None:

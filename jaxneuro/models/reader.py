@@ -97,7 +97,7 @@ def overflow(found: Mapping[str, float], dtype: np.dtype) -> str:
 
     Example:
       >>> overflow({"w": 1e5}, np.dtype(np.float16))
-      "the largest number of w is 1e+05, float16 ends at 65504: load it with dtype='bfloat16' or 'float32'."
+      "the largest number of w is 100000, float16 ends at 65504: load it with dtype='bfloat16' or 'float32'."
     """
     name = max(found, key=lambda n: found[n])
     more = f" ({len(found) - 1} more tensors are beyond it too)" if len(found) > 1 else ""

@@ -204,6 +204,6 @@ def test_every_end_token_ends_a_text():
 
 def test_ids_that_are_no_prompt():
     model, tokenizer = random_model(40), begin_tokenizer(40)
-    for prompts, message in (([[1, 40]], "token 40"), ([[1.5]], "lists of token ids"), ([[]], "prompt 0 is empty")):
+    for prompts, message in (([[1, 40]], "token 40"), ([[1.5]], "lists of token ids"), ([[]], "text 0 is empty")):
         with pytest.raises(UserError, match=message):
             complete(model, tokenizer, prompts)

@@ -271,8 +271,8 @@ def test_layers_have_the_sites_of_what_they_are():
     _, acts = by_numpy(capture(model.apply, asked))(model.weights, ids)
     assert [acts[name].shape for name in asked] == [(3, 3, 20, 24), (3, 20, 24), (3, 20, 4), (4, 3, 20, 16)]
     np.testing.assert_array_equal(acts[asked[0]][1], acts[asked[1]])
-    for site, has in (("blocks.1.mlp.post", "0, 2, 3"), ("blocks.0.moe.post", "1")):
-        with pytest.raises(UserError, match=f"It has the layers {has}"):
+    for site, has in (("blocks.1.mlp.post", "the layers 0, 2, 3"), ("blocks.0.moe.post", "layer 1")):
+        with pytest.raises(UserError, match=f"It has {has}"):
             intervene(model.apply, [zero(site)])(model.weights, ids)
 
 

@@ -56,7 +56,7 @@ def test_only_a_bottleneck_has_a_place_for_its_stride():
 
 
 def test_a_size_that_is_none():
-    with pytest.raises(UserError, match=r"stem=\('64',\): every size is a positive whole number"):
+    with pytest.raises(UserError, match=r"embedding_size = '64' is not a positive whole number"):
         convnet_from_hf({"model_type": "resnet", "embedding_size": "64"})
-    with pytest.raises(UserError, match=r"depths=\(2, 0\)"):
+    with pytest.raises(UserError, match=r"layers = \[2, 0\] is not a list"):
         convnet_from_hf({"architecture": "resnet18", "model_args": {"layers": [2, 0], "channels": [4, 4]}})
