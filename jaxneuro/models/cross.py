@@ -12,6 +12,7 @@ from ..taps import tap, wants
 from .attention import Visible, attend, blank, to_heads, written
 from .cache import Cache, Kept
 from .config import Config
+from .inputs import check_mask
 from .positions import Columns, columns
 
 _SITE: Final = "blocks.cross_attn"
@@ -53,8 +54,7 @@ def check_context(cfg: Config, context: Any, mask: Any, cache: Any, batch: int) 
         )
     if context.shape[0] != batch:
         raise UserError(f"{batch} rows of tokens, but a context of {context.shape[0]} rows: they go together.")
-    if mask is not None and mask.shape != context.shape[:2]:
-        raise UserError(f"context_mask has shape {list(mask.shape)}, the context {list(context.shape[:2])} positions.")
+    check_mask(mask, context.shape[:2], "context")
 
 
 def seen_by(

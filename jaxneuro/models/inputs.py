@@ -46,7 +46,7 @@ def check_inputs(
         _check_text(tokens, mask, cfg.d_vocab if resid is None else None, "tokens")
         if token_types is not None:
             _check_text(token_types, mask, max(cfg.n_token_types, 1), "token_types")
-        if cfg.encoder is not None and context is not None and np.ndim(context) == 2:
+        if cfg.encoder is not None and np.ndim(context) == 2 and not _is_float(context):
             _check_text(context, context_mask, cfg.d_vocab, "context")
     elif mask is not None and not _is_mask(mask):
         raise UserError(f"a mask is boolean, True at what is seen; this one is {_described(mask)}.")
@@ -106,13 +106,27 @@ def _check_text(tokens: Any, mask: Any, n: int | None, what: str) -> None:
             f"{what} is an array of whole numbers [batch, pos], a row and a position at least; this is "
             f"{_described(tokens)}. {_HOW}"
         )
-    if mask is not None and not (_is_mask(mask) and np.shape(mask) == np.shape(tokens)):
-        raise UserError(
-            f"the mask of {what} {list(np.shape(tokens))} is boolean and of the same shape, True at real tokens; this "
-            f"is {_described(mask)}. {_HOW}"
-        )
+    check_mask(mask, np.shape(tokens), what)
     if n is not None:
         check_ids(tokens, n, what, mask)
+
+
+def check_mask(mask: Any, shape: tuple[int, ...], what: str) -> None:
+    """A mask of what has this shape: boolean, and of that shape too.
+
+    Raises:
+      UserError: it is not.
+    """
+    if mask is not None and not (_is_mask(mask) and np.shape(mask) == shape):
+        raise UserError(
+            f"the mask of {what} {list(shape)} is boolean and of the same shape, True at real tokens; this is "
+            f"{_described(mask)}. {_HOW}"
+        )
+
+
+def _is_float(value: Any) -> bool:
+    """Hidden states, or ids of a wrong dtype, which `check_context` tells apart."""
+    return hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def _is_mask(mask: Any) -> bool:

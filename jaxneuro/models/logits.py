@@ -20,6 +20,7 @@ from ..taps.definitions import LAST_SITES
 from .config import Config
 from .layout import Weights, flatten, nest
 from .loss import cross_entropy, predictions
+from .positions import columns
 from .quantised import Quantised, constant
 from .transformer import forward, head
 
@@ -49,6 +50,7 @@ def map_logits(
     resid: Float[Array, "batch pos d_model"],
     *constants: Array,
     cfg: Config,
+    mask: Bool[Array, "batch pos"] | None = None,
     values: int = VALUES,
 ) -> Any:
     """fn(logits, *constants), position by position, without [batch, pos, d_vocab] in it or in its gradient.
@@ -61,6 +63,7 @@ def map_logits(
       weights: of the whole model; only those above the blocks are read.
       resid: the residual stream that leaves the last block, `forward(..., stop_at=cfg.n_layers)`.
       constants: what else fn needs at each position. No gradient goes to them.
+      mask: that of `forward`; an edit's `pos` counts from each row's first real token here too.
       values: logits held at once.
     Returns:
       The pytree, of arrays [batch, pos, ...]. Gradients of weights are summed over chunks in float32; they are reverse
@@ -81,8 +84,8 @@ def map_logits(
     batch, length = resid.shape[:2]
     chunk = max(1, values // max(1, batch * cfg.d_vocab))
 
-    def piece(read: Weights, fixed: Weights, x: Array, rest: tuple[Array, ...]) -> Any:
-        return fn(head(nest({**read, **fixed}), x, cfg), *rest)
+    def piece(read: Weights, fixed: Weights, x: Array, rest: tuple[Array, ...], at: Any = None) -> Any:
+        return fn(head(nest({**read, **fixed}), x, cfg, at), *rest)
 
     read = {leaf: a for leaf, a in flatten(weights).items() if leaf.startswith(_READ)}
     if not cfg.tied:  # its gradient would be zeros of the size of the vocabulary
@@ -90,7 +93,7 @@ def map_logits(
     fixed = {leaf: jax.tree.map(constant, read.pop(leaf)) for leaf, a in [*read.items()] if isinstance(a, Quantised)}
     constants = jax.lax.stop_gradient(constants)
     if chunk >= length or wants(*LAST_SITES):
-        return piece(read, fixed, resid, constants)
+        return piece(read, fixed, resid, constants, columns(mask, length).pos)
     cut, join = functools.partial(_cut, chunk=chunk), functools.partial(_join, length=length)
     return jax.tree.map(join, _in_turn(piece)(read, fixed, cut(resid), jax.tree.map(cut, constants)))
 
@@ -140,6 +143,7 @@ def logit_statistics(
     *,
     cfg: Config,
     k: int = 1,
+    mask: Bool[Array, "batch pos"] | None = None,
     values: int = VALUES,
 ) -> LogitStatistics:
     """Entropy, the likeliest tokens and the probability of given ones, from one walk over the positions.
@@ -147,7 +151,7 @@ def logit_statistics(
         logsumexp = log sum_v exp(logit_v)      entropy = -sum_v p_v log p_v      logprob = log p_target
 
     Args:
-      weights, resid, values: see `map_logits`.
+      weights, resid, mask, values: see `map_logits`.
       targets: the token asked about at each position; that which follows, for a loss.
       k: how many of the likeliest.
     Returns:
@@ -172,7 +176,7 @@ def logit_statistics(
         best, top = jax.lax.top_k(logp, min(k, logp.shape[-1]))
         return LogitStatistics(total, entropy, chosen, top, best)
 
-    return map_logits(each, weights, resid, targets.astype(jnp.int32), cfg=cfg, values=values)
+    return map_logits(each, weights, resid, targets.astype(jnp.int32), cfg=cfg, mask=mask, values=values)
 
 
 def model_loss(
@@ -205,7 +209,8 @@ def model_loss(
     following = jnp.roll(tokens, -1, axis=1)  # the last position has none; it is there because the site `logits` has it
     valid = predictions(tokens, mask)
     counted = jnp.pad(valid, ((0, 0), (0, 1)))
-    nll = map_logits(_counted, weights, resid, jnp.where(counted, following, 0), counted, cfg=cfg, values=values)
+    how: dict[str, Any] = {"cfg": cfg, "mask": mask, "values": values}
+    nll = map_logits(_counted, weights, resid, jnp.where(counted, following, 0), counted, **how)
     return nll[:, :-1], valid
 
 

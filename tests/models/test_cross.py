@@ -217,6 +217,8 @@ def test_tying_is_read_from_the_tensors_and_scaling_from_the_config(name, tmp_pa
     assert load(tmp_path / "again").cfg == model.cfg
 
 
+STATES = np.ones((2, 7, 10), np.float32)
+MASKED = r"the mask of context \[2, 7\] is boolean and of the same shape, True at real tokens; this is {}"
 WRONG = {
     "no context": ("t5", {}, "attends to what its encoder read: give forward a context="),
     "a mask alone": ("t5", {"context_mask": REAL}, "context_mask belongs to a context"),
@@ -227,7 +229,10 @@ WRONG = {
     ),
     "ids as floats": ("t5", {"context": SOURCE.astype(np.float32)}, r"this one is float32 \[2, 7\]"),
     "other rows": ("t5", {"context": SOURCE[:1]}, "2 rows of tokens, but a context of 1 rows"),
-    "another mask": ("t5", {"context": SOURCE, "context_mask": REAL[:, 1:]}, r"shape \[2, 6\], the context \[2, 7\]"),
+    "another mask": ("t5", {"context": SOURCE, "context_mask": REAL[:, 1:]}, MASKED.format(r"bool \[2, 6\]")),
+    "another mask of states": ("t5", {"context": STATES, "context_mask": REAL[:, 1:]}, MASKED.format(r"bool \[2, 6\]")),
+    "a mask of numbers": ("t5", {"context": SOURCE, "context_mask": 1 * REAL}, MASKED.format(r"int64 \[2, 7\]")),
+    "a mask of numbers, of states": ("t5", {"context": STATES, "context_mask": 1.0 * REAL}, MASKED.format("float64")),
     "an encoder alone": (
         "t5-encoder",
         {"context": SOURCE},

@@ -16,6 +16,7 @@ from jaxneuro.models.logits import logit_statistics, map_logits, model_loss
 from jaxneuro.models.loss import cross_entropy
 from jaxneuro.taps import add, capture, intervene, sites, zero
 
+from ..by_numpy import by_numpy
 from .conftest import CONFIGS, SMALL, random_weights
 
 HEADS = {
@@ -142,6 +143,20 @@ def test_what_is_edited_or_read_at_the_head_is_not_passed_by(tokens):
     acts = jax.jit(capture(plain, ["logits"]))(weights, tokens)[1]
     np.testing.assert_allclose(acts["logits"], forward(weights, tokens, cfg=cfg, mask=MASK, **top), atol=1e-5)
     assert {"logits", "ln_final.scale"} <= {s.name for s in sites(plain, weights, tokens)}
+
+
+@pytest.mark.parametrize("pos", [0, 4, -1])
+def test_positions_at_the_head_count_from_each_rows_first_real_token(tokens, pos):
+    """In statistics too; row 1 begins with two columns of padding."""
+    cfg = HEADS["untied, soft-capped"]
+    weights, edit = random_weights(cfg), add("unembed.in", 1.0, d_model=2, pos=pos)
+    resid = forward(weights, tokens, cfg=cfg, mask=MASK, stop_at=3)
+
+    def likeliest(weights, mask):
+        return logit_statistics(weights, resid, tokens, cfg=cfg, mask=mask, values=TWO).top_logprob[..., 0]
+
+    moved = by_numpy(intervene(likeliest, edit))(weights, MASK) != by_numpy(likeliest)(weights, MASK)
+    assert np.argwhere(moved).tolist() == [[0, pos % 9], [1, 8 if pos == -1 else pos + 2]]
 
 
 def test_gradients_are_sites_around_and_at_the_chunks(llama, tokens):
