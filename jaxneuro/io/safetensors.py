@@ -78,13 +78,15 @@ class Tensors(Mapping[str, np.ndarray]):
         return self._views[name][2]
 
 
-def read_safetensors(path: str | os.PathLike) -> Tensors:
+def read_safetensors(path: str | os.PathLike, *, copied: int = _COPIED) -> Tensors:
     """Open one file. Nothing but the header is read until an array is used.
 
     The file is mapped: while arrays of it are in use it must not be shortened (by a download that starts again, say),
-    or the process ends with SIGBUS. Files up to 64 MiB are copied instead; models and dictionaries are copied when they
-    are loaded.
+    or the process ends with SIGBUS. Small files are copied instead; models and dictionaries are copied when they are
+    loaded.
 
+    Args:
+      copied: the largest file to copy, in bytes (64 MiB); 0: none.
     Raises:
       UserError: the file is missing, truncated or its header is not true; every false claim is listed.
     Example:
@@ -100,8 +102,7 @@ def read_safetensors(path: str | os.PathLike) -> Tensors:
             size = os.fstat(f.fileno()).st_size
             if size < 8:
                 raise _bad(path, [f"it has {size} bytes; even an empty file has 10"])
-            copied = size <= _COPIED and f.read()
-            buffer = copied or mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+            buffer = f.read() if size <= copied else mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror or e}.") from e
     header, start = _header(path, buffer, size)
@@ -187,6 +188,8 @@ def _gaps(offsets: dict[str, tuple[int, int]], size: int) -> list[str]:
 def read_checkpoint(folder: str | os.PathLike) -> Tensors:
     """The tensors of a Hugging Face folder: model.safetensors, or the shards that its index names.
 
+    Shards are mapped however small they are: a host that loads its part of a model never holds the whole.
+
     Raises:
       UserError: no weights, missing shards, an index that does not agree with its shards.
     """
@@ -207,7 +210,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Tensors:
         )
     about = content.get("metadata") or {}
     claimed = about.get("total_size") if isinstance(about, dict) else None
-    return _join(index, where, {s: read_safetensors(folder / s) for s in shards}, claimed)
+    return _join(index, where, {s: read_safetensors(folder / s, copied=0) for s in shards}, claimed)
 
 
 def _join(index: Path, where: dict[str, str], shards: dict[str, Tensors], claimed: Any) -> Tensors:

@@ -51,12 +51,13 @@ def mesh(**axes):
 
 
 class Sent:
-    """A device's part of a leaf, of which only the bytes are remembered: it has left the host."""
+    """A device's part of a leaf, of which only bytes and dtype are remembered: it has left the host."""
 
     nbytes = 0
 
     def __init__(self, part):
         Sent.nbytes += part.nbytes
+        self.dtype = part.dtype
 
 
 @pytest.mark.parametrize(("dtype", "sent"), [(None, BYTES), ("int8", PACKED)])
