@@ -5,7 +5,7 @@ Needs torch and transformers, in an environment of its own (nothing else of this
 
     python scripts/make_parity_fixtures.py                     write tests/parity/fixtures
     python scripts/make_parity_fixtures.py vit clip resized    only these cases, pairs, or the resized pictures
-    python scripts/make_parity_fixtures.py hidden              only the pictures with hidden patches
+    python scripts/make_parity_fixtures.py hidden gaps         only the pictures with hidden patches, texts with gaps
     python scripts/make_parity_fixtures.py --bdh FILE          the case of BDH, from its authors' module
     python scripts/make_parity_fixtures.py --minilm FOLDER     also the golden embeddings of all-MiniLM-L6-v2
     python scripts/make_parity_fixtures.py --verify FOLDER     load FOLDER/CASE as jaxneuro saved it, and compare
@@ -369,6 +369,8 @@ RESIZED = ("vit", "dinov2", "dinov2_with_registers", "clip_vision_model", "sigli
 OTHER_SIZES = (18, 9)
 # Models with a mask token.
 HIDING = ("dinov2", "dinov2_with_registers")
+# Models of text with learned positions: two that count columns, two that count real tokens.
+GAPS = ("gpt2", "bert", "opt", "roberta")
 
 
 # Cases whose weights were drawn before others came in front of them: what is stored stays what is made.
@@ -572,6 +574,18 @@ def write_hidden() -> None:
     np.savez_compressed(FIXTURES / "hidden.npz", allow_pickle=False, **found)
 
 
+def write_gaps() -> None:
+    """Outputs for a text with masked tokens between real ones, which some models count among the positions."""
+    found: dict[str, np.ndarray] = {}
+    for case in GAPS:
+        model = build(case)
+        tokens, mask = inputs(model.config.vocab_size)
+        mask[:, 7:10] = 0
+        result = run(model, with_padding(model, tokens, mask), mask)
+        found |= {f"{case}-{name}": result[name] for name in ("tokens", "mask", "out", "token_types") if name in result}
+    np.savez_compressed(FIXTURES / "gaps.npz", allow_pickle=False, **found)
+
+
 def layers_input(model: torch.nn.Module, pixels: torch.Tensor) -> int:
     """How many tokens enter the stack."""
     return run(model, pixels, torch.ones(BATCH, 1, dtype=torch.long))["resid"].shape[2]
@@ -701,7 +715,7 @@ def main() -> None:
         return verify(args.verify)
     if args.bdh:
         return write_bdh(args.bdh)
-    others = {"resized": write_resized, "hidden": write_hidden}
+    others = {"resized": write_resized, "hidden": write_hidden, "gaps": write_gaps}
     for case in args.cases or [*CASES, *PAIRS, *others]:
         others[case]() if case in others else (write_pair if case in PAIRS else write)(case)
     if args.minilm:

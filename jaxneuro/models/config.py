@@ -154,7 +154,7 @@ class Config:
     position_offset: int = 0
     """Rows of the position table before that of position 0 (OPT 2, RoBERTa 2)."""
     masked_positions: bool = False
-    """Learned positions count real tokens only; padding is one before the first (OPT, RoBERTa)."""
+    """Learned positions count real tokens only, not those that a mask leaves out between them (OPT, RoBERTa)."""
     d_embed: Annotated[int, whole()] | None = None
     """Width of the token embedding where it is not d_model: projected in and, before the head, out (OPT 350m)."""
     embed_scale: bool = False

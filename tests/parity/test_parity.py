@@ -2,12 +2,13 @@
 """Every family and switch against transformers: output and each layer's residual stream, at real tokens, at 1e-5."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from jaxneuro.models import FAMILIES, load, pool, project, resized
+from jaxneuro.models import FAMILIES, forward, load, pool, project, resized
 from jaxneuro.models.layout import flatten, nest
 from jaxneuro.taps import capture
 
@@ -52,6 +53,27 @@ def test_output_and_every_residual(case):
         ours = np.concatenate([acts[f"encoder.{sites[0]}"][:1], acts[f"encoder.{sites[1]}"]])
         difference = np.abs(ours - case.golden["encoder_resid"])[:, case.golden["context_mask"]].max((1, 2))
         np.testing.assert_array_less(difference, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "opt", "roberta"])
+def test_masked_tokens_between_real_ones(name):
+    """OPT and RoBERTa do not count them among the positions, GPT-2 and BERT do; which shows nowhere else."""
+    case = open_case(name)
+    with np.load(FIXTURES / "gaps.npz") as file:
+        golden = {part.removeprefix(f"{name}-"): file[part] for part in file if part.startswith(f"{name}-")}
+    mask = golden["mask"]
+    gap = mask[:, 6] & ~mask[:, 7] & mask[:, 10]
+    assert gap.all()
+
+    def error(cfg):
+        types = {"token_types": golden["token_types"]} if "token_types" in golden else {}
+        run = by_numpy(functools.partial(forward, cfg=cfg, **types))
+        rows = case.compared.any(1)  # not those that begin with padding, where columns are counted
+        return np.abs(run(case.model.weights, golden["tokens"], mask=mask) - golden["out"])[rows][mask[rows]].max()
+
+    cfg = case.model.cfg
+    assert error(cfg) < TOLERANCE
+    assert error(dataclasses.replace(cfg, masked_positions=not cfg.masked_positions)) > 1e-2
 
 
 POOLED = [c for c in CASES if {"pooled", "embeds"} & set(open_case(c).golden)]
