@@ -36,8 +36,8 @@ def embedding(
     """The pooled, projected output of one model of a pair, of length 1.
 
     Args:
-      inputs: tokens, or pictures as `forward` takes them.
-      mask: True at real tokens.
+      inputs: tokens, or pictures as `forward` takes them. SigLIP reads texts padded to `n_ctx`, padding and all.
+      mask: True at real tokens; of SigLIP's padded texts None.
     Raises:
       UserError: the model has no projection; what `forward` raises.
     Example:

@@ -16,7 +16,7 @@ from .attention import MASKED, blank
 from .config import Config
 from .inputs import check_pooled
 from .layout import Weights
-from .positions import behind_last, first_real
+from .positions import first_real
 from .transformer import ACTS, _norm, forward
 
 
@@ -40,7 +40,9 @@ def pool(
     Args:
       tokens: the ids that `hidden` was computed from; only CLIP's text model reads them. A row without its
         end-of-text token gives its first position, as in transformers.
-      mask: True at real tokens; None: all. x[0] and x[-1] are each row's first and last real token.
+      mask: True at real tokens; None: all. x[0] is each row's first real token. x[-1] is the last position whatever it
+        holds, as in transformers: SigLIP was trained on texts padded to `n_ctx` and attends to their padding, so give
+        it such texts and no mask.
     Raises:
       UserError: the checkpoint held no pooler, or tokens are needed.
     Source: transformers' classes of these families; parity at 1e-5.
@@ -134,7 +136,7 @@ def _first(weights: Weights, x: Array, cfg: Config, row: Row) -> Array:
 
 
 def _last(weights: Weights, x: Array, cfg: Config, row: Row) -> Array:
-    return x[:, -1] if row.mask is None else _at(x, jnp.maximum(behind_last(row.mask) - 1, 0))
+    return x[:, -1]  # padding too: it is a token like any other of this model
 
 
 def _at_eos(weights: Weights, x: Array, cfg: Config, row: Row) -> Array:

@@ -34,27 +34,49 @@ def inputs(golden):
     return tuple(jnp.asarray(golden[name]) for name in ("pixels", "tokens", "mask"))
 
 
+def compared(golden):
+    """Texts that are as processors make them: all real, or padded on the right. The others begin with padding."""
+    rows = golden["mask"][:, 0]
+    assert rows.tolist() == [True, True, False]
+    return rows
+
+
 def test_logits_of_pictures_and_texts(pair, golden):
+    rows = compared(golden)
     with jax.default_matmul_precision("highest"):
         # exp(logit_scale) is about 10 here, and multiplies the rounding of cosines
-        np.testing.assert_allclose(pair(*inputs(golden)), golden["logits"], atol=2 * TOLERANCE)
+        np.testing.assert_allclose(pair(*inputs(golden))[:, rows], golden["logits"][:, rows], atol=2 * TOLERANCE)
 
 
 def test_embeddings(pair, golden):
-    pixels, tokens, mask = inputs(golden)
+    rows, (pixels, tokens, mask) = compared(golden), inputs(golden)
     with jax.default_matmul_precision("highest"):
         image = embedding(pair.image.weights, pixels, pair.image.cfg)
         text = embedding(pair.text.weights, tokens, pair.text.cfg, mask)
     np.testing.assert_allclose(image, golden["image"], atol=TOLERANCE)
-    np.testing.assert_allclose(text, golden["text"], atol=TOLERANCE)
+    np.testing.assert_allclose(text[rows], golden["text"][rows], atol=TOLERANCE)
     np.testing.assert_allclose(jnp.linalg.norm(image, axis=-1), 1.0, atol=1e-6)
+
+
+def test_a_text_behind_padding_is_what_it_is_alone(pair, golden):
+    """transformers would give its tokens the positions of their columns."""
+    pixels, tokens, mask = inputs(golden)
+    alone = tokens[2:, 5:]
+    assert mask[2].tolist() == [False] * 5 + [True] * alone.shape[1]
+    with jax.default_matmul_precision("highest"):
+        whole = embedding(pair.text.weights, tokens, pair.text.cfg, mask)
+        own = embedding(pair.text.weights, alone, pair.text.cfg)
+        np.testing.assert_allclose(pair(pixels, tokens, mask)[:, 2:], pair(pixels, alone), atol=2 * TOLERANCE)
+    np.testing.assert_allclose(whole[2:], own, atol=TOLERANCE)
+    assert np.abs(own - golden["text"][2:]).max() > 1e-2
 
 
 def test_every_scalar_is_read(pair, golden):
     for p in pair.scalars.values():
         before = p.get_value()
         p.set_value(1.1 * before)
-        assert np.abs(pair(*inputs(golden)) - golden["logits"]).max() > 1e-3
+        rows = compared(golden)
+        assert np.abs(pair(*inputs(golden))[:, rows] - golden["logits"][:, rows]).max() > 1e-3
         p.set_value(before)
 
 
