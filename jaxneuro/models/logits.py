@@ -18,6 +18,7 @@ from ..taps import wants
 from ..taps.compiled import compiled
 from ..taps.definitions import LAST_SITES
 from .config import Config
+from .inputs import check_mask
 from .layout import Weights, flatten, nest
 from .loss import cross_entropy, predictions
 from .positions import columns
@@ -69,7 +70,7 @@ def map_logits(
       The pytree, of arrays [batch, pos, ...]. Gradients of weights are summed over chunks in float32; they are reverse
       mode only.
     Raises:
-      UserError: the model has no head.
+      UserError: the model has no head; a mask that is not boolean or of another shape.
     Example:
       >>> import jax
       >>> from jaxneuro.models import Config, init
@@ -81,6 +82,7 @@ def map_logits(
     """
     if not cfg.has_head:
         raise UserError(f"this {cfg.family} model has no head, so it has no logits.")
+    check_mask(mask, resid.shape[:2], "a residual stream")
     batch, length = resid.shape[:2]
     chunk = max(1, values // max(1, batch * cfg.d_vocab))
 

@@ -159,6 +159,12 @@ def test_positions_at_the_head_count_from_each_rows_first_real_token(tokens, pos
     assert np.argwhere(moved).tolist() == [[0, pos % 9], [1, 8 if pos == -1 else pos + 2]]
 
 
+def test_a_mask_of_another_length_is_refused(tokens):
+    cfg = HEADS["untied, soft-capped"]
+    with pytest.raises(UserError, match=r"mask of a residual stream \[2, 9\] .* this is bool \[2, 8\]"):
+        map_logits(jnp.argmax, random_weights(cfg), jnp.zeros((2, 9, 16)), cfg=cfg, mask=MASK[:, 1:])
+
+
 def test_gradients_are_sites_around_and_at_the_chunks(llama, tokens):
     plain, whole = (jax.grad(functools.partial(f, cfg=llama.cfg)) for f in (chunked_loss, whole_loss))
     sites = ["blocks.1.mlp.post@grad"]
