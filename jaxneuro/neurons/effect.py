@@ -186,6 +186,7 @@ def effect_matrix(
         apply, weights, site, rows, batches, n_groups, measure=measure, fill=fill, chunk=chunk, progress=progress
     )
     base, n = mean[0], len(chosen)
+    mean = np.where(rows.any((1, 2))[:, None], mean, base)  # an empty set has no effect, whatever the order of sums
     named = measure_named(measure)
     return EffectMatrix(
         matrix=mean[1 : 1 + n] - base,

@@ -138,7 +138,8 @@ def test_splash_and_its_gradient_are_those_of_the_explicit_form(causal, padded, 
 
     ours, expected = run(lambda q, k, v: attend(q, k, v, visible, 0.9, jnp.int32(0), softcap=softcap))
     grads, out = run(splash)
-    np.testing.assert_allclose(out[real], expected[real], atol=2e-6)
+    # of magnitude 1: 128 float32 products in another order differ by some ten ulps
+    np.testing.assert_allclose(out[real], expected[real], atol=5e-6)
     assert np.isfinite(out).all()
     for a, b in zip(grads, ours, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
