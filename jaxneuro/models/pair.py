@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from ..errors import UserError, shown, unknown
-from ..io.fields import Fields, null_or, whole
+from ..io.fields import TEXT, Fields, null_or, number, whole
 from ..io.files import read_json, write_json
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..io.sources import resolve
@@ -144,7 +144,9 @@ def load_pair(
 def _tower_config(hf: dict[str, Any], tower: str) -> dict[str, Any]:
     """The config of one model, as it would have it alone."""
     with Fields(hf, "config.json") as fields:
-        own = dict(fields.group(_SUBCONFIG[tower]))
+        own = fields.group(_SUBCONFIG[tower])
+        own.read("model_type", TEXT, "")
+        fields.read("logit_scale_init_value", number(), 0.0)  # the weight is read; the key is written back
         width = fields.read("projection_dim", null_or(whole()), None) or 512
     of_the_pair = {"projection_dim": width} if hf["model_type"] == "clip" else {}
     architectures = ["WithProjection"] if of_the_pair else []

@@ -121,8 +121,8 @@ def _pursuit(config: Mapping[str, Any], p: Parameters, factor: float) -> Matchin
 
 
 def _check_pursuit(config: Fields) -> None:
-    config.read("residual_threshold", number(low=0, high=strict.LARGEST), 0.0)
-    config.read("max_iterations", null_or(whole()), None)
+    config.read("residual_threshold", number(low=0, high=1e6), 0.0)
+    config.read("max_iterations", null_or(whole(1, 1 << 16)), None)
     config.read("stop_on_duplicate_support", FLAG, True)
 
 
