@@ -84,8 +84,13 @@ STARTS: Final[Mapping[str, Callable[[Array, Array, Array, int], Array]]] = {
     "kmeans": _kmeans,
 }
 """(key, x, valid, n_latents) -> coefficients to start from; raised to at least 1e-6."""
-POOLED: Final = ("rotated", "kmeans", "random", "random")
+POOLED: Final = ("rotated", *["random"] * 5)
 """The starts that `pooled` joins."""
+NOISE: Final = 0.1
+"""The least share of the best single run's error by which a pool must be below it; n_latents / d where that is less.
+
+Spare latents take about 1 / d of the error each from noise alone, by sharing out a latent that was whole before.
+"""
 
 
 class _Loop(NamedTuple):
@@ -152,9 +157,9 @@ def factorise(
     have become 0 stays 0 (its w is a row of zeros).
 
     One start finds most latents and is stuck without the others; another start has those. "pooled" therefore runs
-    four, takes the latents of all, lets the least needed go one by one until n_latents are left, descends from there
-    (`parts.pooling`), and keeps the best of the five: planted parts that a single start finds by half to nine tenths
-    come out whole.
+    six, takes the latents of all, lets the least needed go one by one until n_latents are left and descends from there
+    (`parts.pooling`): planted parts that a single start finds by half to nine tenths come out whole. Where that is no
+    better than the best of the six by more than noise allows, that one is returned: it shares out no latent.
 
     Args:
       x: activations, tokens as rows, e.g. mlp.post. Rows that hold NaN or infinity do not count.
@@ -166,7 +171,7 @@ def factorise(
       patience: stop after so many iterations without an improvement of `tolerance`.
       tolerance: in units of |x|^2 (the authors' 1e-4 is absolute, so that it depends on the data's scale).
       start: of g: uniform; from singular vectors, as they are or turned to sparse loadings; one-hot after 15 rounds of
-        k-means; "pooled": see above, `losses` and `steps` are then those of the best of the four.
+        k-means; "pooled": see above, `losses` and `steps` are then those of the best of the six.
       guard: "clip": tokens beyond 4 median norms are shortened to that; "unit": every token has length 1. Massive
         activations otherwise dominate the squared error.
       dtype: of the two large products' inputs; "bfloat16" halves memory and time on accelerators, and the loss is then
@@ -242,7 +247,7 @@ def _factorise(x, valid, key, tolerance, n_latents, sparsity, steps, patience, s
         whole_x = x.astype(jnp.float32)
         w = pruned(whole_x, valid, each.best_w.reshape(-1, x.shape[1]), n_latents, sparsity)
         w, g, squares = polished(whole_x, valid, w, sparsity, min(steps, POLISH))
-        better = squares / whole < s.best
+        better = squares / whole < (1 - min(NOISE, n_latents / x.shape[1])) * s.best
         s = s._replace(
             best_w=jnp.where(better, w, s.best_w),
             best_g=jnp.where(better, g, s.best_g),

@@ -47,7 +47,10 @@ def winners(w: Float[Array, "n_latents d"], share: float) -> Float[Array, "n_lat
     if kept >= w.shape[-1]:
         return w
     size = jnp.abs(w)
-    return jnp.where(size >= lax.top_k(size, kept)[0][..., -1:], w, 0)
+    least, at = lax.top_k(size, kept)
+    # By index too: compiled, `size` may be computed twice, an ulp apart, and the least winner lose against itself.
+    chosen = jnp.put_along_axis(jnp.zeros(w.shape, bool), at, True, axis=-1, inplace=False)
+    return jnp.where(chosen | (size >= least[..., -1:]), w, 0)
 
 
 def basis(cross: Float[Array, "n_latents d"], gram: Float[Array, "n_latents n_latents"]) -> Float[Array, "n_latents d"]:

@@ -10,8 +10,10 @@ from jaxtyping import Bool, Float
 from .decoder import unit_rows
 from .multiplicative import EPS, descended, dot, improved
 
-INNER: Final = 5
+INNER: Final = 10
 """Updates of G for each of W, and of both between two prunings."""
+TWINS: Final = 0.9
+"""Cosine above which two rows of a pool are one latent, found twice."""
 POLISH: Final = 200
 """Updates of both at the end, most."""
 
@@ -25,20 +27,28 @@ def pruned(
 ) -> Float[Array, "n_latents d"]:
     """The n_latents of a pool that explain x best together, each with the others' help learned anew.
 
-    One by one the latent goes whose loss costs least: |w_k|^2 / ((G^T G)^-1)_kk, by which the best W without it is
-    worse. Copies cost nothing, so they go first; what only one run has found stays.
+    Copies go first: of rows at a cosine above TWINS one is enough. Left to descend together they would share out one
+    latent's noise, which lowers the error a little and gives neither of them the latent. Then one by one the latent
+    goes whose loss costs least: |w_k|^2 / ((G^T G)^-1)_kk, by which the best W without it is worse. What only one run
+    has found stays.
     """
     size = pool.shape[0]
+    earlier = jnp.tril(jnp.ones((size, size), bool), -1)
 
     def drop(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         w, on = state
+        copies = on & jnp.any((dot(w, w.T) > TWINS) & earlier, 1)
+        w, gone = lax.cond(copies.any(), lambda: (w, jnp.argmax(copies)), lambda: least(w, on))
+        on = on.at[gone].set(False)
+        return jnp.where(on[:, None], w, 0), on
+
+    def least(w: Array, on: Array) -> tuple[Array, Array]:
         w, g = _both(x, valid, w, jnp.where(on, started(x, valid, w), 0), share, INNER)
         gram = dot(g.T, g)
         mean = jnp.maximum(jnp.trace(gram) / size, jnp.finfo(jnp.float32).tiny)
         inverse = jnp.linalg.inv(gram + jnp.diag(jnp.where(on, jnp.float32(EPS) * mean, mean)))
         cost = jnp.where(on, jnp.sum(jnp.square(w), 1) / jnp.diagonal(inverse), jnp.inf)
-        on = on.at[jnp.argmin(cost)].set(False)
-        return jnp.where(on[:, None], w, 0), on
+        return w, jnp.argmin(cost)
 
     w, on = lax.fori_loop(0, size - n_latents, drop, (unit_rows(pool), jnp.ones(size, bool)))
     return w[jnp.argsort(~on, stable=True)[:n_latents]]
