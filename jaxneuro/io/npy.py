@@ -20,11 +20,14 @@ from .files import open_regular
 _DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, TypeError, NotImplementedError)
 
 
-def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+def read_npz(
+    path: str | os.PathLike, names: Collection[str] | None = None, *, known: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
     """Arrays of a .npz.
 
     Args:
       names: those to read, where they are there; None: all.
+      known: those that may be there, another is an error before anything is read; None: any.
     Raises:
       UserError: the file is missing, damaged or no .npz; an array of Python objects, of another size than it claims, or
         that does not fit into memory.
@@ -42,6 +45,8 @@ def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> d
                 infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
                 if len(infos) < len(archive.infolist()):
                     raise ValueError("an array occurs twice")
+                if known is not None and (more := sorted(set(infos) - set(known))):
+                    raise ValueError("; ".join(f"unknown tensor {shown(n)}" for n in more[:8]))
                 wanted = {n: info for n, info in infos.items() if names is None or n in names}
                 _check_memory(sum(info.file_size for info in wanted.values()), where)
                 return {name: _read(archive, info) for name, info in wanted.items()}

@@ -8,20 +8,15 @@ concatenated. Transcoders of Gemma 2 read the MLP's input after its RMSNorm and 
 Source: arXiv:2408.05147 and the notebook of google/gemma-scope; circuit-tracer 0.5 for version 2's names.
 """
 
-import math
 import os
-import zipfile
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import jax.numpy as jnp
-import numpy as np
 
 from ...errors import UserError, quoted, shown
 from ...io import read_safetensors
-from ...io.files import open_regular
+from ...io.npy import read_npz
 from ..activations import JumpReLU
 from ..dictionary import SparseCoder
 from . import strict
@@ -74,49 +69,10 @@ def _lower(name: str) -> str:
     return name.lower() if name in ("W_enc", "W_dec") else name
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    """Its arrays: names first, then what the entries' headers say beside their size, then the contents."""
-    try:
-        with open_regular(path) as f, zipfile.ZipFile(f) as archive:
-            entries = archive.infolist()
-            if more := [e.filename for e in entries if _lower(e.filename.removesuffix(".npy")) not in _TENSORS]:
-                raise ValueError(
-                    "; ".join(strict.some(f"unknown tensor {shown(n.removesuffix('.npy'))}" for n in more))
-                )
-            if len({e.filename for e in entries}) < len(entries):
-                raise ValueError("an array occurs twice")
-            return {entry.filename.removesuffix(".npy"): _array(archive, entry) for entry in entries}
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as e:
-        raise UserError(f"{shown(path)} is no whole .npz of arrays: {e}. Download it again.") from None
-
-
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(entry) as f:
-        version = np.lib.format.read_magic(f)
-        if version not in _HEADERS:
-            raise ValueError(f"{shown(entry.filename)} is of .npy version {version}")
-        shape, turned, dtype = _HEADERS[version](f, max_header_size=_LONGEST_HEADER)
-        if dtype not in strict.FLOATS:
-            raise ValueError(f"{shown(entry.filename)} is {dtype}, not one of {', '.join(map(str, strict.FLOATS))}")
-        size = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or f.tell() + size != entry.file_size:
-            raise ValueError(
-                f"{shown(entry.filename)} has {entry.file_size:,} bytes, its shape {shown(shape)} needs {size:,}"
-            )
-        content = f.read(size + 1)  # to the end, where the checksum is looked at
-    if len(content) != size:
-        raise ValueError(f"{shown(entry.filename)} was cut short")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if turned else "C")
-
-
-_LONGEST_HEADER: Final = 10_000  # numpy's own
-_HEADERS: Final[dict[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dtype]]]] = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
+_READ: Final = {
+    ".npz": lambda path: read_npz(path, known={*_TENSORS, "W_enc", "W_dec"}),
+    ".safetensors": lambda path: dict(read_safetensors(path)),
 }
-_READ: Final = {".npz": _npz, ".safetensors": lambda path: dict(read_safetensors(path))}
 
 
 def _suffix(path: Path) -> str:
