@@ -306,7 +306,8 @@ def _correctness(path: Path, commit: str | None) -> str:
 
 
 def show(name: str, rows: list[dict]) -> None:
-    """Print the rows as a table, or one per named shape."""
+    """Print the rows as a table, or one per named shape; rows without a shape are single trials, for the file."""
+    rows = [row for row in rows if "shape" in row]
     for size in dict.fromkeys(r["shape"].get("name") for r in rows):
         _table(f"{name}: {size}" if size else name, [r for r in rows if r["shape"].get("name") == size])
     print(
