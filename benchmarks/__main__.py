@@ -11,7 +11,7 @@ LARGE = ("large:pythia-1.4b", "large:gemma-2-2b", "large:llama-3.1-8b")
 PARTS = ("dictionaries:peers", "dictionary_quality:400k", "dictionary_quality:4m")
 """A part of `dictionaries`; how well dictionaries reconstruct, which takes hours. Not among all."""
 _MODELS = ("capture", "hooks", "sweep", "ablations", "decoding", "attention")
-NAMES = (*_MODELS, "topk_step", "kernels", "store", "dictionaries", "synthsae")
+NAMES = (*_MODELS, "eager", "topk_step", "kernels", "store", "dictionaries", "synthsae")
 
 
 def main() -> None:
