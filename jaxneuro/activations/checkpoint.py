@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..io.files import read_json, write_json
 from .identity import differences, is_key, leaf_names, plain
 from .plain import from_json, to_json
@@ -151,7 +151,7 @@ def _said_by_us(record: logging.LogRecord) -> bool:
 
 def _brief(e: Exception) -> str:
     """TensorStore's messages go on with source locations."""
-    return str(e).partition(" [")[0][:300]
+    return shown(str(e).partition(" [")[0], 300)
 
 
 def need_space(folder: Path, n_bytes: int, what: str) -> None:

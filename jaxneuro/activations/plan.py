@@ -65,6 +65,7 @@ class Plan:
                 ("batches", self.batches),
                 ("the step's temporary memory", self.temporary),
             )
+            if value
         )
         raise UserError(
             f"this run needs {size(self.total)} on each device ({parts}), of which {size(there)} are there already, "
@@ -80,6 +81,26 @@ def size(n: int) -> str:
       '22.2 GB'
     """
     return re.sub(r"(?=[GMk]?$)", " ", quantity(n), count=1) + "B"
+
+
+def check_state(
+    method: Method,
+    batch: Any,
+    free: int | None,
+    *,
+    key: jax.Array,
+    constants: Mapping[str, Any] | None = None,
+    sharding: Sharding | None = None,
+    advice: str = "",
+) -> None:
+    """Refuse a state that alone does not fit, before anything is compiled, which takes minutes where it is large.
+
+    Raises:
+      UserError: with numbers.
+    """
+    state = jax.eval_shape(method.init, key, {**batch, **constants} if constants else batch)
+    devices = 1 if sharding is None else len(sharding.device_set)
+    Plan(state=_bytes(state) // devices, constants=0, batches=0, temporary=0).check(free, there=0, advice=advice)
 
 
 def planned(

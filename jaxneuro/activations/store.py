@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
 from ..io.fields import OBJECT, Fields, choice, whole
 from ..io.files import read_json
 from .identity import differences, plain
@@ -149,7 +149,7 @@ def explained(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, OSError, RuntimeError, NotImplementedError) as e:
-        what = str(e).partition(" [")[0][:400]
+        what = shown(str(e).partition(" [")[0], 400)
         raise UserError(
             f"the activations in {folder} are damaged: {what}. Put that file back from a copy, or delete the folder "
             f"and harvest again. jaxneuro.activations.store.verify lists everything that is damaged."
@@ -323,6 +323,8 @@ def _described(file: Path) -> tuple[Layout, Mapping[str, Any]]:
 
 
 def _wrong_files(path: Path, layout: Layout, name: str) -> Iterator[str]:
+    if not os.path.isfile(path / name / "zarr.json"):  # TensorStore would wait for a pipe
+        yield f"{name}/zarr.json is no file"
     for shard in range(layout.shards):
         file, size = layout.file(name, shard), layout.file_bytes(name, shard)
         try:

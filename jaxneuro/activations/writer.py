@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..io.files import atomic_write, read_json, write_json
 from .checkpoint import need_space
 from .identity import differences
@@ -175,7 +175,9 @@ def _marked(path: Path) -> Iterator[Any]:
     except (UserError, FileNotFoundError):
         raise
     except Exception as e:  # zipfile raises many kinds for a damaged file
-        raise UserError(f"{path} is damaged ({e}). Delete it to begin that part of the harvest again.") from e
+        raise UserError(
+            f"{path} is damaged ({shown(str(e), 300)}). Delete it to begin that part of the harvest again."
+        ) from e
 
 
 @contextlib.contextmanager
@@ -186,7 +188,7 @@ def _kept(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as e:
         if isinstance(e, UserError):
             raise
-        why = (e.strerror if isinstance(e, OSError) else None) or str(e).partition(" [")[0][:300]
+        why = (e.strerror if isinstance(e, OSError) else None) or shown(str(e).partition(" [")[0], 300)
         raise UserError(
             f"cannot write activations to {folder}: {why}. What is there is kept: free some space and run the same "
             f"command again to go on, or delete that folder."

@@ -34,10 +34,13 @@ import tyro
 from .. import __version__
 from ..console import quietly
 from ..errors import UserError, shown
+from ..io.fields import check_counts, whole
 from .flags import in_flags
 
 TRAIN: Final = "train-dictionary"
 ABOUT: Final = "Open up pretrained networks. Every command takes --quiet: no progress, only results and errors."
+_MOST: Final = {"max_tokens": 2**40}
+"""Of whole numbers; all others have 32 bits."""
 QUIET: Final = "--quiet"
 """Of every command: no progress, only results and errors."""
 
@@ -56,6 +59,7 @@ class Sites:
 def _sites(config: Sites) -> None:
     from ..models import Transformer, load
 
+    whole().of(config.pos, "pos")
     model = load(config.model, dtype=config.dtype)
     print(model.sites(model.example(config.pos)) if isinstance(model, Transformer) else model.sites())
 
@@ -96,6 +100,7 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
     config = tyro.cli(
         command, args=argv, prog="jaxneuro", description=ABOUT, config=(tyro.conf.OmitSubcommandPrefixes,)
     )  # type: ignore[arg-type]
+    check_counts(config, _MOST)
     if isinstance(config, StudyConfig):  # its preset is in the defaults
         config = dataclasses.replace(config, preset="default")
     return functools.partial(jobs[type(config)], config)

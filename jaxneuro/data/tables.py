@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..io.files import read_json
 from .documents import Entry, Part
 from .records import Fields, columns, group_of, text_of
@@ -79,7 +79,7 @@ def _readable(path: Path, kind: str, open_: Callable[[Path], Any]) -> Any:
     except (pyarrow.ArrowException, OSError) as e:
         if isinstance(e, FileNotFoundError | PermissionError):
             raise
-        raise UserError(f"{path} is not a readable {kind} file: {e}.") from e
+        raise UserError(f"{path} is not a readable {kind} file: {shown(str(e), 400)}.") from e
 
 
 def _labels(table: _Table, name: str | None) -> list[str] | None:
@@ -119,7 +119,7 @@ def _piece(table: _Table, i: int, wanted: list[str], path: Path) -> Any:
     try:
         return table.piece(i, wanted)
     except (pyarrow.ArrowException, OSError) as e:
-        raise UserError(f"{path} is damaged: {e}. Download or write it again.") from e
+        raise UserError(f"{path} is damaged: {shown(str(e), 400)}. Download or write it again.") from e
 
 
 def _records(piece: Any, wanted: list[str], path: Path, first: int) -> Iterator[dict[str, Any]]:

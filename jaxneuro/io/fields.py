@@ -93,6 +93,39 @@ def _within(v: float, low: float | None, high: float | None) -> bool:
     return (low is None or v >= low) and (high is None or v <= high)
 
 
+def check_counts(config: Any, most: Mapping[str, int] | None = None) -> None:
+    """Every whole number of a command's configuration: of 32 bits, unless the command says otherwise by its name.
+
+    Raises:
+      UserError: the first that is too large.
+    Example:
+      >>> @dataclasses.dataclass
+      ... class Job:
+      ...     pos: int
+      >>> check_counts(Job(2**40))
+      Traceback (most recent call last):
+      jaxneuro.errors.UserError: pos = 1099511627776 is above 2147483647.
+    """
+    for name, n in _whole_numbers(config):
+        if abs(n) > (end := {"seed": 2**32 - 1, **(most or {})}.get(name, LARGEST)):
+            raise UserError(f"{name} = {n} is {'above' if n > 0 else 'below'} {end if n > 0 else -end}.")
+
+
+def _whole_numbers(part: Any, path: str = "") -> Iterator[tuple[str, int]]:
+    """Every integer of a configuration, and of its sweep, with its name."""
+    if dataclasses.is_dataclass(part):
+        for f in dataclasses.fields(part):
+            yield from _whole_numbers(getattr(part, f.name), f"{path}.{f.name}" if path else f.name)
+    elif isinstance(part, Mapping):
+        for name, values in part.items():
+            yield from _whole_numbers(values, name if path == "sweep" else f"{path}.{name}")
+    elif isinstance(part, tuple):
+        for value in part:
+            yield from _whole_numbers(value, path)
+    elif isinstance(part, int):
+        yield path, part
+
+
 FLAG: Final = Kind[bool]("true or false", lambda v: type(v) is bool, bool, False)
 TEXT: Final = Kind[str]("text", lambda v: isinstance(v, str), str, "")
 ANY: Final = Kind[Any]("anything", lambda v: True, lambda v: v, None)

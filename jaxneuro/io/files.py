@@ -6,6 +6,10 @@ import json
 import os
 import re
 import stat
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -143,6 +147,11 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     raise UserError(f"cannot read {shown(path, 400)}: it is {kind}, not a file.")
 
 
+DAMAGED: Final = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
+"""What zipfile, zlib, numpy (whose headers are Python) and pickletools raise of a file that is not whole."""
 LARGEST_JSON: Final = 200_000_000
 """Bytes. The largest that is met is an index of shards, a few megabytes."""
 DEEPEST_JSON: Final = 64

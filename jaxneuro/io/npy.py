@@ -8,16 +8,13 @@ compared with the zip's directory and with the memory there is before any of it 
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Collection
 from typing import IO, Final
 
 import numpy as np
 
 from ..errors import UserError, quoted, shown
-from .files import open_regular
-
-_DAMAGED: Final = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, LookupError, TypeError, NotImplementedError)
+from .files import DAMAGED, open_regular
 
 
 def read_npz(
@@ -54,7 +51,7 @@ def read_npz(
             raise
         except MemoryError:
             raise _too_large(f.seek(0, os.SEEK_END), where) from None
-        except (OSError, RuntimeError, *_DAMAGED) as e:
+        except DAMAGED as e:
             raise UserError(f"{where} is no whole .npz of arrays: {shown(str(e), 300) or type(e).__name__}.") from None
 
 
@@ -75,7 +72,7 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
                 raise ValueError(f"its header claims {size:,} bytes, {there:,} are there")
             mapped = size > COPIED
             return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-        except (OSError, *_DAMAGED) as e:
+        except DAMAGED as e:
             raise UserError(f"{where} is no whole .npy: {shown(str(e), 300) or type(e).__name__}.") from None
 
 

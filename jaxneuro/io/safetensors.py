@@ -195,16 +195,16 @@ def read_checkpoint(folder: str | os.PathLike) -> Tensors:
     """
     folder = Path(folder)
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
+    if os.path.exists(single):
         return read_safetensors(single)
-    if not index.exists():
+    if not os.path.exists(index):
         raise UserError(_no_weights(folder))
     content = read_json(index)
     where = content.get("weight_map", 0) if isinstance(content, dict) else 0
     if not _is_text_map(where) or any(Path(f).name != f for f in where.values()):
         raise UserError(f"{index} has no 'weight_map' from tensor names to names of files beside it.")
     shards = sorted(set(where.values()))
-    if missing := [s for s in shards if not (folder / s).exists()]:
+    if missing := [s for s in shards if not os.path.exists(folder / s)]:  # a name may be too long to exist
         raise UserError(
             f"{folder} lacks {', '.join(map(shown, missing[:8]))} of the {len(shards)} files that {index.name} names."
         )

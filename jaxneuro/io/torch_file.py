@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 
 from ..errors import UserError, quoted, shown
-from .files import open_regular
+from .files import DAMAGED, open_regular
 from .pickled import DEEPEST, LONGEST_PICKLE, Refused, Storage, TensorOf, interpret
 
 _LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
@@ -50,14 +50,8 @@ def read_torch(path: str | os.PathLike) -> Any:
         ) from None
     except UserError:
         raise
-    except _DAMAGED as e:
+    except DAMAGED as e:
         raise UserError(f"{path} is no whole file of torch.save: {_said(e)}. Download or convert it again.") from None
-
-
-_DAMAGED: Final = (
-    *(zipfile.BadZipFile, EOFError, ValueError, LookupError, TypeError, struct.error),
-    *(RuntimeError, OverflowError, AttributeError),  # of zipfile and pickletools
-)
 
 
 def _said(e: Exception) -> str:

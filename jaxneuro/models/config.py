@@ -8,7 +8,7 @@ from ..errors import UserError, quoted
 from ..io.fields import whole
 from ..taps import reprs
 from .mixers import Mixer
-from .ranges import EPS, LAYERS, SCALE, check_fields
+from .ranges import CONTEXT, EPS, LAYERS, SCALE, check_fields
 from .relative import RelativeBias
 from .rope import Rope
 
@@ -109,7 +109,7 @@ class Config:
     d_head: int = 0
     d_mlp: int = 0
     d_vocab: int
-    n_ctx: int = 0
+    n_ctx: Annotated[int, CONTEXT] = 0
     """Longest sequence the model was made for; a hard limit only where positions are learned."""
     mixer: Mixer | None = None
     """What every layer is instead of attention and MLP, with its own sizes: the five above it are then 0, their

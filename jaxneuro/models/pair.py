@@ -133,12 +133,16 @@ def load_pair(
         raise unknown(
             "pair of models", shown(kind), PAIRS, where=str(folder), hint="One model is opened by models.load."
         )
+    try:
+        kept = json.dumps(hf, sort_keys=True, allow_nan=False)
+    except ValueError:
+        raise UserError(f"{folder / 'config.json'} holds NaN or infinity, which no field of a pair may be.") from None
     part = {"dtype": dtype, "mesh": mesh, "allow_nonfinite": allow_nonfinite}
     image, text = (
         from_tensors(folder, _tower_config(hf, tower), tensors.starting(*_PREFIXES[tower]), **part)
         for tower in ("image", "text")
     )
-    return Pair(image, text, _scalars(folder, tensors, _SCALARS[kind], dtype), json.dumps(hf, sort_keys=True))
+    return Pair(image, text, _scalars(folder, tensors, _SCALARS[kind], dtype), kept)
 
 
 def _tower_config(hf: dict[str, Any], tower: str) -> dict[str, Any]:
@@ -146,7 +150,7 @@ def _tower_config(hf: dict[str, Any], tower: str) -> dict[str, Any]:
     with Fields(hf, "config.json") as fields:
         own = fields.group(_SUBCONFIG[tower])
         own.read("model_type", TEXT, "")
-        fields.read("logit_scale_init_value", number(), 0.0)  # the weight is read; the key is written back
+        fields.read("logit_scale_init_value", number(low=-100, high=100), 0.0)  # the weight is read, this is kept
         width = fields.read("projection_dim", null_or(whole()), None) or 512
     of_the_pair = {"projection_dim": width} if hf["model_type"] == "clip" else {}
     architectures = ["WithProjection"] if of_the_pair else []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..io import save_npz
 
 
@@ -112,7 +112,7 @@ class GroupStatistics:
             with np.load(Path(path), allow_pickle=False) as z:
                 have = {n: z[n] for n in names if n in z.files}
         except (OSError, ValueError, EOFError) as e:
-            raise UserError(f"{path} cannot be read as group statistics: {e}.") from e
+            raise UserError(f"{path} cannot be read as group statistics: {shown(str(e), 300)}.") from e
         if missing := [n for n in needed if n not in have]:
             raise UserError(f"{path} is no table of group statistics: {', '.join(missing)} missing. Compute it again.")
         have["site"], have["threshold"] = str(have["site"]), float(have["threshold"])

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from ..data import Bos, TextFields
 from ..errors import UserError
+from ..io.fields import check_counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -239,6 +240,7 @@ _RANGES = {
 
 
 def _check(config: StudyConfig) -> None:
+    check_counts(config)
     flat = config.identity()
     for key, (low, high) in _RANGES.items():
         if flat[key] is not None and (flat[key] < low or (high is not None and flat[key] > high)):

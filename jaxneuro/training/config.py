@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
@@ -13,6 +13,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from ..data import Bos, TextFields
 from ..errors import UserError
+from ..io.fields import LARGEST, check_counts
 from .options import OPTIONS, literal
 from .strict import plain, read
 
@@ -184,8 +185,8 @@ _LEAST: Final = {
     "devices.latent": 1,
 }
 
-_MOST: Final[dict[str, int]] = {"batch": 2**26, "seed": 2**32 - 1, "tokens": 2**62, "evaluate_tokens": 2**40}
-"""Larger than any run; of all other numbers, those that do not fit into 32 bits are refused."""
+_MOST: Final[dict[str, int]] = {"batch": 2**26, "tokens": 2**62, "evaluate_tokens": 2**40}
+"""Larger than any run."""
 
 
 def check(config: TrainConfig) -> None:
@@ -195,11 +196,11 @@ def check(config: TrainConfig) -> None:
         value = getattr(getattr(config, owner) if owner else config, field, None)
         if value is not None and value < least:
             raise UserError(f"{name} = {value} is below {least}.")
-    for name, number in _whole_numbers(config):
-        if number > (most := _MOST[name] if name in _MOST else 2**31 - 1):
-            raise UserError(f"{name} = {number} is above {most}.")
+    check_counts(config, _MOST)
     if config.steps is not None and config.tokens is not None:
         raise UserError(f"steps = {config.steps} and tokens = {config.tokens}: give one of them.")
+    if config.updates > LARGEST:
+        raise UserError(f"tokens = {config.tokens} in batches of {config.batch} are more than {LARGEST} steps.")
     source = config.source
     if isinstance(source, Live) and config.batch % source.context:
         near = max(1, config.batch // source.context) * source.context
@@ -208,21 +209,6 @@ def check(config: TrainConfig) -> None:
         )
     if isinstance(source, Live) and not source.site:
         raise UserError("source.site is empty: name a site, such as blocks.3.resid_post. See `jaxneuro sites`.")
-
-
-def _whole_numbers(part: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """Every integer of a configuration, and of its sweep, with its name."""
-    if dataclasses.is_dataclass(part):
-        for f in dataclasses.fields(part):
-            yield from _whole_numbers(getattr(part, f.name), f"{path}.{f.name}" if path else f.name)
-    elif isinstance(part, Mapping):
-        for name, values in part.items():
-            yield from _whole_numbers(values, name if path == "sweep" else f"{path}.{name}")
-    elif isinstance(part, tuple):
-        for value in part:
-            yield from _whole_numbers(value, path)
-    elif isinstance(part, int):
-        yield path, part
 
 
 def config_of(value: Mapping[str, Any], where: str = "config") -> TrainConfig:

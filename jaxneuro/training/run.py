@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..activations import MetricSink, rich_progress, run
-from ..activations.plan import free_bytes, planned, size
+from ..activations.plan import check_state, free_bytes, planned, size
 from ..activations.progress import Progress
 from ..console import say
 from ..dictionaries.parts.training import DATA, LATENT
@@ -145,8 +145,10 @@ def _progress(config: TrainConfig, filling: int) -> Iterator[Progress]:
 def _plan(method: Method, data: Data, key: jax.Array, sharding: NamedSharding | None) -> None:
     """Compile the step and say what it takes; refuse what does not fit."""
     started = time.perf_counter()
-    plan = planned(method, next(data.stream()), key=key, constants=data.constants, sharding=sharding)
-    free = free_bytes()
+    batch, free = next(data.stream()), free_bytes()
+    how: dict[str, Any] = {"key": key, "constants": data.constants, "sharding": sharding}
+    check_state(method, batch, free, **how, advice=ADVICE)
+    plan = planned(method, batch, **how)
     there = plan.constants if data.constants else 0
     plan.check(free, there=there, advice=ADVICE)
     of = "" if free is None else f" of {size(free + there)}"

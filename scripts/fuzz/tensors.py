@@ -37,7 +37,11 @@ def _missing(rng: random.Random, header: Header, data: bytearray, name: str) -> 
     del data[begin:end]
     for entry in (e for n, e in header.items() if n != "__metadata__" and e["data_offsets"][0] >= end):
         entry["data_offsets"] = [at - (end - begin) for at in entry["data_offsets"]]
-    return "is left out", NONSENSE
+    return "is left out", LEGAL if name in _OPTIONAL else NONSENSE
+
+
+_OPTIONAL: Final = ("affine_skip_connection",)
+"""Tensors without which a file is another whole one: nothing else in it speaks of them (Gemma Scope's transcoders)."""
 
 
 def _renamed(rng: random.Random, header: Header, data: bytearray, name: str) -> tuple[str, str]:

@@ -31,6 +31,8 @@ _WRONG: Final[dict[type, tuple[Any, ...]]] = {
     type(None): ([], {"a": 1}, f"nonsense{ANSI}", *_RAW.values()),
 }
 _HUGE: Final = (30_000_000, 2**31, 2**63, 10**400, -1, 10**9)
+_VAST: Final = ("rope_theta", "rotary_emb_base", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
+"""Bases of rotary frequencies: 10^11 is published (Falcon-H1), so of the above only those beyond it are nonsense."""
 
 
 def slots(value: Any) -> Iterator[Slot]:
@@ -48,7 +50,7 @@ def _retyped(rng: random.Random, at: Slot) -> tuple[str, str]:
 
 def _huge(rng: random.Random, at: Slot) -> tuple[str, str]:
     at[0][at[1]] = new = rng.choice(_HUGE)
-    return f"becomes {new!r:.40}", NONSENSE
+    return f"becomes {new!r:.40}", LEGAL if at[1] in _VAST and 0 < new < 10**11 else NONSENSE
 
 
 def _nudged(rng: random.Random, at: Slot) -> tuple[str, str]:

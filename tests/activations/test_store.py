@@ -467,6 +467,25 @@ def test_a_store_cut_short_is_not_opened(tmp_path, act, match):
         verify(tmp_path / "a")
 
 
+@pytest.mark.parametrize("name", ["x", "labels"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    acts = made(tmp_path / "a")
+    (acts.path / name / "zarr.json").unlink()
+    os.mkfifo(acts.path / name / "zarr.json")
+    with pytest.raises(UserError, match=f"{name}/zarr.json is no file"):
+        open_activations(acts.path)
+
+
+def test_what_a_description_says_is_one_line_without_escapes(tmp_path):
+    acts = made(tmp_path / "a")
+    said = json.loads((acts.path / "x" / "zarr.json").read_text())
+    (acts.path / "x" / "zarr.json").write_text(json.dumps(said | {"data_type": "float\x1b[2J\nOK, all good"}))
+    with pytest.raises(UserError, match="are damaged") as caught:
+        open_activations(acts.path).x[0]
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
 @pytest.mark.parametrize("act", [lambda whole: None, lambda whole: whole[:100]])
 def test_a_file_that_goes_away_while_it_is_used(tmp_path, act):
     acts = made(tmp_path / "a")

@@ -80,7 +80,6 @@ def test_norm_aware_selection_is_folded(dictionary, folder):
         ({"k": 11}, "k = 11 for 10 latents"),
         ({"d_in": 5}, r"W_enc has shape \(4, 10\), cfg.json says \(5, 10\)"),
         ({"temperature": 1}, "no key 'temperature'"),
-        ({"dtype": "bfloat16"}, "W_enc is float32, cfg.json says bfloat16"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
     ],
 )
@@ -163,6 +162,28 @@ def test_broken_numbers_are_refused_both_ways(dictionary, folder, tmp_path):
     tensors["W_dec"][0, 0] = np.inf
     write_safetensors(folder / "sae_weights.safetensors", tensors)
     with pytest.raises(UserError, match="W_dec holds NaN or infinity"):
+        load_saelens(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_type_of_cfg_json_is_read_as_saelens_reads_it(dictionary, folder, dtype):
+    """SAELens 6.54 casts every tensor to it (`read_sae_components_from_disk`), whatever the file holds."""
+    change(folder, dtype=f"torch.{dtype}")
+    again = load_saelens(folder)
+    for one, two in zip(jax.tree.leaves(dictionary), jax.tree.leaves(again), strict=True):
+        assert np.array_equal(one.astype(dtype), two)
+        assert two.dtype == jnp.dtype(dtype)
+
+
+def test_tensors_of_several_types_and_overflow_are_no_cast(folder):
+    tensors = {n: np.array(a) for n, a in read_safetensors(folder / "sae_weights.safetensors").items()}
+    write_safetensors(folder / "sae_weights.safetensors", tensors | {"b_enc": tensors["b_enc"].astype(np.float16)})
+    with pytest.raises(UserError, match=r"tensors of several types \(.*W_enc float32.*b_enc float16.*\) are not read"):
+        load_saelens(folder)
+    tensors["b_enc"][0] = 1e6
+    write_safetensors(folder / "sae_weights.safetensors", tensors)
+    change(folder, dtype="float16")
+    with pytest.raises(UserError, match="b_enc holds NaN or infinity"):
         load_saelens(folder)
 
 

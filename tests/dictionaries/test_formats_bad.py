@@ -252,6 +252,57 @@ def test_thresholds_below_0_would_let_negative_latents_through(copy):
         load_dictionary(folder)
 
 
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [("circuit_tracer/set_skip", "W_skip"), ("circuit_tracer/set_jumprelu", "activation_function.threshold")],
+)
+def test_what_one_layer_of_a_set_has_every_layer_has(copy, case, name):
+    folder = copy(case)
+    rewrite(folder / "layer_1.safetensors", lambda t: t.pop(name))
+    with pytest.raises(UserError, match=rf"{name} of layers \[0, 2\] alone; either every layer has one or none"):
+        load_dictionary(folder)
+
+
+def test_a_scale_that_the_config_names_is_there(copy):
+    folder = copy("saelens5/standard_finetuned")
+    rewrite(folder / "sae_weights.safetensors", lambda t: t.pop("finetuning_scaling_factor"))
+    with pytest.raises(UserError, match=r"finetuning_scaling_factor is true, but sae_weights.safetensors holds none"):
+        load_dictionary(folder)
+
+
+@pytest.mark.parametrize(("case", "said", "has"), [("v2", True, "no"), ("v2_skip", False, "a")])
+def test_a_skip_connection_is_in_the_file_as_the_config_says(copy, case, said, has):
+    folder = copy(f"gemma_scope/{case}")
+    (folder / "config.json").write_text(json.dumps({"architecture": "jump_relu", "affine_connection": not said}))
+    assert (load_dictionary(folder).W_skip is None) is said
+    reconfigure(folder / "config.json", affine_connection=said)
+    with pytest.raises(UserError, match=f"affine_connection is {str(said).lower()}, but the file has {has} affine"):
+        load_dictionary(folder)
+
+
+@pytest.mark.parametrize("key", ["in", "out"])
+@pytest.mark.parametrize("size", [2e7, 1e300])
+def test_norms_and_thresholds_have_a_size_that_activations_have(copy, key, size):
+    folder = copy("llama_scope/jumprelu")
+    path = folder / "hyperparams.json"
+    norms = json.loads(path.read_text())["dataset_average_activation_norm"]
+    reconfigure(path, dataset_average_activation_norm=norms | {key: size})
+    with pytest.raises(UserError, match="mean norms are"):
+        load_dictionary(folder)
+    reconfigure(path, dataset_average_activation_norm=norms, jump_relu_threshold=size)
+    with pytest.raises(UserError, match="jump_relu_threshold = "):
+        load_dictionary(folder)
+
+
+def test_finite_numbers_that_overflow_where_scales_are_folded_are_refused(copy):
+    folder = copy("saelens/topk")
+    reconfigure(folder / "cfg.json", rescale_acts_by_decoder_norm=True)
+    rewrite(folder / "sae_weights.safetensors", lambda t: t["W_enc"].__setitem__((0, 0), 3e38))
+    rewrite(folder / "sae_weights.safetensors", lambda t: t.update(W_dec=t["W_dec"] * 100))
+    with pytest.raises(UserError, match="overflow float32 when its scales are folded"):
+        load_dictionary(folder)
+
+
 def test_the_first_releases_list_has_decoders_the_other_way_round(copy):
     want = load_dictionary(FIXTURES / "circuit_tracer" / "set")
     folder = copy("circuit_tracer/set")

@@ -51,6 +51,7 @@ CLAIMS = {
     "objects": (entry((1,), "|O", b"\x80\x04."), "Python objects"),
     "nothing": (b"", "no whole .npz"),
     "another format": (b"abcdefghijkl", "no whole .npz"),
+    "no Python": (entry((3,), data=b"abcd").replace(b"(3,)", b"((((")[:20] + b"(" * 300, "no whole .npz"),
     "a negative size": (entry((-1,), data=b"abcd"), "no whole .npz"),
 }
 

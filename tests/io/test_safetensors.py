@@ -175,6 +175,7 @@ def test_shards_are_joined(sharded):
 
 LYING = {
     "missing shards": ({"a": "1.safetensors", "b": "3.safetensors", "c": "4.safetensors"}, "lacks 3.*, 4.* of the 3"),
+    "names too long for a disk": ({"a": "1.safetensors", "b": "z" * 300}, r"lacks z+… of the 2 files"),
     "a tensor elsewhere": ({"a": "2.safetensors", "b": "2.safetensors"}, "'a' is not in 2.safetensors"),
     "a tensor without a place": ({"a": "1.safetensors", "z": "2.safetensors"}, "holds 'b', which the index does not"),
     "a path": ({"a": "../1.safetensors"}, "names of files beside it"),

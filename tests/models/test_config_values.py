@@ -182,6 +182,7 @@ IN_PYTHON = [
     *((Config, SMALL, {name: v}) for name in ("causal", "tied", "gated") for v in (0, 1, "false", None, math.nan)),
     *((Config, SMALL, {"act": v}) for v in ("gelu_new", None, 1, [])),
     *((Config, SMALL, {"n_layers": v}) for v in (10_001, 2**31, 10**400)),
+    *((Config, SMALL, {"n_ctx": v}) for v in (-1, 30_000_000, 2**63)),
     *((Config, SMALL, {"eos": v}) for v in (-1, True, 1.0)),
     *((Rope, {}, {"theta": v}) for v in (*NOT_POSITIVE, 1e-30, 1e30)),
     *((Rope, {}, {"dims": v}) for v in (0, 2.0, True)),
@@ -197,6 +198,7 @@ IN_PYTHON = [
     (Experts, {"per_token": 1, "n": 2}, {"renormalise": "false"}),
     (Mamba, {"d_inner": 8, "dt_rank": 1}, {"bias": "false"}),
     (Mamba2, {"n_heads": 2, "d_head": 4}, {"conv_bias": 0}),
+    *((Mamba2, {"n_heads": 2, "d_head": 4}, {"dt_limits": v}) for v in ((1e300, math.inf), (0.0, 1e300), (1, 0.1))),
     (Bdh, {"n_heads": 2}, {"n_neurons": 4.0}),
     (Residual, {"widths": (8,), "mids": (2,)}, {"bottleneck": "true"}),
     (Dense, {"mid": 4}, {"growth": "4"}),
@@ -213,7 +215,8 @@ def test_what_is_written_in_python_is_checked_alike(made, right, wrong):
 
 
 def test_sound_configs_are_taken():
-    Config(**SMALL, norm_eps=1e-12, attn_scale=1, logit_softcap=30.0)
+    Config(**SMALL | {"n_ctx": 10_485_760}, norm_eps=1e-12, attn_scale=1, logit_softcap=30.0)
+    Mamba2(n_heads=2, d_head=4, dt_limits=(0.0, math.inf))
     Rope(theta=500_000, dims=4, scaling=Linear(factor=8))
 
 

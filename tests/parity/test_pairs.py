@@ -107,6 +107,23 @@ def test_one_of_two_is_not_opened_as_one():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"pad_token_id": float("nan")}, "holds NaN or infinity"),
+        ({"attention_dropout": float("inf")}, "holds NaN or infinity"),
+        ({"logit_scale_init_value": 2**31}, "logit_scale_init_value = 2147483648 is not a finite number"),
+    ],
+)
+def test_what_the_config_of_a_pair_must_not_say(tmp_path, change, message):
+    """What no model computes with is kept for `save_pair`, and JSON has no NaN."""
+    shutil.copytree(PAIRS / "clip", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=message):
+        load_pair(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         (lambda t: {n: a for n, a in t.items() if n != "logit_scale"}, "missing: logit_scale"),
         (lambda t: {**t, "odd": np.zeros(2, np.float32)}, "not part of a pair: odd"),
         (lambda t: {n: a for n, a in t.items() if n != "text_projection.weight"}, "missing: text_projection.weight"),

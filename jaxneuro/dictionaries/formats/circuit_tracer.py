@@ -122,7 +122,18 @@ def _set(folder: Path, config: Mapping[str, Any]) -> dict[int, SparseCoder]:
     coders = {i: _transcoder(*files[i]) for i in sorted(files)}
     if len(widths := {c.n_latents for c in coders.values()}) > 1:
         raise UserError(f"{folder}: its layers have different numbers of latents: {sorted(widths)}.")
+    for what, has in _OF_ALL.items() if listed is None else ():  # a list may name files of several trainings
+        if 0 < len(some := [i for i, c in coders.items() if has(c)]) < len(coders):
+            raise UserError(
+                f"{shown(folder)}: {what} of layers {shown(some)} alone; either every layer has one or none."
+            )
     return coders
+
+
+_OF_ALL: Final[Mapping[str, Callable[[SparseCoder], bool]]] = {
+    "W_skip": lambda coder: coder.W_skip is not None,
+    _THRESHOLD: lambda coder: isinstance(coder.activation, JumpReLU),
+}
 
 
 def _listed(folder: Path, i: int, entry: Any) -> tuple[int, tuple[Path, bool]]:

@@ -14,21 +14,23 @@ from typing import Final
 
 import jax.numpy as jnp
 
-from ...errors import UserError, quoted, shown
+from ...errors import UserError, shown
 from ...io import read_safetensors
+from ...io.fields import FLAG, choice
 from ...io.npy import read_npz
 from ..activations import JumpReLU
 from ..dictionary import SparseCoder
 from . import strict
 
 FILES: Final = ("params.npz", "params.safetensors")
+_SKIP: Final = "affine_skip_connection"
 _TENSORS: Final = {
     "w_enc": ("d_in", "n_latents"),
     "w_dec": ("n_latents", "d_out"),
     "b_enc": ("n_latents",),
     "b_dec": ("d_out",),
     "threshold": ("n_latents",),
-    "affine_skip_connection": ("d_in", "d_out"),
+    _SKIP: ("d_in", "d_out"),
 }
 
 
@@ -43,17 +45,12 @@ def load_gemma_scope(
       revision: branch, tag or commit of a Hub repository.
     Raises:
       UserError: everything that is missing, unknown or of the wrong shape, at once; NaN or infinity; another
-        architecture in a config.json beside the file.
+        architecture in a config.json beside the file, or a skip connection in one of the two alone.
     """
     path = strict.file_of(name, subfolder, revision, FILES)
     tensors = {_lower(n): a for n, a in _READ[_suffix(path)](path).items()}
-    problems = []
-    if (path.parent / "config.json").exists():
-        architecture = strict.config_of(path.parent / "config.json").get("architecture", "jump_relu")
-        known = isinstance(architecture, str) and architecture == "jump_relu"
-        problems = [] if known else [f"architecture is {quoted(architecture)}, jump_relu is read"]
-    strict.check(path, tensors, _TENSORS, optional=("affine_skip_connection",), problems=problems)
-    skip = tensors.get("affine_skip_connection")
+    strict.check(path, tensors, _TENSORS, optional=(_SKIP,), problems=_contradictions(path, _SKIP in tensors))
+    skip = tensors.get(_SKIP)
     return SparseCoder(
         W_enc=jnp.asarray(tensors["w_enc"]),
         W_dec=jnp.asarray(tensors["w_dec"]),
@@ -63,6 +60,17 @@ def load_gemma_scope(
         W_skip=None if skip is None else jnp.asarray(skip.T),
         apply_b_dec_to_input=False,
     )
+
+
+def _contradictions(path: Path, skip: bool) -> list[str]:
+    """What a config.json beside the file says otherwise."""
+    if not os.path.exists(beside := path.parent / "config.json"):
+        return []
+    config = strict.config_of(beside)
+    config.read("architecture", choice(["jump_relu"]), "jump_relu")
+    if config.read("affine_connection", FLAG, skip) is not skip:
+        config.note(f"affine_connection is {str(not skip).lower()}, but the file has {'a' if skip else 'no'} {_SKIP}")
+    return config.problems
 
 
 def _lower(name: str) -> str:

@@ -122,7 +122,7 @@ def _checked(config: Fields, norms: Any, has_thresholds: bool) -> str:
     act = config.read("act_fn", TEXT, "").lower()
     if act not in _ACTIVATIONS:
         config.note(f"act_fn is {quoted(config.get('act_fn'))}, one of {', '.join(_ACTIVATIONS)} is read")
-    threshold = config.read("jump_relu_threshold", null_or(number(low=0, high=strict.LARGEST)), None)
+    threshold = config.read("jump_relu_threshold", null_or(_THRESHOLD), None)
     if act == "jumprelu" and not has_thresholds and threshold is None:
         config.note("jump_relu_threshold is missing")
     if act == "topk":
@@ -135,7 +135,8 @@ def _checked(config: Fields, norms: Any, has_thresholds: bool) -> str:
     return act
 
 
-_NORM_KIND: Final = number(above=0, high=strict.LARGEST)
+_NORM_KIND: Final = number(above=0, high=strict.LARGEST_ACTIVATION)
+_THRESHOLD: Final = number(low=0, high=strict.LARGEST_ACTIVATION)
 
 
 def _scales(config: Mapping[str, Any], norms: Any) -> tuple[float, float]:

@@ -81,11 +81,14 @@ def load_saelens(
     if not isinstance(called, str) or called not in ARCHITECTURES:
         raise unknown("architecture", called, ARCHITECTURES, where=folder / CONFIG)
     architecture = ARCHITECTURES[called]
-    tensors = _spelled(read_safetensors(folder / WEIGHTS))
+    stored = read_safetensors(folder / WEIGHTS)
+    if config.get(FINETUNED) is True and not {FINETUNED, "scaling_factor"} & set(stored):
+        config.note(f"{FINETUNED} is true, but {WEIGHTS} holds none")
+    tensors = _spelled(stored)
     finetuned = config.get(FINETUNED) and FINETUNED in tensors and "W_enc" in architecture.tensors
     axes = {**architecture.tensors, **({FINETUNED: ("d_sae",)} if finetuned else {})}
     sizes = _checked(config, architecture)
-    _check_dtypes(config, {n: a for n, a in tensors.items() if n in axes})
+    tensors |= _in_dtype(config, {n: a for n, a in tensors.items() if n in axes and n != "topk_threshold"})
     strict.check(folder, tensors, axes, sizes, says=f"{CONFIG} says", problems=config.problems)
     factor = _factor(folder, config, scaling_factor)
     return architecture.build(config, {n: jnp.asarray(a) for n, a in tensors.items()}, factor)
@@ -117,14 +120,18 @@ def _checked(config: Fields, architecture: Architecture) -> dict[str, int]:
     return sizes
 
 
-def _check_dtypes(config: Fields, tensors: Mapping[str, np.ndarray]) -> None:
+def _in_dtype(config: Fields, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In the type that the config states, as SAELens reads them, if they are of one type; else that is noted."""
     dtype = config.read("dtype", TEXT, "float32").removeprefix("torch.")
+    found = {name: str(a.dtype) for name, a in tensors.items()}
     if dtype not in _DTYPES:
         config.note(f"dtype is {quoted(dtype)}, one of {', '.join(_DTYPES)} is read")
-        return
-    for name in [n for n in tensors if n != "topk_threshold"]:  # a float64 scalar, whatever the others are
-        if str(tensors[name].dtype) != dtype:
-            config.note(f"{name} is {tensors[name].dtype}, {CONFIG} says {dtype}")
+    elif len(set(found.values())) > 1:
+        config.note(f"tensors of several types ({', '.join(f'{n} {d}' for n, d in found.items())}) are not read")
+    elif set(found.values()) < set(_DTYPES):
+        with np.errstate(over="ignore"):  # what overflows is infinite, which `strict.check` refuses
+            return {name: a.astype(jnp.dtype(dtype)) for name, a in tensors.items()}
+    return {}
 
 
 def _spelled(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -156,4 +163,4 @@ def _factor(folder: Path, config: Mapping[str, Any], given: float | None) -> flo
     return 1.0 if given is None else _FACTOR.of(given, f"{folder}: scaling_factor")
 
 
-_FACTOR: Final = number(above=0, high=strict.LARGEST)
+_FACTOR: Final = number(above=0, high=strict.LARGEST_ACTIVATION)

@@ -25,6 +25,8 @@ FLOATS: Final = tuple(np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.f
 
 LARGEST: Final = 1e30
 """Of a number of a config: it is computed with in float32."""
+LARGEST_ACTIVATION: Final = 1e7
+"""Of a norm, a threshold or a factor between them: the outliers of large language models are below 1e5."""
 
 
 def check(
@@ -108,9 +110,16 @@ def arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def scaled(a: Array | np.ndarray, factor: Array | np.ndarray | float) -> Array:
-    """a times a factor, in float32, back in a's dtype."""
+    """a times a factor, in float32, back in a's dtype.
+
+    Raises:
+      UserError: a finite number becomes infinite.
+    """
     a = jnp.asarray(a)
-    return (a.astype(jnp.float32) * jnp.asarray(factor, jnp.float32)).astype(a.dtype)
+    out = (a.astype(jnp.float32) * jnp.asarray(factor, jnp.float32)).astype(a.dtype)
+    if not np.isfinite(out).all():
+        raise UserError(f"the numbers of this dictionary overflow {a.dtype} when its scales are folded into them.")
+    return out
 
 
 def config_of(path: Path) -> Fields:

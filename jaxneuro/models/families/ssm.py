@@ -8,6 +8,7 @@ from ...errors import UserError
 from ...io.fields import FLAG, Fields, Kind, choice, either, null_or, number, whole
 from ..config import Config
 from ..mixers import Bdh, Mamba, Mamba2
+from ..ranges import LONGEST_STEP
 from .family import REQUIRED, Family, Key, Keys, linear, norm
 
 _L: Final = "backbone.layers.{i}"
@@ -115,8 +116,8 @@ _LIMITS: Final[Kind[tuple[float, float]]] = Kind(
     lambda v: (
         isinstance(v, list | tuple)
         and len(v) == 2
-        and number(low=0).fits(v[0])
-        and (number(above=0).fits(v[1]) or v[1] in _INFINITE)
+        and number(low=0, high=LONGEST_STEP).fits(v[0])
+        and (number(above=0, high=LONGEST_STEP).fits(v[1]) or v[1] in _INFINITE)
         and _limit(v[0]) < _limit(v[1])
     ),
     lambda v: (_limit(v[0]), _limit(v[1])),

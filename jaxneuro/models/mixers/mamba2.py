@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ...axes import aligned
 from ...errors import UserError
 from ...taps import wants
-from ..ranges import check_fields
+from ..ranges import LONGEST_STEP, check_fields
 from .parts import (
     CHANNEL,
     HEADS,
@@ -91,8 +91,10 @@ class Mamba2:
         if self.n_heads % self.n_groups:
             raise UserError(f"Mamba2: n_heads={self.n_heads} is not a multiple of n_groups={self.n_groups}.")
         low, high = self.dt_limits
-        if not 0 <= low < high:
-            raise UserError(f"Mamba2: dt_limits={self.dt_limits} is no interval of positive time steps.")
+        if not 0 <= low < high or not (high <= LONGEST_STEP or (high == math.inf and low <= LONGEST_STEP)):
+            raise UserError(
+                f"Mamba2: dt_limits={self.dt_limits} is no interval of time steps from 0 to {LONGEST_STEP:g} or infinity."
+            )
 
     @property
     def d_inner(self) -> int:
