@@ -9,7 +9,7 @@ dictionary-learning (`pip install sae-lens dictionary-learning`). For every meth
 
 1. three rates, from one seed, at values of its own option (k, a target, an L1 coefficient) on both sides of L0;
 2. the rate with the least FVU at L0, by the tokens to choose on; further seeds at that rate;
-3. for ours, the default rate too.
+3. for ours, the default rate of so many steps too, where it is another.
 
 FVU at L0 is read off the line through the two nearest points in log-log. A row is one dictionary; rows are written as
 they come and a repeated call makes those that are missing, so it may be stopped at any time (or after
@@ -71,8 +71,7 @@ class Asked:
     library: str
     method: str
     value: float
-    rate: float | None
-    """None: the default."""
+    rate: float
     steps: int
     seed: int
     batch: int = BATCH
@@ -100,7 +99,7 @@ def rows(repeats: int, part: str = "400k") -> list[dict]:
             done.append(dataclasses.asdict(asked) | found | origin)
             print(json.dumps(done[-1]), flush=True)
             harness.save(name, done)
-    return [*done, *compared(done)]
+    return [*done, *compared(done, steps)]
 
 
 def _rows_of(path: Path) -> list[dict]:
@@ -120,7 +119,8 @@ def plan(done: Sequence[Mapping[str, Any]], steps: int) -> Iterator[Asked]:
         for value in VALUES[method]:
             yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=0)
     for seed, (library, method) in itertools.product(SEEDS, pairs):
-        for rate in (best_rate(done, library, method), *((None,) if library == "jaxneuro" else ())):
+        rates = (best_rate(done, library, method), *((default_rate(steps),) if library == "jaxneuro" else ()))
+        for rate in dict.fromkeys(rates):
             for value in VALUES[method]:
                 yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=seed)
 
@@ -129,9 +129,14 @@ def _of(done: Sequence[Mapping[str, Any]], library: str, method: str) -> list[Ma
     return [row for row in done if (row["library"], row["method"]) == (library, method)]
 
 
+def default_rate(steps: int) -> float:
+    """What ours takes in a run of so many steps."""
+    return float(f"{float(d.Training(steps=steps).rate(N_LATENTS)(steps // 2)):.4g}")
+
+
 def best_rate(done: Sequence[Mapping[str, Any]], library: str, method: str) -> float:
     """The rate with the least FVU at L0 on the tokens to choose on, from the first seed."""
-    mine = [row for row in _of(done, library, method) if row["seed"] == SEEDS[0] and row["rate"] is not None]
+    mine = [row for row in _of(done, library, method) if row["seed"] == SEEDS[0] and row["rate"] in RATES]
     at = {rate: [r["choose"] for r in mine if r["rate"] == rate] for rate in {r["rate"] for r in mine}}
     return min(at, key=lambda rate: fvu_at(at[rate])) if at else RATES[0]
 
@@ -149,7 +154,7 @@ def fvu_at(points: Sequence[Mapping[str, float]], l0: float = L0) -> float:
     return float(np.exp(y + slope * (np.log(l0) - x)))
 
 
-def compared(done: Sequence[Mapping[str, Any]]) -> list[dict]:
+def compared(done: Sequence[Mapping[str, Any]], steps: int) -> list[dict]:
     """One row for each method: FVU at L0 of every library at its best rate and of our default; medians of seeds."""
     found = []
     for method in VALUES:
@@ -158,7 +163,7 @@ def compared(done: Sequence[Mapping[str, Any]]) -> list[dict]:
             if mine := _of(done, library, method):
                 rate = best_rate(done, library, method)
                 row |= {library: _median(mine, rate), f"{library} rate": rate}
-        row["default"] = _median(_of(done, "jaxneuro", method), None)
+        row["default"] = _median(_of(done, "jaxneuro", method), default_rate(steps))
         row["seeds"] = len({r["seed"] for r in _of(done, "jaxneuro", method)})
         row["/ sae_lens"] = harness.ratio(row.get("jaxneuro"), row.get("sae_lens"))
         row["default / best"] = harness.ratio(row["default"], row.get("jaxneuro"))
@@ -166,7 +171,7 @@ def compared(done: Sequence[Mapping[str, Any]]) -> list[dict]:
     return found
 
 
-def _median(mine: Sequence[Mapping[str, Any]], rate: float | None) -> float | None:
+def _median(mine: Sequence[Mapping[str, Any]], rate: float) -> float | None:
     mine = [row for row in mine if row["rate"] == rate]
     seeds = {row["seed"] for row in mine}
     at = [fvu_at([row["judge"] for row in mine if row["seed"] == seed]) for seed in seeds]
