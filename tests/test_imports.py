@@ -15,7 +15,7 @@ PACKAGE = ROOT / "jaxneuro"
 # Each room and what it may import, besides itself. Doors (axes, errors, console, excerpts, protocols, sums, versions,
 # io) are open to all above.
 MAY_IMPORT = {
-    "axes": set(),
+    "axes": {"errors"},
     "errors": set(),
     "console": set(),
     "excerpts": set(),
@@ -27,9 +27,9 @@ MAY_IMPORT = {
     "taps": {"errors"},
     "models": {"axes", "console", "errors", "io", "taps"},
     "data": {"errors", "io", "stats"},
-    "activations": {"errors", "console", "protocols", "sums", "io", "taps", "models", "data"},
+    "activations": {"axes", "errors", "console", "protocols", "sums", "io", "taps", "models", "data"},
     "dictionaries": {"axes", "errors", "excerpts", "protocols", "sums", "io", "taps", "models"},
-    "neurons": {"errors", "excerpts", "protocols", "sums", "stats", "io", "taps", "models"},
+    "neurons": {"axes", "errors", "excerpts", "protocols", "sums", "stats", "io", "taps", "models"},
     "reports": {"errors", "io"},
     "parallel": {"errors", "protocols"},
     "study": {

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..data.subset import counted_per_group
+from ..data.subset import counted_of, counted_per_group
 from ..errors import UserError
 from .checkpoint import need_space
 from .feed import placer
@@ -326,6 +326,8 @@ class _OneEach:
     def __init__(self, windows: Rows):
         self._windows = windows
         self.group_names, self.group, self.fingerprint = windows.group_names, windows.group, windows.fingerprint
+        known = getattr(windows, "counted_each", None)
+        self.counted_each = None if known is None else np.minimum(known, 1)
         self.tokens_per_group = counted_per_group(self)
 
     group_names: Sequence[str]
@@ -356,7 +358,7 @@ def draw(windows: Rows, max_tokens: int | None, seed: int) -> tuple[np.ndarray, 
         for chunk in np.array_split(candidates, max(1, len(candidates) // 1024)):
             if share <= 0 or not len(chunk):
                 break
-            counted = windows.rows(chunk)["counted"].sum(1, dtype=np.int64)
+            counted = counted_of(windows, chunk)
             kept = np.minimum(counted, np.maximum(share - (np.cumsum(counted) - counted), 0))
             orders.append(chunk[kept > 0])
             keeps.append(kept[kept > 0])

@@ -2,6 +2,7 @@
 """A model seen through some of its sites: the program that computes them and nothing above them."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..axes import by_position
 from ..errors import UserError
 from ..protocols import Batch, Method
 from ..taps import capture
@@ -19,6 +21,7 @@ from .together import apart
 _NO_POSITION = ("attn.scores", "attn.pattern")
 _POOLED = ("pooled", "pooler.", "projected")
 _ENCODER = "encoder."
+_STACK = re.compile(r"((?:encoder\.|stage\d+\.)?)blocks\.")
 _ANSWERS = ("context", "context_mask")
 """What rows for a decoder say of the texts that its encoder reads."""
 LABELS = ("group", "window")
@@ -117,7 +120,18 @@ def check_answers(model: Any, sites: Sequence[str], there: bool) -> None:
 def several(site: str) -> bool:
     """It stands for layers, and its values have an axis of them."""
     name, _, single = parse(site)
-    return name.removeprefix(_ENCODER).startswith("blocks.") and not single
+    return stack_of(name) is not None and not single
+
+
+def stack_of(name: str) -> str | None:
+    """What is before "blocks." in a site's name: of a stack of layers "", "encoder." or "stage2."; None: of no stack.
+
+    Example:
+      >>> stack_of("blocks.mlp.post"), stack_of("stage2.blocks.conv1"), stack_of("embed")
+      ('', 'stage2.', None)
+    """
+    found = _STACK.match(name)
+    return found[1] if found else None
 
 
 @functools.lru_cache(maxsize=64)
@@ -166,9 +180,10 @@ def _by_token(site: str, value: Array, positions: tuple[int, ...]) -> Array:
     if by_text(site):
         return value.reshape(value.shape[0], 1, -1)
     layers = 1 if several(site) else 0
-    if value.shape[layers : layers + 2] != positions:
-        raise UserError(f"{site!r} has shape {value.shape}, not one row for each of the {positions} tokens.")
-    rows = value.reshape(*value.shape[: layers + 2], -1)
+    try:
+        rows = by_position(value, positions, layers=layers)
+    except UserError:
+        raise UserError(f"{site!r} has shape {value.shape}, not one row for each of the {positions} tokens.") from None
     return jnp.moveaxis(rows, 0, 2) if layers else rows
 
 

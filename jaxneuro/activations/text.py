@@ -23,7 +23,10 @@ def model_and_tokenizer(
     """
     model = load(name, dtype=dtype, mesh=mesh)
     if not isinstance(model, Transformer) or model.cfg.image is not None:
-        raise UserError(f"{name} holds a model of pictures, which reads no text. Choose a model of text.")
+        raise UserError(
+            f"{name} holds a model of pictures, which reads no text: give it pictures with --pictures FOLDER (commands "
+            "study and capture), or choose a model of text."
+        )
     if bos not in BOS:
         raise unknown("bos", bos, BOS)
     tokenizer = load_tokenizer(name, bos=BOS[bos])

@@ -1,24 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jaxneuro capture`: values of a model's sites over text, to disk; or their moments, which never leave the device."""
+"""`jaxneuro capture`: values of a model's sites over text or pictures, to disk; or their moments, which never do."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
 from ..console import say
-from ..data import Bos, TextFields
-from ..errors import UserError
+from ..data import Bos, PictureFields, TextFields
+from ..errors import UserError, unknown
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh as DeviceMesh
+
     from ..activations import Moments
-    from ..data import Paired, Windows
-    from ..models import Transformer
+    from ..data import Paired, PictureRows, Windows
 
 MOMENTS: Final = "moments.npz"
 SETTINGS: Final = "capture.json"
+NAMES: Final = "pictures.json"
+"""Of pictures: {"pictures": [{path, group, document}, ...]}; entry i is what a store calls window i."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,18 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CapturedPictures(PictureFields):
+    """Which pictures, and which of their positions."""
+
+    positions: Literal["patches", "first", "all"] = "patches"
+    """What is kept: patches; the first position, a class token where there is one; all, with class token and
+    registers. A convolutional network has patches only."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Capture:
-    """Read a model's sites over text and keep the values at every token, or their mean, variance and range."""
+    """Read a model's sites over text or pictures and keep the values at every token or patch, or their mean, variance
+    and range."""
 
     model: Annotated[str, tyro.conf.Positional] = "bundled"
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
@@ -50,6 +63,11 @@ class Capture:
     """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
     text: TextFields = TextFields()
     """What in these files is text."""
+    pictures: str | None = None
+    """Instead of text: a folder with a sub-folder of pictures per group, a folder of pictures, or a table with the
+    fields path and group. A store's window is the picture (OUT/pictures.json has the names), its pos the patch."""
+    picture: CapturedPictures = CapturedPictures()
+    """Which of these pictures, and which of their positions."""
     answers: str | None = None
     """Text that the decoder of a T5 reads, document by document beside that of --groups: for sites of the decoder."""
     max_tokens: int | None = None
@@ -72,30 +90,35 @@ class Capture:
     """Over how many devices the model and its batches are spread."""
 
 
-def sites_of(asked: Sequence[str], n_layers: int, encoder_layers: int = 0) -> tuple[str, ...]:
+def sites_of(asked: Sequence[str], stacks: Mapping[str, int]) -> tuple[str, ...]:
     """Every site with one layer, in order, once.
 
     Args:
-      n_layers, encoder_layers: of the stacks of "blocks." and "encoder.blocks.".
+      stacks: {what stands before "blocks.": number of its layers}: "", "encoder.", "stage2.".
     Raises:
       UserError: no site at all, a gradient.
     Example:
-      >>> sites_of(["embed", "blocks.*.mlp_out", "blocks.1.mlp_out"], n_layers=2)
+      >>> sites_of(["embed", "blocks.*.mlp_out", "blocks.1.mlp_out"], {"": 2})
       ('embed', 'blocks.0.mlp_out', 'blocks.1.mlp_out')
-      >>> sites_of(["encoder.blocks.*.mlp_out"], n_layers=2, encoder_layers=1)
-      ('encoder.blocks.0.mlp_out',)
+      >>> sites_of(["stage1.blocks.*.post"], {"stage0.": 1, "stage1.": 2})
+      ('stage1.blocks.0.post', 'stage1.blocks.1.post')
     """
+    from ..activations.site import stack_of
     from ..taps.names import parse
 
     found: dict[str, None] = {}
     for site in asked:
         name, layers, _ = parse(site)
-        stack, blocks, rest = name.partition("blocks.")
-        if not blocks:
+        if (stack := stack_of(name)) is None:
             found[name] = None
             continue
-        every = range(encoder_layers if stack else n_layers)
-        found |= dict.fromkeys(f"{stack}blocks.{i}.{rest}" for i in (every if layers is None else layers))
+        if stack not in stacks:
+            hint = "Name another one; see `jaxneuro sites`."
+            raise unknown("stack of layers", f"{stack}blocks", [f"{s}blocks" for s in stacks], hint=hint)
+        rest = name.removeprefix(f"{stack}blocks.")
+        found |= dict.fromkeys(
+            f"{stack}blocks.{i}.{rest}" for i in (range(stacks[stack]) if layers is None else layers)
+        )
     if not found:
         raise UserError("--site names nothing. Name a site, such as blocks.3.resid_post; see `jaxneuro sites`.")
     return tuple(found)
@@ -110,11 +133,8 @@ def run_capture(config: Capture) -> Path:
       >>> run_capture(Capture(site=("blocks.*.mlp.post",), keep="moments"))        # doctest: +SKIP
       PosixPath('jaxneuro-activations')
     """
-    import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from ..activations.site import check_answers, of_encoder, passes
-    from ..activations.text import model_and_tokenizer, read_pairs, read_windows
     from ..io import write_json
     from ..models.sharding import device_mesh
     from ..versions import versions
@@ -126,9 +146,25 @@ def run_capture(config: Capture) -> Path:
     if config.batch % config.devices.data:
         raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")
     spread = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
+    model, parts = _of_text(config, mesh) if config.pictures is None else _of_pictures(config, mesh)
+    _KEEP[config.keep](config, model, parts, spread)
+    settings = dataclasses.asdict(config) | {"out": str(config.out)}
+    write_json(config.out / SETTINGS, {"config": settings, "versions": versions()})
+    if config.pictures is not None:
+        write_json(config.out / NAMES, {"pictures": parts[0][1].named()})  # type: ignore[union-attr]
+    say(f"{config.out} is complete")
+    return config.out
+
+
+def _of_text(config: Capture, mesh: "DeviceMesh | None") -> tuple[Any, "Parts"]:
+    import jax.numpy as jnp
+
+    from ..activations.site import check_answers, of_encoder, passes
+    from ..activations.text import model_and_tokenizer, read_pairs, read_windows
+
     model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh, bos=config.bos)
     encoder = model.cfg.encoder
-    sites = sites_of(config.site, model.cfg.n_layers, 0 if encoder is None else encoder.n_layers)
+    sites = sites_of(config.site, {"": model.cfg.n_layers} | ({"encoder.": encoder.n_layers} if encoder else {}))
     if config.answers is None:
         texts = rows = read_windows(model, tokenizer, config.groups, length=config.context, fields=config.text)
     else:
@@ -137,18 +173,32 @@ def run_capture(config: Capture) -> Path:
     parts: Parts = [(alike, texts if of_encoder(alike[0]) else rows) for alike in passes(sites)]
     for alike, _ in parts:
         check_answers(model, alike, config.answers is not None)
-    _KEEP[config.keep](config, model, parts, spread)
-    settings = dataclasses.asdict(config) | {"out": str(config.out)}
-    write_json(config.out / SETTINGS, {"config": settings, "versions": versions()})
-    say(f"{config.out} is complete")
-    return config.out
+    return model, parts
 
 
-type Parts = list[tuple[tuple[str, ...], "Windows | Paired"]]
+def _of_pictures(config: Capture, mesh: "DeviceMesh | None") -> tuple[Any, "Parts"]:
+    import jax.numpy as jnp
+
+    from ..activations.pictures import alike, model_and_processor, picture_groups, picture_rows, stacks_of
+
+    if config.groups != Capture.groups or config.answers is not None:
+        raise UserError("--pictures and text (--groups, --answers) are both given. Leave one of them out.")
+    model, processor = model_and_processor(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh)
+    sites = sites_of(config.site, stacks_of(model))
+    pictures = picture_groups(config.pictures or "", config.picture, config.seed)
+    first = picture_rows(model, processor, pictures, sites[0], config.picture.positions)
+    parts: Parts = [
+        (some, picture_rows(model, processor, pictures, some[0], config.picture.positions))
+        for some in alike(model, sites, first.shape)
+    ]
+    return model, parts
+
+
+type Parts = list[tuple[tuple[str, ...], "Windows | Paired | PictureRows"]]
 """Sites of one pass of the model, and what it reads."""
 
 
-def _values(config: Capture, model: "Transformer", parts: Parts, spread: Any) -> None:
+def _values(config: Capture, model: Any, parts: Parts, spread: Any) -> None:
     from ..activations import harvest_sites, rich_progress
 
     for sites, rows in parts:
@@ -164,7 +214,7 @@ def _values(config: Capture, model: "Transformer", parts: Parts, spread: Any) ->
             )
 
 
-def _moments(config: Capture, model: "Transformer", parts: Parts, spread: Any) -> None:
+def _moments(config: Capture, model: Any, parts: Parts, spread: Any) -> None:
     import numpy as np
 
     from ..io.files import atomic_write
@@ -174,9 +224,7 @@ def _moments(config: Capture, model: "Transformer", parts: Parts, spread: Any) -
         np.savez(f, allow_pickle=False, **{f"{s}/{name}": a for s, m in found.items() for name, a in _named(m)})
 
 
-def _moments_of(
-    config: Capture, model: "Transformer", rows: Any, sites: tuple[str, ...], spread: Any
-) -> dict[str, "Moments"]:
+def _moments_of(config: Capture, model: Any, rows: Any, sites: tuple[str, ...], spread: Any) -> dict[str, "Moments"]:
     import jax
     import numpy as np
 

@@ -39,6 +39,7 @@ mapping of names to sequences of strings, `batches` any `Windows`. A batch is a 
 | `subset.py`, `paired.py` | some of the rows, for splits; texts beside their answers, for T5 | NumPy |
 | `windows.py`, `packing.py` | packing into rows; blocks that share documents; permuted labels | NumPy |
 | `batches.py` | shuffle, shards, epochs, resume | Grain |
+| `pictures.py`, `picture_rows.py` | folders and tables of pictures as rows; a patch is a token | Pillow |
 | `processor.py`, `processor_config.py` | pictures as a model's folder says | Pillow (extra `images`) |
 
 **To add a file format**: (1) write `scan(path, fields)`, which yields an `Entry` for each document and raises for bad
@@ -46,8 +47,7 @@ input with file and place; (2) write a `Part` that reads document i again; (3) a
 and bad files to `tests/data/test_groups.py`. A packing is a class with `__len__` and `row`, and a row in `PACKINGS`.
 
 **Not here**: cleaning, deduplication, language identification, streaming from the network (a dataset is downloaded
-first), chat templates (`read_groups(render=...)` takes one), streams of pictures
-(`load_processor(folder)(pictures)` is one batch).
+first), chat templates (`read_groups(render=...)` takes one), pictures inside of tables (their paths are read).
 """
 
 from .batches import batches as batches
@@ -56,6 +56,11 @@ from .groups import Groups as Groups
 from .groups import read_groups as read_groups
 from .groups import require_groups as require_groups
 from .paired import Paired as Paired
+from .picture_rows import PictureRows as PictureRows
+from .picture_rows import Places as Places
+from .pictures import PictureFields as PictureFields
+from .pictures import Pictures as Pictures
+from .pictures import read_pictures as read_pictures
 from .processor import Processor as Processor
 from .processor_config import load_processor as load_processor
 from .records import TextFields as TextFields

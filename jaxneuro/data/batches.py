@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import UserError
 from .paired import Paired
+from .picture_rows import PictureRows
 from .subset import Subset
 from .windows import Windows
 
@@ -25,7 +26,7 @@ type Batch = dict[str, np.ndarray]
 
 
 def batches(
-    windows: Windows | Subset | Paired,
+    windows: Windows | Subset | Paired | PictureRows,
     *,
     batch_size: int,
     seed: int | None = None,

@@ -78,6 +78,18 @@ class Processor:
             raise UserError(f"a batch has pictures of one size; these come out as {found}. Give one of them at a time.")
         return np.stack(done)
 
+    def undone(self, x: Float[np.ndarray, "row column channel"]) -> UInt8[np.ndarray, "row column channel"]:
+        """What the model reads, as a picture to look at: neither normalised nor rescaled, and still cropped.
+
+        Example:
+          >>> half = Processor(mean=(0.5,), std=(0.5,))
+          >>> half.undone(half(np.full((1, 1, 1), 200, np.uint8))[0]).item()
+          200
+        """
+        if self.mean is not None:
+            x = x * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
+        return np.clip(np.round(x / (self.rescale or 1.0)), 0, 255).astype(np.uint8)
+
     def _one(self, a: UInt8[np.ndarray, "row column channel"]) -> Float[np.ndarray, "row column channel"]:
         channels = (1, 3) if self.mean is None else (len(self.mean),)
         if a.shape[2] not in channels:
@@ -110,7 +122,7 @@ def pillow(what: str) -> ModuleType:
 
 def _pixels(picture: Picture, to_rgb: bool) -> UInt8[np.ndarray, "row column channel"]:
     if hasattr(picture, "getbands"):
-        a = np.asarray(_rgb(picture) if to_rgb else picture)
+        a = np.asarray(rgb(picture) if to_rgb else picture)
         if not to_rgb and picture.mode not in ("RGB", "L"):
             raise UserError(
                 f"a picture of Pillow's mode {picture.mode}, which this processor does not convert: "
@@ -125,7 +137,8 @@ def _pixels(picture: Picture, to_rgb: bool) -> UInt8[np.ndarray, "row column cha
     return a
 
 
-def _rgb(picture: Picture) -> Picture:
+def rgb(picture: Picture) -> Picture:
+    """Pillow's picture in RGB; a transparent one on white."""
     image = pillow("converting a picture to RGB")
     if "A" not in picture.getbands() and picture.info.get("transparency") is None:
         return picture.convert("RGB")

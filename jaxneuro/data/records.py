@@ -47,6 +47,12 @@ class TextFields:
         }
 
 
+_GROUP_HINT: Final = "Name the field with group_field (on the command line: --text.group-field)."
+_TEXT_HINT: Final = (
+    "Name the field with text_field (on the command line: --text.field), or several, as in '{question} {answer}'."
+)
+
+
 class Fields(NamedTuple):
     """Which fields of a record are its text and its group."""
 
@@ -58,6 +64,9 @@ class Fields(NamedTuple):
     """The group of a record without that field; None: an error."""
     render: Render = contents
     """[{"role", "content"}, ...] -> text."""
+    text_hint: str = _TEXT_HINT
+    """What to do where the text's field is missing, and where the group's is:"""
+    group_hint: str = _GROUP_HINT
 
 
 def text_of(record: Mapping[str, Any], fields: Fields, where: str) -> str:
@@ -67,10 +76,12 @@ def text_of(record: Mapping[str, Any], fields: Fields, where: str) -> str:
       UserError: a field is missing, or holds no text.
     """
     if names := template_fields(fields.text):
-        values = {n: _field(record, n, where) for n in names}
-        filled = {n: "" if v is None else check_text(v, where, n) for n, v in values.items()}
+        values = {n: _field(record, n, where, fields.text_hint) for n in names}
+        filled = {
+            n: "" if v is None else str(v) if type(v) is int else check_text(v, where, n) for n, v in values.items()
+        }
         return fields.text.format_map(filled)
-    value = _field(record, text_field(fields.text, record), where)
+    value = _field(record, text_field(fields.text, record), where, fields.text_hint)
     if isinstance(value, list) and value and all(isinstance(m, Mapping) for m in value):
         return check_text(fields.render([_message(m, where) for m in value]), where)
     return check_text(value, where)
@@ -82,13 +93,7 @@ def group_of(record: Mapping[str, Any], fields: Fields, where: str) -> str | Non
         return None
     if fields.otherwise is not None and fields.group not in record:
         return fields.otherwise
-    return group_name(_field(record, fields.group, where, hint=_GROUP_HINT), where)
-
-
-_GROUP_HINT: Final = "Name the field with group_field (on the command line: --text.group-field)."
-_TEXT_HINT: Final = (
-    "Name the field with text_field (on the command line: --text.field), or several, as in '{question} {answer}'."
-)
+    return group_name(_field(record, fields.group, where, hint=fields.group_hint), where)
 
 
 def columns(fields: Fields, known: Collection[str], where: str) -> list[str]:
@@ -100,10 +105,10 @@ def columns(fields: Fields, known: Collection[str], where: str) -> list[str]:
     wanted = [*template_fields(fields.text)] or [text_field(fields.text, known)]
     for name in wanted:
         if name not in known:
-            raise unknown("field", name, known, where=where, hint=_TEXT_HINT)
+            raise unknown("field", name, known, where=where, hint=fields.text_hint)
     if fields.group is not None and (fields.group in known or fields.otherwise is None):
         if fields.group not in known:
-            raise unknown("field", fields.group, known, where=where, hint=_GROUP_HINT)
+            raise unknown("field", fields.group, known, where=where, hint=fields.group_hint)
         wanted.append(fields.group)
     return list(dict.fromkeys(wanted))
 
@@ -136,7 +141,7 @@ def text_field(name: str, known: Collection[str]) -> str:
     return name
 
 
-def _field(record: Mapping[str, Any], name: str, where: str, hint: str = _TEXT_HINT) -> Any:
+def _field(record: Mapping[str, Any], name: str, where: str, hint: str) -> Any:
     if name not in record:
         raise unknown("field", name, record, where=where, hint=hint)
     return record[name]

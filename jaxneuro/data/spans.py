@@ -44,10 +44,10 @@ def state(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def unchanged(path: Path, before: tuple[int, int]) -> None:
+def unchanged(path: Path, before: tuple[int, int], *, again: str = "read_groups") -> None:
     """Raises: UserError: the file is gone or another one."""
     if not path.is_file() or state(path) != before:
-        raise UserError(f"{path} changed while it was in use. Call read_groups again.")
+        raise UserError(f"{path} changed while it was in use. Call {again} again.")
 
 
 def _decode(raw: bytes, path: Path, offset: int) -> str:

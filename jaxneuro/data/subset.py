@@ -13,6 +13,7 @@ from .windows import Windows
 
 if TYPE_CHECKING:
     from .paired import Paired
+    from .picture_rows import PictureRows
 
 CHUNK = 1024
 """Rows looked at together when tokens are counted."""
@@ -36,10 +37,16 @@ class Counted(Protocol):
         ...
 
 
+def counted_of(rows: Counted, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """int64 [n]: counted positions of these rows. Pictures know them (`counted_each`), without being decoded."""
+    known = getattr(rows, "counted_each", None)
+    return rows.rows(indices)["counted"].sum(1, dtype=np.int64) if known is None else known[np.asarray(indices)]
+
+
 def counted_per_row(rows: Counted) -> np.ndarray:
     """int64 [n_rows]: counted positions of every row."""
-    starts = range(0, len(rows.group), CHUNK)
-    found = [rows.rows(range(a, min(a + CHUNK, len(rows.group))))["counted"].sum(1) for a in starts]
+    n = len(rows.group)
+    found = [counted_of(rows, np.arange(a, min(a + CHUNK, n))) for a in range(0, n, CHUNK)]
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
@@ -50,7 +57,7 @@ def counted_per_group(rows: Counted) -> np.ndarray:
     return total
 
 
-def draw_windows(rows: "Windows | Paired", max_tokens_per_group: int | None, seed: int) -> "Subset":
+def draw_windows(rows: "Windows | Paired | PictureRows", max_tokens_per_group: int | None, seed: int) -> "Subset":
     """Windows drawn at random over every whole group, until one more would be too much; at least two of each.
 
     Args:
@@ -80,11 +87,11 @@ class Subset(Sequence[dict[str, np.ndarray]]):
       UserError: a number outside the windows, or none at all.
     """
 
-    def __init__(self, base: "Windows | Paired", indices: Sequence[int] | np.ndarray):
+    def __init__(self, base: "Windows | Paired | PictureRows", indices: Sequence[int] | np.ndarray):
         self.base, self.indices = base, np.asarray(indices, np.int64)
         if not self.indices.size or self.indices.min() < 0 or self.indices.max() >= len(base):
             raise UserError(f"a subset needs window numbers from 0 to {len(base) - 1}, at least one of them.")
-        self.group_names, self.length, self.tokenizer = base.group_names, base.length, base.tokenizer
+        self.group_names, self.length = base.group_names, base.length
         self.group, self.block = base.group[self.indices], base.block[self.indices]
 
     def __len__(self) -> int:
@@ -100,6 +107,17 @@ class Subset(Sequence[dict[str, np.ndarray]]):
         at = np.asarray(indices, np.int64)
         inside = at < len(self)
         return self.base.rows(np.where(inside, self.indices[np.where(inside, at, 0)], len(self.base)))
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of windows of text."""
+        return getattr(self.base, "tokenizer", None)
+
+    @property
+    def counted_each(self) -> np.ndarray | None:
+        """int64 [n], where the whole knows it without reading: see `PictureRows`."""
+        known = getattr(self.base, "counted_each", None)
+        return None if known is None else known[self.indices]
 
     @property
     def tokens_per_group(self) -> np.ndarray:
