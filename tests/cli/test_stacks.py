@@ -105,7 +105,7 @@ def test_a_dictionary_of_the_encoder(folder, tmp_path, capsys):
 
 def test_layers_of_both_stacks():
     asked = ["blocks.*.mlp_out", "encoder.blocks.*.mlp_out", "encoder.blocks.4,1.mlp_out", "encoder.embed"]
-    assert sites_of(asked, n_layers=1, encoder_layers=2) == (
+    assert sites_of(asked, {"": 1, "encoder.": 2}) == (
         "blocks.0.mlp_out",
         *(f"encoder.blocks.{i}.mlp_out" for i in (0, 1, 4)),
         "encoder.embed",
