@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ..errors import UserError
 from ..models import Config, Transformer, Weights, init_cache
 from ..taps import intervene
+from ..taps.ranges import traced
 from .checks import (
     Rows,
     check_ids,
@@ -95,8 +96,8 @@ def generate(
       Generated, on the device.
     Raises:
       UserError: before any compute: not a decoder; a context that is missing or misshapen; empty prompts, ids outside
-        the vocabulary, prompts and max_new beyond the context; edits of sites, layers or positions that do not exist; a
-        rope that cannot be kept in a cache at these lengths (`init_cache`).
+        the vocabulary, prompts and max_new beyond the context; edits of sites, layers,
+        positions, neurons ... that do not exist; a rope that cannot be kept in a cache at these lengths (`init_cache`).
     Example:
       >>> from jaxneuro.models import Config, Transformer, init
       >>> from jaxneuro.taps import add
@@ -167,8 +168,8 @@ def _start(
     return begin(logits, cache, rules, new=new)
 
 
-def check_edits(first: tuple[Any, ...], edits: Any, start: Callable[..., State], go_on: Callable[..., State]) -> None:
+def check_edits(first: tuple[Any, ...], edits: Any, start: Any, go_on: Any) -> None:
     """Make both programs without running them: an edit that cannot be made in either raises now."""
     weights, *_, rules = first
-    state = jax.eval_shape(start, *first)
-    jax.eval_shape(go_on, weights, state, edits, rules, jnp.int32(0))
+    state = traced(start, *first)
+    traced(go_on, weights, state, edits, rules, jnp.int32(0))

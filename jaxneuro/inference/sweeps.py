@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ..models import Config, Transformer, Weights, encode, forward, init_cache
 from ..models.cache import Carried
 from ..taps import intervene, sweep
+from ..taps.ranges import traced
 from .checks import (
     Rows,
     check_ids,
@@ -103,21 +104,11 @@ def steer_sweep(
         jnp.asarray(check_ids(cfg, stop, "stop")),
         jnp.int32(check_ids(cfg, [fill], "fill")[0]),
     )
-    return _swept(
-        model.weights,
-        jnp.asarray(ids),
-        None if real.all() else jnp.asarray(real),
-        made,
-        rules,
-        source,
-        cfg=cfg,
-        new=max_new,
-        even=even,
-        shortest=shortest,
-        **_begins(made, cfg, source[0], rows),
-        measure=measure,
-        chunk=chunk,
-    )
+    real = None if real.all() else jnp.asarray(real)
+    args = model.weights, jnp.asarray(ids), real, made, rules, source
+    begins = _begins(made, cfg, source[0], rows)
+    static = {"cfg": cfg, "new": max_new, "even": even, "shortest": shortest, "measure": measure, "chunk": chunk}
+    return _swept(*args, **static, **begins)
 
 
 def _begins(edits: Any, cfg: Config, context: Array | None, rows: Rows) -> dict[str, Any]:
@@ -143,8 +134,13 @@ def _first(edits: Any, rows: Rows) -> int:
 _STATIC: Final = ("cfg", "new", "even", "shortest", "encoder", "layer", "pos", "measure", "chunk")
 
 
+def _swept(*args: Any, **static: Any) -> Swept:
+    traced(_program, *args, **static)  # points that name what is not there raise before anything runs
+    return _program(*args, **static)
+
+
 @functools.partial(jax.jit, static_argnames=_STATIC)
-def _swept(
+def _program(
     weights: Weights, tokens: Array, mask: Array | None, edits: Any, rules: Rules, source: Source = (None, None), *,
     cfg: Config, new: int, even: bool, shortest: int, layer: int, pos: int, measure: Callable[[Array], Any] | None,
     chunk: int, encoder: int | None = None,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from ..errors import UserError, unknown
 from ..models import unembedding
 from ..models.transformer import gain
+from ..taps.ranges import check_index
 
 _FULL = jax.lax.Precision.HIGHEST
 
@@ -242,7 +243,8 @@ def decode_neurons(
     Returns:
       Decoded with leading axis [n], or [L, F] for all.
     Raises:
-      UserError: the model has no unembedding (an encoder), or only one of layers and neurons is given.
+      UserError: the model has no unembedding (an encoder), or only one of layers and neurons is given; one
+        that is not there.
     """
     if not cfg.has_head:
         raise UserError(
@@ -253,6 +255,8 @@ def decode_neurons(
         raise UserError("decode_neurons: give both layers and neurons, or neither for all.")
     if layers is not None:
         d = neuron_directions(weights, cfg, side, fold_norm=fold_norm)
+        for axis, index, n in zip(("layer", "neuron"), (layers, neurons), d.shape, strict=False):
+            check_index(np.asarray(index), "blocks.mlp.post", axis, n, "decode_neurons")
         everyone = d.reshape(-1, d.shape[-1]) if variant == "zscore" else None
         chosen = d[np.asarray(layers), np.asarray(neurons)]
         options: dict[str, Any] = {"centred": centred, "variant": variant, "population": everyone}

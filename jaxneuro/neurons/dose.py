@@ -2,6 +2,7 @@
 """Clamp a neuron to a value, see what the model says: dose-response curves."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ..errors import UserError
 from ..taps import apply_fn, intervene
+from ..taps.ranges import traced, within
 from .measures import Measure, check_output, measure_named, per_group
 
 
@@ -34,8 +36,11 @@ class DoseResponse:
     unit: str
 
 
-def write_neuron(x: Array, neuron: Array, value: Array, on: Array) -> Array:
-    """x [batch, pos, ...] with one neuron (counted through trailing axes) set to `value` where `on` [batch, pos]."""
+def write_neuron(x: Array, neuron: Array, value: Array, on: Array, *, site: str = "") -> Array:
+    """x [batch, pos, ...] with one neuron (counted through trailing axes) set to `value` where `on` [batch, pos].
+    A traced neuron that x does not have makes it NaN."""
+    neuron, outside = within(neuron, site, "neuron", math.prod(x.shape[2:]))
+    x = jnp.where(outside, jnp.full_like(x, jnp.nan), x)
     here = (jnp.arange(np.prod(x.shape[2:]), dtype=jnp.int32) == neuron).reshape(x.shape[2:])
     on = on.reshape(*on.shape, *([1] * here.ndim))
     return jnp.where(on & here, value.astype(x.dtype), x)
@@ -44,6 +49,7 @@ def write_neuron(x: Array, neuron: Array, value: Array, on: Array) -> Array:
 def token_mass(logits: Array, tokens: Array, on: Array) -> Float[Array, " batch"]:
     """Sum over the positions that are on of the summed softmax probability of the given token ids."""
     logits = logits.astype(jnp.float32)
+    tokens, _ = within(tokens, "logits", "d_vocab", logits.shape[-1])
     norm = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     mass = jnp.sum(jnp.exp(logits[..., tokens] - norm), -1)
     return jnp.sum(jnp.where(on, mass, 0), 1)
@@ -65,7 +71,7 @@ def _sums(
         return per_group(value, batch["group"], n_groups), per_group(weight, batch["group"], n_groups), mass
 
     def one(j: Any) -> Any:
-        edit = apply_fn(site, write_neuron, j["neuron"], j["value"], on, layer=j["layer"])
+        edit = apply_fn(site, partial(write_neuron, site=site), j["neuron"], j["value"], on, layer=j["layer"])
         tokens = None if promoted is None else promoted[j["which"]]
         return sums(intervene(apply, [edit])(*args), tokens)
 
@@ -110,7 +116,8 @@ def dose_response(
     Returns:
       DoseResponse.
     Raises:
-      UserError: shapes that do not fit, no batches, a group without text, logits asked of a model without a head.
+      UserError: shapes that do not fit; a layer, neuron or token that is not there; no batches; a group without text;
+        logits asked of a model without a head.
     Source: arXiv 2501.02688 (clamping a neuron, probability of its concept token).
     """
     layers, neurons = np.asarray(layers, np.int32), np.asarray(neurons, np.int32)
@@ -125,16 +132,16 @@ def dose_response(
     job = _jobs(layers, neurons, values, chunk)
     tokens = None if promoted is None else jnp.asarray(promoted, jnp.int32)
     known = len(batches) if hasattr(batches, "__len__") else 0  # type: ignore[arg-type]
+    static: dict[str, Any] = {"apply": apply, "site": site, "measure": measure, "positions": positions}
+    static |= {"n_groups": n_groups, "chunk": chunk}
     total = None
     for done, batch in enumerate(batches, 1):
         batch = {k: batch[k] for k in ("tokens", "mask", "counted", "group")}
         if done == 1:
             followed = measure._replace(needs_logits=measure.needs_logits or promoted is not None)
             check_output(apply, weights, batch, followed)
-        sums = _sums(
-            weights, job, tokens, batch, apply=apply, site=site, measure=measure, positions=positions,
-            n_groups=n_groups, chunk=chunk,
-        )  # fmt: skip
+            traced(_sums, weights, job, tokens, batch, **static)
+        sums = _sums(weights, job, tokens, batch, **static)
         sums = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         if progress is not None:

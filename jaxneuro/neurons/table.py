@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import UserError, shown
 from ..io import save_npz
+from ..taps.ranges import check_index
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,13 @@ class GroupStatistics:
         """The `n` windows with the largest value: dicts of value, window, position, group; at most one per window.
 
         Larger value first, then the smaller window number. With `group`, only that group's.
+
+        Raises:
+          UserError: a layer, neuron or group that is not there.
         """
+        asked = {"layer": layer, "neuron": neuron, "group": 0 if group is None else group}
+        for (axis, index), size in zip(asked.items(), self.example_value.shape, strict=False):
+            check_index(np.asarray(index), self.site, axis, size, "examples")
         groups = range(self.n_groups) if group is None else [group]
         rows = [
             {

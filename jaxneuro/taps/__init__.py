@@ -39,7 +39,7 @@ program. `sites(fn, *args)` lists what there is.
 | `edits.py`, `views.py` | edits; selectors and broadcasting, by the names of axes |
 | `staging.py`, `collect.py` | from a function to its program; from requests to what is read, and back |
 | `survey.py`, `constants.py` | where a program reaches its sites; which layers a scan visits |
-| `checks.py` | requests against what is there |
+| `checks.py`, `ranges.py` | requests against what is there; indices that are traced |
 | `rewrite.py`, `rules.py` | running a program with sites read and edited; one rule per kind of equation |
 | `compiled.py`, `content.py` | calls outside of jit: equal programs compile once, 64 are kept |
 | `reprs.py` | how objects are shown in a REPL |

@@ -2,6 +2,7 @@
 """What is asked against what is there: every request that cannot be met raises before anything runs."""
 
 import dataclasses
+import functools
 from collections import Counter
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..errors import UserError, unknown
 from .definitions import OTHERS
 from .edits import Edit
 from .names import SiteName, parse
+from .ranges import Have, check_index, ranges, within
 from .spans import SPAN_OF
 from .survey import Occurrence, Survey
 from .views import broadcasts, describe
@@ -40,7 +42,7 @@ def find(site: str, survey: Survey, where: str) -> list[Occurrence]:
                 "Move the tap outside of it, or take another path in the model with jaxneuro.taps.wants."
             )
     if asked.layers is not None:
-        check_layers(asked.layers, asked, here, f"{where}({site!r})")
+        _check_layers(site, asked, here, where)
     return here
 
 
@@ -50,23 +52,12 @@ def known_layers(here: list[Occurrence]) -> list[int] | None:
     return None if any(n is None for n in numbers) else sorted({i for n in numbers for i in n or ()})
 
 
-def check_layers(asked: Any, site: SiteName, here: list[Occurrence], where: str) -> None:
-    """Layer numbers that were asked for must exist, as far as they are known."""
+def _check_layers(site: str, asked: SiteName, here: list[Occurrence], who: str) -> None:
+    """Layer numbers written in a site must exist, as far as they are known."""
     if all(o.layer is None for o in here):
-        raise UserError(f"{where}: site {site.name!r} has no layers. Ask for {site.name!r}.")
-    have = known_layers(here)
-    bad = [int(n) for n in asked if have is not None and n not in have]
-    if bad:
-        raise UserError(f"{where}: no layer {bad[0]} at {site.name!r}. It has {ranges(have or [])}.")
-
-
-def ranges(numbers: list[int]) -> str:
-    """Layer numbers in words."""
-    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"layers {numbers[0]} to {numbers[-1]}"
-    if len(numbers) == 1:
-        return f"layer {numbers[0]}"
-    return f"the layers {', '.join(map(str, numbers))}" if numbers else "none"
+        raise UserError(f"{who}({site!r}): site {asked.name!r} has no layers. Ask for {asked.name!r}.")
+    if (have := known_layers(here)) is not None:
+        check_index(np.asarray(asked.layers), site, "layer", tuple(have), who)
 
 
 def check_capture(site: str, survey: Survey) -> None:
@@ -110,15 +101,17 @@ def bind_edit(edit: Edit, survey: Survey) -> Edit:
     where = f"intervene({edit.site!r})"
     here = find(edit.site, survey, "intervene")
     _check_editable(asked, here, where)
+    at, outside = dict(edit.at), []
     for axis, index in edit.at.items():
-        _check_axis(axis, index, here, where)
-        _check_order(edit, axis, index, here[0], where)
-    layer = None if edit.layer is None else _layer(edit.layer, asked, here, where)
+        at[axis] = _in_range(index, edit.site, axis, _length(axis, index, here, where), outside)
+    layer = None if edit.layer is None else _layer(edit, here, where, outside)
     per_layer = edit.per_layer
     if per_layer is None:
         per_layer = _has_layer_axis(np.shape(edit.args[0]), here[0], where)
     rows = _rows(edit, asked, here, where) if per_layer else None
-    return dataclasses.replace(edit, layer=layer, per_layer=per_layer, rows=rows)
+    _check_order(edit, bool(per_layer), here, where)
+    missing = functools.reduce(jnp.logical_or, outside) if outside else None
+    return dataclasses.replace(edit, at=at, layer=layer, per_layer=per_layer, rows=rows, outside=missing)
 
 
 def _check_editable(asked: SiteName, here: list[Occurrence], where: str) -> None:
@@ -139,10 +132,23 @@ def _concrete(x: Any) -> np.ndarray | None:
     return None if isinstance(x, Tracer) else np.asarray(x)
 
 
-def _layer(layer: Any, asked: SiteName, here: list[Occurrence], where: str) -> Any:
+def _in_range(index: Any, site: str, axis: str, have: Have | None, outside: list[Any]) -> Any:
+    """An index after its check: now if its numbers are known; else marked, and `outside` says when it is wrong."""
+    if have is None or jnp.asarray(index).dtype == bool:
+        return index
+    if (known := _concrete(index)) is not None:
+        check_index(known, site, axis, have)
+        return index
+    index, wrong = within(index, site, axis, have)
+    outside.append(wrong)
+    return index
+
+
+def _layer(edit: Edit, here: list[Occurrence], where: str, outside: list[Any]) -> Any:
     """Layer indices: masks turned into numbers (-1: none), negative ones counted from the end."""
+    layer = edit.layer
     if all(o.layer is None for o in here):
-        raise UserError(f"{where}: site {asked.name!r} has no layers, so layer= selects nothing.")
+        raise UserError(f"{where}: site {edit.name!r} has no layers, so layer= selects nothing.")
     numbers = known_layers(here)
     n = numbers[-1] + 1 if numbers else None
     if jnp.asarray(layer).dtype == bool:
@@ -151,43 +157,58 @@ def _layer(layer: Any, asked: SiteName, here: list[Occurrence], where: str) -> A
         return jnp.where(layer, np.arange(len(layer), dtype=np.int32), -1)
     if n is None:
         return layer
-    if (known := _concrete(layer)) is not None:
-        check_layers(np.where(known < 0, known + n, known).reshape(-1), asked, here, where)
-    layer = jnp.asarray(layer, jnp.int32)
+    layer = jnp.asarray(_in_range(layer, edit.site, "layer", tuple(numbers or ()), outside), jnp.int32)
     return jnp.where(layer < 0, layer + n, layer)
 
 
-def _check_axis(axis: str, index: Any, here: list[Occurrence], where: str) -> None:
+def _length(axis: str, index: Any, here: list[Occurrence], where: str) -> int | None:
+    """How many entries an axis has; None: how far positions go is known only when the program runs."""
     axes = here[0].axes or ()
     if axis not in axes:
         raise unknown("axis", axis, axes, where=where, hint=f"The site has shape {here[0].shape}.")
     span = SPAN_OF.get(axis, "")
     if any(o.spans.get(span, 0) is None for o in here):
-        return  # how far positions go is known only when the program runs
+        return None
     sizes = {o.shape[axes.index(axis)] for o in here}  # the steps of a decoding loop see other sizes than the prompt
     n = max(sizes)
-    if jnp.asarray(index).dtype == bool:
-        if np.ndim(index) != 1 or np.shape(index)[0] not in sizes:
-            raise UserError(f"{where}: the mask {axis}= has shape {np.shape(index)}; the axis has {n} entries.")
-    elif (known := _concrete(index)) is not None and np.any((known < -n) | (known >= n)):
-        bad = known[(known < -n) | (known >= n)].flat[0]
-        raise UserError(f"{where}: {axis}={bad} is out of range; the axis has {n} entries.")
+    if jnp.asarray(index).dtype == bool and (np.ndim(index) != 1 or np.shape(index)[0] not in sizes):
+        raise UserError(f"{where}: the mask {axis}= has shape {np.shape(index)}; the axis has {n} entries.")
+    return n
 
 
-def _check_order(edit: Edit, axis: str, index: Any, o: Occurrence, where: str) -> None:
+def _check_order(edit: Edit, per_layer: bool, here: list[Occurrence], where: str) -> None:
     """A list selects a set: in another order, a value with this axis would not be what it looks like."""
-    known = _concrete(index)
-    if known is None or known.ndim != 1 or known.dtype == bool or edit.fn is not None or len(known) < 2:
+    if edit.fn is not None:
         return
-    axes = o.axes or ()
-    k = axes.index(axis) - len(axes)
-    n = o.shape[k] if SPAN_OF.get(axis, "") not in o.spans else 0
-    ascending = bool(np.all(np.diff(np.where(known < 0, known + n, known)) > 0))
-    if not ascending and any(np.ndim(a) >= -k and np.shape(a)[k] != 1 for a in jax.tree.leaves(edit.args)):
-        raise UserError(
-            f"{where}: {axis}={known.tolist()} does not ascend, and the value has this axis: entry i of the value "
-            f"belongs to entry i of the site, in whatever order they are named. Name them in ascending order."
-        )
+    axes, sizes = here[0].axes or (), [np.shape(a) for a in jax.tree.leaves(edit.args)]
+    own = [shape[1:] if per_layer else shape for shape in sizes]
+    for axis, index in edit.at.items():
+        k = axes.index(axis) - len(axes)
+        has_it = any(len(shape) >= -k and shape[k] != 1 for shape in own)
+        # where the end of a row is not known, its negative positions are below all others
+        n = here[0].shape[k] if SPAN_OF.get(axis, "") not in here[0].spans else None
+        if has_it and not _ascends(index, n):
+            raise _unordered(where, axis, index)
+    numbers = known_layers(here)
+    if per_layer and any(sizes) and not _ascends(edit.layer, numbers[-1] + 1 if numbers else None):
+        raise _unordered(where, "layer", edit.layer)
+
+
+def _ascends(index: Any, n: int | None) -> bool:
+    """Whether a list of indices is in the order of its axis of n entries, if it is a list that is known."""
+    known = None if index is None else _concrete(index)
+    if known is None or known.ndim != 1 or known.dtype == bool:
+        return True
+    mixed = n is None and known.size and known.min() < 0 <= known.max()
+    return not mixed and bool(np.all(np.diff(known if n is None else np.where(known < 0, known + n, known)) > 0))
+
+
+def _unordered(where: str, axis: str, index: Any) -> UserError:
+    return UserError(
+        f"{where}: {axis}={np.asarray(index).tolist()} does not ascend, and the value has this axis: entry i of the "
+        "value belongs to entry i of the site, in whatever order they are named. Name them in ascending order, and "
+        "the first ones and those counted from the end in edits of their own."
+    )
 
 
 def _has_layer_axis(shape: tuple[int, ...], o: Occurrence, where: str) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from . import reading
+from . import ranges, reading
 from .content import content
 from .staging import is_array, stage
 
@@ -113,6 +113,7 @@ def eagerly[T](fn: Callable[..., T], *args: Any) -> T:
     if not runs_now():
         return fn(*args)
     staged = stage(fn, args, {}, frozenset())
+    ranges.check(staged.program, staged.inputs)
     return staged.unflatten(_evaluated(staged.program, staged.inputs))
 
 

@@ -16,7 +16,8 @@ from jax.extend.core import Jaxpr, Literal
 
 from . import reading
 
-_MAX_SIZE = 65536  # layer tables are short; anything longer is data
+_MAX_SIZE = 2**22
+"""Entries. Tables of layers are short; the points of a sweep, whose indices are followed too, may be many."""
 
 
 class Known(NamedTuple):
@@ -93,8 +94,9 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "rev": lambda p, a: np.flip(a, p["dimensions"]),
     "copy": lambda p, a: a,
     "stop_gradient": lambda p, a: a,
+    "in_range": lambda p, a: a,
 }
-_SAME_INPUTS = ("jit", "call", "remat", "custom_jvp", "custom_vjp", "shard_map")
+SAME_INPUTS = ("jit", "call", "remat", "custom_jvp", "custom_vjp", "shard_map")
 
 
 class Scope:
@@ -124,7 +126,7 @@ class Scope:
         programs = reading.programs(eqn)
         if what == "scan":
             return [_body(eqn, self.known, self.depth)]
-        if what == "cond" or what in _SAME_INPUTS:
+        if what == "cond" or what in SAME_INPUTS:
             inputs = [lambda v=v: self.known(v) for v in eqn.invars[1 if what == "cond" else 0 :]]
             return [Scope(p, inputs, self.depth) for p in programs]
         nothing = lambda: unknown(self.depth)  # noqa: E731
@@ -138,7 +140,7 @@ class Scope:
     def constant(self, value: Any) -> Known:
         """A value written in the program."""
         here = not isinstance(value, Tracer) and getattr(value, "is_fully_addressable", True)
-        if not here or np.size(value) > _MAX_SIZE or not _is_integer(value):
+        if not here or np.size(value) > _MAX_SIZE or not is_integer(value):
             return Known(None, frozenset())
         array = np.asarray(value)
         return Known(array.reshape((1,) * self.depth + array.shape), frozenset())
@@ -151,9 +153,9 @@ class Scope:
     def _follow(self, var: Any) -> Known:
         eqn = self._made[var]
         what, k = reading.kind(eqn), eqn.outvars.index(var)
-        if not _is_integer(var.aval) or np.prod(var.aval.shape) > _MAX_SIZE:
+        if not is_integer(var.aval) or np.prod(var.aval.shape) > _MAX_SIZE:
             return unknown(self.depth)
-        if what in _SAME_INPUTS:
+        if what in SAME_INPUTS:
             (scope,) = self.enter(eqn)[:1]
             return scope.known(scope.jaxpr.outvars[k])
         if what == "scan" and k >= (loop := reading.scan(eqn)).n_carry:
@@ -218,7 +220,8 @@ def _in_turn(a: np.ndarray, turn: tuple[int, ...]) -> np.ndarray:
     return a[tuple(min(t, n - 1) for t, n in zip(turn, a.shape, strict=False))]
 
 
-def _is_integer(x: Any) -> bool:
+def is_integer(x: Any) -> bool:
+    """Whether a value, or the type of one, is of whole numbers or booleans."""
     dtype = getattr(x, "dtype", None)
     if dtype is None:
         return isinstance(x, int)

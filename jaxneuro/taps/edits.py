@@ -43,6 +43,8 @@ class Edit:
     """Whether args have a leading layer axis; None: to be told from their shape."""
     rows: tuple[int, ...] | None = dataclasses.field(default=None, metadata=_STATIC)
     """Layer numbers of the rows of per-layer arguments; found when the edit meets the model."""
+    outside: Any = None
+    """Whether a traced selector names what the site does not have, found likewise; None: none can."""
 
     @property
     def name(self) -> str:
@@ -74,7 +76,10 @@ class Edit:
             hits.append(jnp.any(layer == np.array(layers, np.int32)))
         if layer is not None and self.layer is not None:
             hits.append(jnp.any(layer == jnp.asarray(self.layer, jnp.int32)))
-        return jnp.where(split_like(x, functools.reduce(jnp.logical_and, hits)), new, x) if hits else new
+        new = jnp.where(split_like(x, functools.reduce(jnp.logical_and, hits)), new, x) if hits else new
+        if self.outside is None or not jnp.issubdtype(x.dtype, jnp.inexact):
+            return new
+        return jnp.where(split_like(x, self.outside), jnp.full_like(new, jnp.nan), new)
 
 
 def numbers_as_arrays(edit: Edit) -> Edit:
@@ -207,7 +212,8 @@ def zero(site: str, **at: Unpack[Selectors]) -> Edit:
       one keyword per axis of the site (`pos=`, `neuron=`, `head=`, `batch=` ...): an integer, an index array or a
         boolean mask over that axis. Negative indices count from the end, those of `pos`, `query` and `key` of a model
         from each row's own end, and the others from its first real token. Several axes select where all of them do. A
-        list is a set: with a value that has this axis it must ascend, as entry i of the value belongs to entry i.
+        list is a set: with a value that has this axis (for `layer=`, with `per_layer=True`) it must ascend, as entry i
+        of the value belongs to entry i.
       where: a boolean array that broadcasts to the site, for selections that are not a product of axes.
       per_layer: True if the arguments have a leading layer axis: one row per layer of the site, or per layer written
         in the site string, in that order.
@@ -215,7 +221,9 @@ def zero(site: str, **at: Unpack[Selectors]) -> Edit:
 
     Raises:
       UserError: (from `intervene`) no such site, layer or axis, an index out of range, an argument that does not
-        broadcast. Selectors that are traced cannot be checked: out of range they select nothing.
+        broadcast. Outside of jit that holds for the points of a `sweep` too. In a program that is being made an index
+        is not known: out of range it makes the whole site NaN (whole numbers: selects nothing), so that no effect is
+        never that of a neuron which does not exist.
     Example:
       >>> zero("blocks.3.mlp.post", neuron=123).site
       'blocks.3.mlp.post'

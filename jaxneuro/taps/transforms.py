@@ -134,6 +134,9 @@ def sweep(fn: Callable[[Any], Any], points: Any, *, batch_size: int = 64) -> Any
         accelerator busy; raise it while memory allows.
     Returns:
       fn's results, stacked along a leading axis.
+    Raises:
+      UserError: outside of jit, a point that selects a layer, neuron, head ... which its site does not have; inside,
+        where points are not known, the site is NaN for it (see `zero`).
     Example:
       >>> sweep(lambda p: p * p, jnp.arange(4))
       Array([0, 1, 4, 9], dtype=int32)

@@ -231,7 +231,7 @@ def test_the_encoder_runs_once_and_below_its_first_edit(umt5):
     def per_point(name, encoder):
         made = jax.vmap(SWEEPS[name][0])(jnp.ones(7))
         fixed = {"cfg": cfg, "new": 1, "even": True, "shortest": 3, "measure": None, "chunk": 1}
-        run = functools.partial(sweeps._swept, **fixed, encoder=encoder, layer=-1, pos=0)
+        run = functools.partial(sweeps._program, **fixed, encoder=encoder, layer=-1, pos=0)
         return each_turn(jax.make_jaxpr(run)(weights, jnp.asarray(PREFIX), None, made, rules, source).jaxpr, 7)
 
     reads = products(jax.make_jaxpr(functools.partial(encode, cfg=cfg))(weights, source[0], mask=source[1]).jaxpr)

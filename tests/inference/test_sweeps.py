@@ -49,7 +49,7 @@ def test_where_a_sweep_begins(model, prompts, name, monkeypatch):
 @pytest.fixture
 def evaluated(monkeypatch):
     """A sweep's program by numpy instead of compiled."""
-    swept = sweeps._swept.__wrapped__  # without jit
+    swept = sweeps._program.__wrapped__  # without jit
     run = lambda *args, **fixed: by_numpy(functools.partial(swept, **fixed))(*args)  # noqa: E731
     monkeypatch.setattr(sweeps, "_swept", run)
 
@@ -126,7 +126,7 @@ def test_what_lies_before_the_first_edit_is_computed_once(model):
         made = jax.vmap(lambda d: [add("blocks.2.resid_post", d * VECTOR, pos=18)])(points)
         rules = sweeps.Rules(sweeps.greedy, sweeps.row_keys(None, 1), jnp.zeros(0, jnp.int32), jnp.int32(0))
         fixed = {"cfg": CFG, "new": 1, "even": True, "shortest": 20, "measure": None, "chunk": 8}
-        run = functools.partial(sweeps._swept, **fixed, layer=layer, pos=pos)
+        run = functools.partial(sweeps._program, **fixed, layer=layer, pos=pos)
         return products(jax.make_jaxpr(run)(*args, made, rules).jaxpr)
 
     reused, naive = cost(2, 18, doses), cost(-1, 0, doses)
@@ -143,3 +143,20 @@ def test_what_cannot_be(model, prompts):
         steer_sweep(model, prompts, edits, DOSES, max_new=NEW)
     with pytest.raises(UserError, match="Did you mean"):
         steer_sweep(model, prompts, lambda d: [scale("blocks.1.resid_pots", d)], DOSES)
+
+
+ABSENT = {  # an edit of what is not there, as a function of a number that is right at 0
+    "neuron": (lambda i: [zero("blocks.1.mlp.post", neuron=i * CFG.d_mlp)], "neuron=24 is out of range"),
+    "head": (lambda i: [zero("blocks.*.attn.z", head=i * -5)], "head=-5 is out of range"),
+    "layer": (lambda i: [zero("blocks.*.mlp.post", layer=i * 3)], "no layer 3 at 'blocks.mlp.post'"),
+}
+
+
+@pytest.mark.parametrize("name", ABSENT)
+def test_points_and_edits_of_what_is_not_there(name, model, prompts):
+    """Although they are arguments of a compiled program, in which a number is not known."""
+    edits, message = ABSENT[name]
+    with pytest.raises(UserError, match=message):
+        steer_sweep(model, prompts, edits, np.arange(2))
+    with pytest.raises(UserError, match=message):
+        generate(model, prompts, max_new=2, edits=edits(1))

@@ -121,6 +121,9 @@ def test_errors(toy):
     mixed = dataclasses.replace(LLAMA, experts=Experts(n=3, per_token=2, dense=(0,), d_dense=5))
     with pytest.raises(UserError, match="experts in some layers and one MLP in others"):
         neuron_directions(toy.random_weights(mixed), mixed)
+    for layer, neuron, message in ((0, LLAMA.d_mlp, "neuron=.* is out of range"), (-9, 0, "layer=-9 is out of range")):
+        with pytest.raises(UserError, match=rf"decode_neurons\('blocks.mlp.post'\): {message}"):
+            decode_neurons(toy.random_weights(LLAMA), LLAMA, np.array([0, layer]), np.array([0, neuron]))
     with pytest.raises(UserError, match="both layers and neurons"):
         decode_neurons({}, LLAMA, layers=[0])  # type: ignore[arg-type]
 

@@ -112,3 +112,19 @@ def test_observed_doses_and_errors(toy):
         dose_response(toy.apply, toy.weights, toy.site, [0], [0, 1], [0.0], toy.batches, toy.K)
     with pytest.raises(UserError, match="no batches"):
         dose_response(toy.apply, toy.weights, toy.site, [0], [0], [0.0], [], toy.K)
+
+
+@pytest.mark.parametrize(
+    ("layer", "neuron", "token", "message"),
+    [
+        (9, 5, 0, "no layer 9 at 'blocks.mlp.post'"),
+        (2, 1000, 0, r"'blocks.\*?.?mlp.post'\): neuron=1000 is out of range"),
+        (2, 5, 1000, r"d_vocab=1000 is out of range"),
+    ],
+)
+def test_what_is_not_there_has_no_curve(toy, layer, neuron, token, message):
+    with pytest.raises(UserError, match=message):
+        dose_response(
+            toy.apply, toy.weights, toy.site, [2, layer], [5, neuron], [0.0], toy.batches[:1], toy.K,
+            promoted=np.array([[0], [token]]),
+        )  # fmt: skip

@@ -3,6 +3,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxneuro.errors import UserError
 from jaxneuro.neurons import describe, neuron_examples, pmi, token_counts
 from jaxneuro.taps import capture
 
@@ -45,6 +46,12 @@ def test_examples_show_the_window_around_the_peak(toy, table):
             assert e["values"][e["peak"]] == pytest.approx(best["value"], abs=1e-5)
             assert len(e["tokens"]) == len(e["values"]) <= 10
     assert padded > 0  # or the padding would go untested
+
+
+@pytest.mark.parametrize(("layer", "neuron", "axis"), [(0, 10_000, "neuron"), (7, 0, "layer"), (0, -10_000, "neuron")])
+def test_examples_of_a_neuron_that_is_not_there(layer, neuron, axis, toy, table):
+    with pytest.raises(UserError, match=rf"{axis}=-?\d+ is out of range|no layer 7"):
+        neuron_examples(toy.apply, toy.weights, table, Windows(toy.batches), Words(), [layer], [neuron])
 
 
 def test_smoothed_pmi_by_hand():

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from jaxneuro.errors import UserError
 from jaxneuro.taps import add, apply_fn, capture, clamp, intervene, patch, scale, set_to, tap, zero
+from jaxneuro.taps.spans import Span
 
 
 def edited(ws, x, *edits):
@@ -283,3 +284,35 @@ def test_a_list_is_a_set_and_says_so(axis):
         for has_it in (value, flat):
             with pytest.raises(UserError, match=rf"{axis}=\[.*\] does not ascend, and the value has this axis"):
                 intervene(f, set_to("v", has_it, **{axis: order}))(x)
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [0, 2, 1], [-1, 0, 1], [2, 1, 0]])
+def test_a_list_of_layers_is_a_set_too(order, chain, ws, x):
+    """Rows of per-layer values belong to layers by number, whatever the order in which layer= names them."""
+    rows = jnp.arange(3 * 8, dtype=jnp.float32).reshape(3, 1, 8)
+    with pytest.raises(UserError, match=r"layer=\[.*\] does not ascend, and the value has this axis"):
+        intervene(chain, add("blocks.post", rows, layer=order, per_layer=True))(ws, x)
+    one = intervene(chain, add("blocks.post", rows[1], layer=order))(ws, x)  # the same for all: any order
+    toy.close(one, intervene(chain, add("blocks.post", rows[1]))(ws, x))
+    toy.close(
+        intervene(chain, add("blocks.post", rows, layer=[0, 1, -1], per_layer=True))(ws, x),
+        intervene(chain, add("blocks.post", rows, per_layer=True))(ws, x),
+    )
+
+
+def test_the_axis_of_layers_is_not_an_axis_of_the_site(chain, ws, x):
+    """[layer, unit] values of a site [batch, unit]: the first axis is no batch, so batch= may come in any order."""
+    rows = jnp.arange(3 * 8, dtype=jnp.float32).reshape(3, 8)
+    found = [intervene(chain, add("blocks.post", rows, batch=at, per_layer=True))(ws, x) for at in ([1, 0], [0, 1])]
+    toy.close(found[0], found[1])
+    with pytest.raises(UserError, match=r"unit=\[3, 1\] does not ascend"):
+        intervene(chain, add("blocks.post", rows, unit=[3, 1], per_layer=True))(ws, x)
+
+
+def test_positions_from_both_ends_have_no_order_where_ends_differ():
+    x, ends = jnp.zeros((2, 5)), jnp.array([5, 3])
+    f = lambda x: tap(x, "v", axes=("batch", "pos"), pos=Span(0, ends, 5)) + 0  # noqa: E731
+    for order in ([-1, 2], [2, -1]):
+        with pytest.raises(UserError, match=r"does not ascend"):
+            intervene(f, set_to("v", jnp.arange(5.0), pos=order))(x)
+        assert (np.asarray(intervene(f, set_to("v", 1.0, pos=order))(x)).sum(1) == [2, 1]).all()
