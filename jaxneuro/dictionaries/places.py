@@ -129,6 +129,46 @@ def own_words(place: Placement) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(place).items() if value not in (None, ())}
 
 
+def sparsify_hookpoint(place: Placement) -> str | None:
+    """The module of the Hugging Face model after which sparsify names a dictionary's folder; None where it has none.
+
+    sparsify reads what the module returns or, for a transcoder, learns that from what the module is given.
+
+    Example:
+      >>> sparsify_hookpoint(Placement(site=("blocks.1.mlp.in",), target=("blocks.1.mlp_out",), family="llama"))
+      'layers.1.mlp'
+      >>> sparsify_hookpoint(Placement(site=("blocks.1.attn.z",), family="llama")) is None
+      True
+    """
+    modules = _MODULES.get(place.family or "")
+    if modules is None or len(place.site) != 1 or len(place.target) > 1:
+        return None
+    site, target = (parse(name) for name in (place.site[0], (place.target or place.site)[0]))
+    if site.layers is None or len(site.layers) != 1 or site.layers != target.layers:
+        return None
+    reads, writes = (name.name.removeprefix("blocks.") for name in (site, target))
+    module = modules.get(writes) if reads == writes else modules.get(f"{reads} {writes}")
+    return module and module.format(site.layers[0])
+
+
+def _modules(block: str, mlp: str, attention: str, *, pair: bool = True) -> dict[str, str]:
+    """Site, or "site target" -> the module that computes it; `pair`: the MLP's module reads mlp.in, writes mlp_out."""
+    own = {"resid_post": block, "mlp_out": f"{block}.{mlp}", "attn_out": f"{block}.{attention}"}
+    return {**own, "resid_pre resid_post": block, **({"mlp.in mlp_out": f"{block}.{mlp}"} if pair else {})}
+
+
+_PLAIN: Final = _modules("layers.{}", "mlp", "self_attn")
+_SANDWICH: Final = _modules("layers.{}", "post_feedforward_layernorm", "post_attention_layernorm", pair=False)
+_MODULES: Final[Mapping[str, Mapping[str, str]]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "phi3"), _PLAIN),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _SANDWICH),
+    **dict.fromkeys(("gpt2", "gptj"), _modules("h.{}", "mlp", "attn")),
+    "gpt_neox": _modules("layers.{}", "mlp", "attention"),
+}
+"""Family -> module below transformers' `base_model` that returns a site's value. Where a norm follows the MLP and the
+attention, the site is that norm's output, and no module reads mlp.in and writes mlp_out."""
+
+
 def spelled(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A person's metadata for SAELens, hooks in TransformerLens' spelling; names of no site of ours stay as they are.
 

@@ -17,6 +17,10 @@ Layer by layer, in the order of a pre-norm block (x: the residual stream; W, b: 
 Other placements of norms: post (BERT) reads attn.in = resid_pre and mlp.in = resid_mid, and ln1 and ln2 make resid_mid
 and resid_post. Sandwich (Gemma 2) norms once more before adding: attn_out and mlp_out are what ln1_post and ln2_post
 give. Parallel blocks have no resid_mid, and mlp.in = attn.in where both read one norm.
+
+An edit of resid_mid changes the stream: the MLP and all that comes after. In TransformerLens' bridge (3.9, with which
+SAELens splices) hook_resid_mid is another name of ln2.hook_in: it reads the same value, but an edit there reaches the
+MLP alone, and the stream goes on without it. Its HookedTransformer edits the stream.
 """
 
 import re

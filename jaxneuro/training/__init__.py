@@ -18,7 +18,8 @@
 |---|---|
 | `config.json` | the resolved configuration, seed, versions, commit, device; `--config` takes it back |
 | `metrics.jsonl` | every log point; names lead with the member of the sweep, "k=16,seed=0/loss" |
-| `dictionary/[MEMBER/]` | `dictionaries.native`, and `saelens/`, `sparsify/` where `export` asks for them |
+| `dictionary/[MEMBER/]` | `dictionaries.native`, and `saelens/` where `export` asks for it |
+| `dictionary/sparsify/[OPTIONS/]MODULE/` | for each site, named as sparsify names it: `layers.3.mlp` |
 | `dictionary/circuit-tracer/` | the transcoders of all layers, where it does |
 | `results.json` | FVU, L0, dead, CE and KL recovered on held-out tokens; the folder is complete with it |
 | `checkpoints/` | while it runs; the same command goes on, bitwise |

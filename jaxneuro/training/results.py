@@ -24,13 +24,14 @@ from ..dictionaries import (
 from ..dictionaries.formats.to_circuit_tracer import unplaced
 from ..dictionaries.native import save_native
 from ..dictionaries.parts.start import norm_limit, norms
+from ..dictionaries.places import sparsify_hookpoint
 from ..errors import UserError
 from ..io import write_json
 from ..taps.names import parse
 from .config import TrainConfig
 from .folder import DICTIONARY, RESULTS
 from .sources import Data
-from .sweep import members, places
+from .sweep import Member, members, places
 
 WRITERS: Final[dict[str, tuple[Callable[..., Any], frozenset[str]]]] = {
     "saelens": (
@@ -128,7 +129,7 @@ def write(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) 
         place = data.belongs(member.place)
         save_native(dictionary, folder, place=place)
         for name in [name for name in config.export if name != TRACER]:
-            WRITERS[name][0](dictionary, folder / name, place=place)
+            WRITERS[name][0](dictionary, out / DICTIONARY / _below(name, member, place), place=place)
         row = judged(data, member.place, dictionary, _max_norm(member.options))
         rows[member.name or DICTIONARY] = row | _target(member.options, row)
     if TRACER in config.export:
@@ -143,6 +144,13 @@ def write(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) 
     }
     write_json(out / RESULTS, results)
     return results
+
+
+def _below(name: str, member: Member, place: Placement | None) -> Path:
+    """Where one dictionary is exported to: sparsify opens all modules below one folder, by their names."""
+    if name != "sparsify" or place is None:
+        return Path(member.name, name)
+    return Path(name, member.rest, sparsify_hookpoint(place) or place.site[0])
 
 
 def _max_norm(options: Any) -> float | None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jaxneuro
-from jaxneuro import apply_fn, capture, intervene, set_to
+from jaxneuro import add, apply_fn, capture, intervene, set_to
 from jaxneuro.dictionaries import load_placement
 
 HERE = pathlib.Path(__file__).parents[1]
@@ -48,6 +48,19 @@ def test_saelens_and_jaxneuro_splice_a_dictionary_in_alike(tmp_path, case):
     np.testing.assert_allclose(spliced, want["logits"], atol=2e-4 * np.abs(spliced).max())
     assert np.abs(spliced - free).max() == pytest.approx(want["changed"], rel=1e-2)
     assert want["changed"] > 0.05
+
+
+@pytest.mark.parametrize("name", GOLDEN["resid_mid"])
+def test_an_edit_of_resid_mid_changes_the_stream_where_the_bridge_of_transformerlens_changes_the_mlp_alone(name):
+    want = {key: np.asarray(logits) for key, logits in GOLDEN["resid_mid"][name].items()}
+    model, tokens = jaxneuro.load(hooks.MODELS / name), jnp.asarray(GOLDEN["tokens"])
+    edit = add(f"blocks.{hooks.MID}.resid_mid", jnp.asarray(hooks.added(model.cfg.d_model)))
+    reads = f"blocks.{hooks.MID}.mlp.in"
+    stream, acts = capture(intervene(model.apply, [edit]), [reads])(model.weights, tokens)
+    alone = intervene(model.apply, [set_to(reads, acts[reads])])(model.weights, tokens)
+    for found, key in ((stream, "stream"), (alone, "norm alone")):
+        np.testing.assert_allclose(found[0], want[key], atol=1e-5 * np.abs(want[key]).max())
+    assert np.abs(want["stream"] - want["norm alone"]).max() > 1
 
 
 def test_the_golden_numbers_say_who_made_them():

@@ -48,6 +48,20 @@ def test_sites_of_one_pass_each_with_its_own_dictionary(tmp_path):
     assert load_placement(folder / "saelens") == load_placement(folder) == place
 
 
+def test_modules_of_one_pass_lie_below_one_folder_of_sparsify(tmp_path):
+    sites = ("blocks.0.resid_post", "blocks.1.mlp_out", "blocks.1.mlp.post")
+    method = OPTIONS["topk"](n_latents=16, k=2, auxk=None)
+    config = live(
+        tmp_path / "out", method=method, sweep={"site": sites, "k": (2,)}, export=("sparsify",), evaluate_tokens=0
+    )
+    train_dictionary(config)
+    folder = config.out / "dictionary" / "sparsify" / "k=2"
+    # the MLP's neurons are what no module returns
+    named = {"layers.0": sites[0], "layers.1.mlp": sites[1], "blocks.1.mlp.post": sites[2]}
+    assert {p.name for p in folder.iterdir()} == set(named)
+    assert {name: load_placement(folder / name).site for name in named} == {n: (s,) for n, s in named.items()}
+
+
 MLP = {"site": "ln2.normalized", "target": "mlp_out"}
 TRANSCODERS = {
     "transcoder": ({"n_latents": 32, "k": 4, "auxk": None}, 1),

@@ -100,7 +100,7 @@ def save_sparsify(
       folder: of one hook point; made if need be. The config is written last.
       metadata: expansion_factor, normalize_decoder, multi_topk and whatever else the config should keep.
       place: where the dictionary belongs, kept under a key of ours: sparsify says it by the folder's name alone, a
-        module of the Hugging Face model ("layers.10.mlp").
+        module of the Hugging Face model ("layers.10.mlp": `places.sparsify_hookpoint`).
     Raises:
       UserError: a dictionary that sparsify cannot hold, NaN or infinity in the arrays, a folder that cannot be written.
     """

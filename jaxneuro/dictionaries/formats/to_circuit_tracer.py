@@ -35,7 +35,8 @@ def save_circuit_tracer(
     """Write a folder that circuit-tracer loads, with decoder rows contiguous in the file, as it reads single rows.
 
     It has no TopK transcoders: train `jumprelu`, `relu`, `batch_topk` or `matryoshka` on batches with y, or
-    `cross_layer_transcoder` with one of the rules that leave a threshold.
+    `cross_layer_transcoder` with one of the rules that leave a threshold. It begins every text with a special token,
+    the tokenizer's begin token where there is one, and leaves out the features of that position.
 
     Args:
       transcoders: {layer: transcoder} for layers 0 to n - 1, or a cross-layer transcoder; with ReLU or JumpReLU.

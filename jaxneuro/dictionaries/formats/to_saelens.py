@@ -69,7 +69,7 @@ def save_saelens(
       metadata: model_name, hook_name and what else SAELens keeps there. Hook names are written as TransformerLens
         spells them, whichever spelling is given; z of the heads ("blocks.1.attn.z") with reshape_activations "hook_z".
       place: where the dictionary belongs, from which SAELens' names are made (`saelens_words`); metadata has the last
-        word.
+        word. At resid_mid SAELens' bridge changes what the MLP reads, not the stream (`taps.definitions`).
     Raises:
       UserError: what SAELens has no architecture for (GroupMax, a TopK or Gated transcoder, a skip beside a subtracted
         b_dec), NaN or infinity in the arrays, a folder that cannot be written.
