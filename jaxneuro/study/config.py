@@ -28,9 +28,9 @@ class TextConfig(TextFields):
     """A group with fewer windows is refused, or left out:"""
     leave_out_small: bool = False
     """Leave groups out that have fewer than text.min-windows windows, and say so, instead of refusing the study."""
-    bos: Bos = "auto"
-    """Whether windows begin with the begin token: as the tokenizer's own convention has it, always (GPT-2, Pythia) or
-    never."""
+    bos: Bos | None = None
+    """Whether windows begin with the begin token: as the tokenizer's own convention has it (auto), always (GPT-2,
+    Pythia) or never. None: as the files of `dictionary.path` say; without one, or if they do not, auto."""
     measured: float = 0.25
     """At most this share of every group's text, in whole documents, is kept to measure effects on."""
 

@@ -4,6 +4,7 @@
 import math
 from typing import Any, Final, NamedTuple
 
+from ..data import Bos
 from ..dictionaries import MatchingPursuit, Placement, SparseCoder, load_dictionary, load_placement
 from ..dictionaries.examples import checked
 from ..dictionaries.places import our_site
@@ -12,6 +13,9 @@ from ..taps.names import parse
 from .config import DictionaryConfig
 
 SITE: Final = "--site blocks.3.resid_post (of `study`: --dictionary.site)"
+
+
+_BOS: Final[dict[bool | None, Bos]] = {True: "always", False: "never", None: "auto"}
 
 
 class Given(NamedTuple):
@@ -47,6 +51,40 @@ def open_given(config: DictionaryConfig) -> Given | None:
         )
     checked(found, config.latents)
     return Given(found, our_site(config.site) if config.site else _site(name, place), place, config.path)
+
+
+def begins(asked: Bos | None, place: Placement | None) -> Bos:
+    """How texts begin: as was asked, else as the dictionary's texts did, else by the tokenizer's convention."""
+    return asked or _BOS[place.prepend_bos if place else None]
+
+
+def begin_of(path: str, subfolder: str | None) -> Bos:
+    """How the texts of a given dictionary's training began, as its files say; else by the tokenizer's convention."""
+    return begins(None, load_placement(path, subfolder=subfolder))
+
+
+_WITH: Final = {True: "with", False: "without"}
+
+
+def conventions(place: Placement | None, length: int, begin: str | None) -> str:
+    """How texts are cut and begin, and whether the dictionary's files say that its training was otherwise.
+
+    Args:
+      length: tokens of a window.
+      begin: what is in front of every text; None: nothing.
+    Example:
+      >>> conventions(Placement(site=("embed",), context=64, prepend_bos=True), 64, "<s>")
+      'windows of 64 tokens that begin with <s>, as in its training'
+    """
+    context, bos = (place.context, place.prepend_bos) if place else (None, None)
+    how = f"windows of {length} tokens that begin {f'with {shown(begin)}' if begin else 'without a begin token'}"
+    if bos not in (None, begin is not None):
+        return f"{how}, but it was trained {_WITH[bool(bos)]} one: --bos {begins(None, place)} (of `study`: --text.bos)"
+    if context not in (None, length):
+        return f"{how}; it was trained on windows of {context}: --window {context} (of `study`: --text.window)"
+    if bos is None:
+        return f"{how}; its files do not say how its texts began: --bos always or never (of `study`: --text.bos)"
+    return f"{how}, as in its training"
 
 
 def _transcodes(dictionary: SparseCoder | MatchingPursuit, place: Placement | None) -> bool:

@@ -25,12 +25,13 @@ from ..data import (
     require_groups,
     windows,
 )
+from ..dictionaries import Placement
 from ..errors import UserError, shown
 from ..models import Transformer
 from ..taps import capture
 from ..taps.names import parse
 from .config import StudyConfig
-from .given import check_width, open_given
+from .given import check_width, conventions, open_given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Inputs:
     """Groups that were too small, if these are left out."""
     given: Any
     """The dictionary to judge in place of a trained one; None: train one."""
+    place: Placement | None
+    """What its files say of its training."""
     site: str
     """Where a neuron is read, all layers: blocks.mlp.gate, say."""
     dosed_site: str
@@ -82,9 +85,15 @@ class Inputs:
             mine["split_by_document"] = not len(both)
         return found
 
+    @property
+    def conventions(self) -> str:
+        """How texts are cut and begin, beside the texts that the given dictionary was trained on."""
+        begin = "".join(self.tokenizer.token_strings(self.tokenizer.prefix)) or None
+        return conventions(self.place, self.windows.length, begin)
+
     def said(self) -> list[str]:
         """What a user should know of the text before the study begins, one line each."""
-        lines = []
+        lines = [] if self.given is None else [f"the dictionary: {self.conventions}"]
         for name, t in self.texts.items():
             drawn = "" if t["tokens_used"] == t["tokens_of_all"] else f" of {t['tokens_of_all']:,}, drawn at random"
             lines.append(
@@ -127,7 +136,7 @@ def load_inputs(config: StudyConfig, *, neurons: bool = True) -> Inputs:
     Raises:
       UserError: what is wrong with the model, the tokenizer, the text or the site, and what to do.
     """
-    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), bos=config.text.bos)
+    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), bos=config.text.bos or "auto")
     given = open_given(config.dictionary)
     dictionary_site = given.site if given else config.dictionary.site
     dictionary_site = dictionary_site or f"blocks.{model.cfg.n_layers // 2}.resid_post"
@@ -154,6 +163,7 @@ def load_inputs(config: StudyConfig, *, neurons: bool = True) -> Inputs:
         measured=measured,
         left_out=left_out,
         given=given and given.dictionary,
+        place=given and given.place,
         site=site,
         dosed_site="blocks.mlp.post" if is_mlp_neuron(site) else site,
         dictionary_site=dictionary_site,

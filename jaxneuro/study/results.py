@@ -285,10 +285,9 @@ def given_notes(inputs: Inputs) -> list[str]:
     """What a reader has to know of a dictionary that was trained elsewhere."""
     if inputs.given is None:
         return []
-    begins = "begin with the begin token" if inputs.tokenizer.prefix else "begin without a begin token"
     found = [
         f"The dictionary was not trained here: it is read from {shown(inputs.config.dictionary.path, 200)}.",
-        f"Windows have {inputs.windows.length} tokens and {begins}; what stands around a text is in no number.",
+        f"Its text: {inputs.conventions}. What stands around a text is in no number.",
         "Rates, selectivity and examples are of the studied windows, the numbers of the others.",
     ]
     if inputs.measure != "loss":

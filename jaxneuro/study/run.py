@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The study itself: every step in order, those already done left out."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def run_study(config: StudyConfig) -> Path:
       >>> run_study(StudyConfig(out=Path("study"), preset="small"))                             # doctest: +SKIP
       PosixPath('study')
     """
-    config = config.resolved()
+    config = with_begin(config.resolved())
     with RunFolder(config.out, config.identity()).opened() as folder:
         say(f"loading {shown(config.model)}")
         from .inputs import load_inputs  # heavy: after the folder is known to be ours
@@ -45,6 +46,16 @@ def run_study(config: StudyConfig) -> Path:
             print("\n".join(summary(read_json(folder / "results.json"))))
     print(f"report:  {config.out / 'report.html'}\nresults: {config.out / 'results.json'}")
     return config.out
+
+
+def with_begin(config: StudyConfig) -> StudyConfig:
+    """The study with `text.bos` decided: as it says, else as its given dictionary was trained, else "auto"."""
+    bos = config.text.bos or "auto"
+    if config.text.bos is None and config.dictionary.path is not None:
+        from .given import begin_of
+
+        bos = begin_of(config.dictionary.path, config.dictionary.subfolder)
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, bos=bos))
 
 
 def _title(folder: RunFolder) -> str | None:

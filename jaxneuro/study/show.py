@@ -15,7 +15,6 @@ from .config import CardConfig, DictionaryConfig, EffectConfig, StudyConfig, Tex
 from .folder import RunFolder
 from .run import summary
 
-_BOS: Final[dict[bool | None, Bos]] = {True: "always", False: "never", None: "auto"}
 _TOKENS: Final = 4096
 """Of a forward pass: windows per pass are as many as hold them."""
 
@@ -72,7 +71,7 @@ def show_dictionary(asked: ShowDictionary) -> Path:
 
         inputs = load_inputs(config, neurons=False)
         folder.same_inputs(inputs.fingerprint())
-        say(f"judging {shown(asked.path)} at {inputs.dictionary_site}")
+        say(f"judging {shown(asked.path)} at {inputs.dictionary_site}: {inputs.conventions}")
 
         def judge() -> None:
             found = judged_dictionary(inputs, folder, inputs.given, *activations(inputs, folder))
@@ -92,7 +91,7 @@ def study_of(asked: ShowDictionary) -> StudyConfig:
     Raises:
       UserError: no model is named anywhere; latents that are no numbers; as `open_given`.
     """
-    from .given import open_given
+    from .given import begins, open_given
 
     latents = numbers(asked.latents)
     chosen = DictionaryConfig(path=asked.path, subfolder=asked.subfolder, site=asked.site, latents=latents)
@@ -102,10 +101,10 @@ def study_of(asked: ShowDictionary) -> StudyConfig:
     if model is None:
         raise UserError(f"the files of {shown(asked.path, 200)} do not name a model. Give --model FOLDER_OR_HUB_NAME.")
     window = asked.window or (place.context if place else None) or TextConfig().window
-    bos = asked.bos or _BOS[place.prepend_bos if place else None]
     text = TextConfig(
         **{f.name: getattr(asked, f.name) for f in dataclasses.fields(TextFields)},
-        window=window, bos=bos, packing=asked.packing, max_tokens_per_group=asked.max_tokens_per_group,
+        window=window, bos=begins(asked.bos, place), packing=asked.packing,
+        max_tokens_per_group=asked.max_tokens_per_group,
     )  # fmt: skip
     return StudyConfig(
         model=model, groups=asked.groups, out=asked.out, title=asked.title, seed=asked.seed, dtype=asked.dtype,

@@ -14,7 +14,9 @@ from jaxneuro.dictionaries import JumpReLU, Relu, SparseCoder, TopK, load_dictio
 from jaxneuro.errors import UserError
 from jaxneuro.study import ShowDictionary, StudyConfig, run_study, show_dictionary
 from jaxneuro.study.config import CardConfig, DictionaryConfig, EffectConfig, SelectConfig, TextConfig
+from jaxneuro.study.inputs import load_inputs
 from jaxneuro.study.latents import default_latents
+from jaxneuro.study.run import with_begin
 from jaxneuro.study.show import numbers, study_of
 
 HOOK = {"hook_name": "blocks.1.hook_resid_post", "context_size": 16, "prepend_bos": False}
@@ -84,6 +86,45 @@ def test_what_the_files_say_is_used(asked, saved):
     assert (config.text.window, config.text.bos) == (16, "never")
     config = study_of(dataclasses.replace(asked, window=32, bos="auto"))
     assert (config.text.window, config.text.bos) == (32, "auto")
+
+
+BEGIN = {**HOOK, "prepend_bos": True}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "asked_bos", "begin", "said"),
+    [
+        (BEGIN, None, "<eos>", "windows of 16 tokens that begin with <eos>, as in its training"),
+        (BEGIN, "never", None, "begin without a begin token, but it was trained with one: --bos always (of `study`"),
+        (HOOK, None, None, "windows of 16 tokens that begin without a begin token, as in its training"),
+        (HOOK, "always", "<eos>", "begin with <eos>, but it was trained without one: --bos never (of `study`"),
+        ({"hook_name": HOOK["hook_name"], "context_size": 16}, None, None,
+         "its files do not say how its texts began: --bos always or never"),
+        (BEGIN | {"context_size": 24}, None, "<eos>", "it was trained on windows of 24: --window 24 (of `study`"),
+    ],
+)  # fmt: skip
+def test_texts_begin_as_the_dictionary_was_trained_in_both_commands(
+    model_folder, groups_file, tmp_path, metadata, asked_bos, begin, said
+):
+    path = str(save_saelens(coder(), tmp_path / "d", metadata))
+    page = ShowDictionary(
+        path=path, model=str(model_folder), groups=str(groups_file), window=16, bos=asked_bos, max_tokens_per_group=320
+    )
+    study = StudyConfig(
+        model=str(model_folder), groups=str(groups_file), dictionary=DictionaryConfig(path=path),
+        text=TextConfig(window=16, bos=asked_bos, max_tokens_per_group=320),
+    )  # fmt: skip
+    for config in (study_of(page), with_begin(study.resolved())):
+        inputs = load_inputs(config)
+        first = np.concatenate([b["tokens"][:, 0] for b in inputs.measured_batches()])
+        assert (first == inputs.tokenizer.eos_id).all() == (begin is not None)
+        assert said in inputs.conventions
+        assert any(said in line for line in inputs.said())
+
+
+def test_without_a_dictionary_texts_begin_by_the_tokenizers_convention():
+    assert with_begin(StudyConfig()).text.bos == "auto"
+    assert with_begin(StudyConfig(text=TextConfig(bos="always"))).text.bos == "always"
 
 
 def test_latents_by_default_are_selective_and_active(asked, tmp_path):
