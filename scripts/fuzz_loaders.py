@@ -25,6 +25,8 @@ from fuzz.judge import BAD, GOOD, one
 from fuzz.pool import Limits, environment, limit_memory, run
 from fuzz.seeds import KINDS, Room
 
+from jaxneuro.versions import versions
+
 
 def options() -> argparse.Namespace:
     """The command line."""
@@ -34,8 +36,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
-        "--resume", type=Path, help="a .jsonl of records, appended to; mutants in it are not made again"
+        "--resume",
+        type=Path,
+        help="a .jsonl of records, appended to; mutants in it that did no harm are not made again",
     )
+    parser.add_argument("--table", type=Path, help="a .json for the table, with seed, revisions, versions and seconds")
     parser.add_argument("--memory-mb", type=int, default=3000, help="of each worker, beyond what it starts with")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="of each mutant")
     parser.add_argument("--cases", type=int, help="examples of each kind of file, at most")
@@ -88,22 +93,43 @@ def main() -> int:
     records = []
     if args.resume and args.resume.exists():
         records = [json.loads(line) for line in args.resume.read_text().splitlines() if line.endswith("}")]
-    done = {r["i"] for r in records if r["seed"] == args.seed}
+    done = {r["i"] for r in records if r["seed"] == args.seed and r["outcome"] in GOOD}
+    commit = versions().get("commit", "")
     numbers = (i for i in (itertools.count() if args.mutants is None else range(args.mutants)) if i not in done)
     begun, before = time.monotonic(), len(records)
     with open(args.resume or "/dev/null", "a") as out:
         for record in run(
             args.seed, numbers, workers=args.workers, limits=limits, until=time.monotonic() + args.seconds
         ):
-            records.append(record)
-            out.write(json.dumps(record) + "\n")
+            records.append(record | {"commit": commit})
+            out.write(json.dumps(records[-1]) + "\n")
             out.flush()
             if record["outcome"] in BAD:
                 print(json.dumps(record)[:400], file=sys.stderr)
-    print(table(records))
     seconds = time.monotonic() - begun
+    last = list({(r["seed"], r["i"]): r for r in records}.values())  # a mutant that was made again counts once
+    print(table(last))
     print(f"\n{len(records) - before} mutants in {seconds:.0f} s: {(len(records) - before) / seconds:.0f} a second")
-    return int(any(r["outcome"] in BAD for r in records))
+    if args.table:
+        write_table(args.table, last)
+    return int(any(r["outcome"] in BAD for r in last))
+
+
+def write_table(path: Path, records: list[dict[str, Any]]) -> None:
+    """Counts by kind of file and outcome, and what the run was, as JSON."""
+    counts = collections.Counter((r["kind"], r["outcome"]) for r in records)
+    found = {
+        "mutants": len(records),
+        "seeds": sorted({r["seed"] for r in records}),
+        "date": time.strftime("%F"),
+        "mutants_by_commit": collections.Counter(r.get("commit", "") for r in records),
+        "loading_seconds": round(sum(r["ms"] or 0 for r in records) / 1e3),
+        "slowest_seconds": max(r["ms"] or 0 for r in records) / 1e3,
+        "versions": {name: version for name, version in versions().items() if name != "commit"},
+        "outcomes": {kind: {o: counts[kind, o] for o in (*GOOD, *BAD)} for kind in KINDS},
+        "all": {o: sum(counts[kind, o] for kind in KINDS) for o in (*GOOD, *BAD)},
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

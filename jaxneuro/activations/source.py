@@ -2,7 +2,9 @@
 """Arrays as streams: every epoch an exact shuffle, computed where it is needed instead of stored."""
 
 import math
+import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,7 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
 
 ROUNDS = 8
 """Rounds of the Feistel network. 4 make a pseudo-random permutation of a random round function (Luby and Rackoff 1988,
@@ -78,14 +80,21 @@ class Source(Protocol):
 
 
 class _Arrays:
-    """Arrays in memory: any order costs the same."""
+    """Arrays in memory, or mapped from files: any order costs the same."""
 
     lanes = 1
 
-    def __init__(self, arrays: Mapping[str, Any], n: int, seed: int | None, widen: bool):
+    def __init__(self, arrays: Mapping[str, Any], n: int, seed: int | None, widen: bool, files: Mapping[Any, bool]):
         self._arrays, self.n, self._seed, self._widen = arrays, n, seed, widen
+        self._files = [(file, timed, _state(file, timed)) for file, timed in files.items()]
 
     def read(self, places: np.ndarray) -> dict[str, np.ndarray]:
+        for file, timed, before in self._files:
+            if (now := _state(file, timed)) != before:
+                raise UserError(
+                    f"{shown(file, 400)} was changed while it was read: {before}, then {now}. Wait until it is "
+                    "written, then run again."
+                )
         epoch, row = np.divmod(places, self.n)
         if self._seed is not None:
             for e in np.unique(epoch):
@@ -93,6 +102,16 @@ class _Arrays:
                 row[here] = Shuffle(self.n, seed=self._seed, epoch=int(e))(row[here])
         found = {name: np.take(a, row, axis=0) for name, a in self._arrays.items()}
         return {name: widened(a) for name, a in found.items()} if self._widen else found
+
+
+def _state(file: str | os.PathLike, timed: bool) -> str:
+    """Size and time of the last change of a file, as messages say it."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return "gone"
+    seconds, ns = divmod(found.st_mtime_ns, 10**9)
+    return f"{found.st_size:,} bytes" + (f" of {time.strftime('%T', time.localtime(seconds))}.{ns:09}" if timed else "")
 
 
 def widened(a: np.ndarray) -> np.ndarray:
@@ -153,6 +172,7 @@ def array_batches(
     drop_remainder: bool = False,
     threads: int = 2,
     widen: bool = True,
+    file: str | os.PathLike | None = None,
 ) -> Any:
     """Batches of rows of an array (in memory or a memmap) as a Grain iterator, shuffled exactly in every epoch.
 
@@ -170,10 +190,13 @@ def array_batches(
       drop_remainder: leave out the rows after the last whole batch; otherwise the last batch is filled up with zeros.
       threads: that read.
       widen: bfloat16 and float16 rows come out as float32; False: as they are.
+      file: that the arrays are mapped from, where they are no `np.memmap`, which knows its own. Before every batch its
+        size and time are compared with those at the start; a file that is cut within a batch ends the process (SIGBUS).
     Returns:
       Iterator of {"x": [b, ...], "mask": bool [b] (False: filler), ...extra}, with get_state() and set_state().
     Raises:
-      UserError: no rows, unequal lengths, a batch size that the shards do not divide.
+      UserError: no rows, unequal lengths, a batch size that the shards do not divide; later, a mapped file that was
+        changed.
     Example:
       >>> batches = array_batches(np.arange(5), batch_size=2, epochs=1, seed=None)
       >>> [b["x"].tolist() for b in batches]
@@ -186,8 +209,10 @@ def array_batches(
     if "mask" in arrays:
         raise UserError("'mask' is the name of the filler mask: rename that array.")
     check_request(lengths["x"], batch_size, epochs, shard)
+    # What is mapped to be written changes its time when the system writes it.
+    mapped = {a.filename: a.mode == "r" for a in arrays.values() if isinstance(a, np.memmap) and a.filename}
     return stream(
-        _Arrays(arrays, lengths["x"], seed, widen),
+        _Arrays(arrays, lengths["x"], seed, widen, mapped if file is None else {**mapped, file: True}),
         batch_size=batch_size,
         epochs=epochs,
         shard=shard,

@@ -16,17 +16,20 @@ prints a script that completes options with the tab key.
 |---|---|
 | 0 | done |
 | 2 | a request that cannot be met: one line on standard error says what was asked, what exists, what to do |
-| 130 | interrupted; the same command goes on where it stopped |
+| 130, 143 | interrupted by Ctrl-C, by SIGTERM; the same command goes on where it stopped |
 """
 
+import contextlib
 import dataclasses
 import errno
 import functools
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import tyro
@@ -116,12 +119,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxneuro {__version__}")
         return 0
     try:
-        code = _run(words)
+        with _terminated_like_interrupted():
+            code = _run(words)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: its locks and temporary files go. A handler of somebody else stays."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one acts at once
+        raise _Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(words: list[str]) -> int:
@@ -131,8 +157,9 @@ def _run(words: list[str]) -> int:
         with quietly(QUIET in words):
             job = _job([w for w in words if w != QUIET])
             job()
-    except KeyboardInterrupt:
-        return _failed("interrupted. Run the same command again to go on where it stopped.", 130)
+    except KeyboardInterrupt as e:
+        number = signal.SIGTERM if isinstance(e, _Terminated) else signal.SIGINT
+        return _failed("interrupted. Run the same command again to go on where it stopped.", 128 + number)
     except SystemExit:  # tyro's, after --help or a wrong option
         sys.stdout.flush()
         raise

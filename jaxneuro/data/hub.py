@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from .documents import Collector
 from .records import Fields, columns, group_name, group_of, text_of
 
@@ -79,7 +79,7 @@ def _load(source: str, repository: list[str], split: str) -> Any:
     try:
         return load_dataset("/".join(repository[:2]), *repository[2:], split=split)
     except Exception as e:  # network, unknown names and bad data come as a dozen unrelated types
-        reason = (str(e).strip() or "no message").splitlines()[0].rstrip(".")
+        reason = shown((str(e).strip() or "no message").splitlines()[0].rstrip("."), 400)
         raise UserError(
             f"cannot load {source}: {type(e).__name__}: {reason}. Check the name, the split {split!r} and the "
             f"network, or save the dataset as .parquet and give that file."

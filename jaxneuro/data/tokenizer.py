@@ -14,7 +14,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
+from ..io.files import read_json
 from ..io.generation import generation_ids
 from ..io.sources import TOKENIZER_FILES, resolve
 from .pieces import Pieces
@@ -238,6 +239,12 @@ class Tokenizer:
         return Pieces(self.hf)
 
 
+_JSON: Final = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+)
+"""What transformers reads of a tokenizer, as far as it is JSON."""
+
+
 def load_tokenizer(name: str | os.PathLike, *, revision: str | None = None, bos: bool | None = None) -> Tokenizer:
     """The tokenizer of a model: "bundled", "all-MiniLM-L6-v2", a folder, or a Hub name (`jaxneuro.io.sources`).
 
@@ -246,16 +253,19 @@ def load_tokenizer(name: str | os.PathLike, *, revision: str | None = None, bos:
     Args:
       bos: whether texts begin with the begin token, see `Tokenizer.with_bos`; None: the tokenizer's convention.
     Raises:
-      UserError: there is no such model, or no tokenizer in it; `bos` and no token to begin with.
+      UserError: there is no such model, or no tokenizer in it; a JSON file that is damaged or has a key twice; `bos`
+        and no token to begin with.
     """
     folder = resolve(name, revision=revision, files=TOKENIZER_FILES)
+    for file in filter(os.path.exists, (folder / name for name in _JSON)):
+        read_json(file)  # whose parser takes the last of two values, and waits for a pipe
     with _no_advice():
         from transformers import AutoTokenizer
     try:
         hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as e:  # transformers raises whatever its many tokenizers raise
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:20])
-        reason = (str(e).strip() or "no message").splitlines()[0].rstrip(".")
+        reason = shown((str(e).strip() or "no message").splitlines()[0].rstrip("."), 400)
         raise UserError(
             f"no tokenizer can be loaded from {folder}: {type(e).__name__}: {reason}. Expected tokenizer.json (and "
             f"tokenizer_config.json) there; found: {found}."

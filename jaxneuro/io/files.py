@@ -2,6 +2,7 @@
 """Whole-file writes: to a temporary name beside the target, flushed to disk, then renamed over it."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -33,7 +34,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
       b'whole'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_numbers)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
@@ -51,7 +52,9 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-_TEMPORARY: Final = re.compile(r"^\..+\.(\d+)\.tmp$")
+_numbers: Final = itertools.count()
+"""Two threads of a process may write one file: the later whole one stays."""
+_TEMPORARY: Final = re.compile(r"^\..+\.(\d+)(-\d+)?\.tmp$")
 
 
 def clear_temporary(folder: str | os.PathLike) -> None:

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from ..errors import UserError
 from ..io import read_json, write_json
 from ..io.files import clear_temporary
+from ..io.npy import read_npz
 
 _CLAIM: Final = frozenset({".lock", "run.json"})
 """What a run that has computed nothing yet has written."""
@@ -29,6 +32,10 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """What a .npz of a step holds."""
+        return read_npz(self / name)
 
     @property
     def unfinished(self) -> Path:

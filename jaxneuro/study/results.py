@@ -213,8 +213,8 @@ def title(config: StudyConfig, groups: Sequence[str]) -> str:
 
 def sizes(folder: RunFolder, found: dict[str, Any]) -> dict[str, Any]:
     """How selective the ranked neurons are: the classes alone say only who comes first."""
-    with np.load(folder / "neurons.npz", allow_pickle=False) as z:
-        entropy, label = z["entropy"], z["label"]
+    table = folder.arrays("neurons.npz")
+    entropy, label = table["entropy"], table["label"]
     known = np.isfinite(entropy)
 
     def ends(kind: str) -> list[float] | None:
@@ -298,8 +298,7 @@ def given_notes(inputs: Inputs) -> list[str]:
 def neuron_cards(inputs: Inputs, folder: RunFolder) -> list[dict[str, Any]]:
     """One card per chosen neuron."""
     stats, shown = GroupStatistics.load(folder / "statistics.npz"), read_json(folder / "cards.json")
-    with np.load(folder / "neurons.npz", allow_pickle=False) as z:
-        table = {k: z[k] for k in ("entropy", "chosen", "label", "ap")}
+    table = folder.arrays("neurons.npz")
     found = []
     for i, (layer, neuron) in enumerate(zip(shown["layer"], shown["neuron"], strict=True)):
         at = (layer, neuron)

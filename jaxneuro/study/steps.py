@@ -174,7 +174,7 @@ def selective(entropy: np.ndarray, rate: np.ndarray, n_groups: int) -> dict[str,
 def effect(inputs: Inputs, folder: RunFolder) -> None:
     """Silence every group's chosen neurons, measure every group, beside layer-matched random sets."""
     config = inputs.config
-    chosen = np.moveaxis(_load(folder, "neurons.npz")["chosen"], -1, 0)
+    chosen = np.moveaxis(folder.arrays("neurons.npz")["chosen"], -1, 0)
     with rich_progress("3/6 silencing") as progress:
         result = effect_matrix(
             inputs.output,
@@ -222,7 +222,7 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
 
 def cards(inputs: Inputs, folder: RunFolder) -> None:
     """Examples, tokens and dose-response of the chosen neurons, each of the site that was studied or not at all."""
-    stats, table = GroupStatistics.load(folder / "statistics.npz"), _load(folder, "neurons.npz")
+    stats, table = GroupStatistics.load(folder / "statistics.npz"), folder.arrays("neurons.npz")
     layers, neurons, owner = _chosen_neurons(table, inputs)
     shown: dict[str, Any] = {"layer": layers.tolist(), "neuron": neurons.tolist()}
     shown["examples"] = neuron_examples(
@@ -360,8 +360,3 @@ STEPS: Final = (
     Step("dictionary", "a dictionary", DICTIONARY_FILES, dictionary),
     Step("report", "results and report", ("results.json", "report.html"), write_results),
 )
-
-
-def _load(folder: RunFolder, name: str) -> dict[str, np.ndarray]:
-    with np.load(folder / name, allow_pickle=False) as z:
-        return {k: z[k] for k in z.files}

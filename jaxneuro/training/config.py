@@ -63,7 +63,8 @@ class Store:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Array:
-    """Activations in one file: .npy with x [n, d], or .npz or .safetensors with x and, for transcoders, y."""
+    """Activations in one file, which must not change meanwhile: .npy with x [n, d], or .npz or .safetensors with x and,
+    for transcoders, y."""
 
     kind: ClassVar[str] = "array"
     path: Path

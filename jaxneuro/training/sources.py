@@ -250,7 +250,7 @@ def _array(source: Array, config: TrainConfig) -> Data:
 
     def stream(arrays: Mapping[str, Any], size: int, **how: Any) -> Any:
         extra = {name: a for name, a in arrays.items() if name != "x"}
-        return array_batches(arrays["x"], extra=extra, batch_size=size, **how)
+        return array_batches(arrays["x"], extra=extra, batch_size=size, file=source.path, **how)
 
     return Data(
         stream=lambda: stream(train, config.batch, seed=config.seed),
@@ -262,7 +262,7 @@ def _array(source: Array, config: TrainConfig) -> Data:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    """x, and y if it is there, checked; a large .npy file is mapped, and must not be shortened while it is used."""
+    """x, and y if it is there, checked; a large .npy or .safetensors is mapped."""
     if path.suffix not in _FILES:
         raise UserError(f"{path} is no activation array: a file ends in {', '.join(_FILES)}.")
     try:

@@ -18,6 +18,8 @@ import numpy as np
 REPOSITORY: Final = Path(__file__).parents[2]
 DICTIONARIES: Final = REPOSITORY / "tests" / "dictionaries" / "fixtures"
 MODELS: Final = REPOSITORY / "tests" / "parity" / "fixtures"
+_GOLDEN: Final = ("expected.npz", "pair.npz", "resized.npz", "hidden.npz", "gaps.npz")
+"""Numbers of the tests beside the files, which no loader reads."""
 _NORMS: Final = {"in": 3.5, "out": 2.8}
 
 
@@ -48,7 +50,7 @@ def _copied(cases: Mapping[str, Path], into: Path) -> dict[str, Path]:
     for case, path in cases.items():
         to = into / case.replace("/", "-")
         if path.is_dir():
-            shutil.copytree(path, to, ignore=shutil.ignore_patterns("expected.npz"))
+            shutil.copytree(path, to, ignore=shutil.ignore_patterns(*_GOLDEN))
         else:
             to.mkdir(parents=True)
             to = Path(shutil.copy(path, to))

@@ -154,7 +154,9 @@ def _npz_extra(rng: random.Random, arrays: dict, name: str, entries: dict) -> No
 
 
 def _npz_broken(rng: random.Random, arrays: dict, name: str, entries: dict) -> None:
-    a = np.array(arrays[name])
+    a = np.array(arrays[name], np.float32)  # of a type that has them, whatever the file had
+    if not a.size:
+        return
     a.flat[0] = rng.choice((np.nan, np.inf))
     entries[f"{name}.npy"] = _npy(a)
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shuffles are exact, fair, and anywhere at once; batches come out the same from any state and any number of hosts."""
 
+import collections
+import os
+
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxneuro.activations import Shuffle, array_batches
+from jaxneuro.activations import Shuffle, array_batches, source
 from jaxneuro.errors import UserError
 
 X = np.arange(23 * 3, dtype=np.float32).reshape(23, 3)
@@ -97,6 +100,49 @@ def test_a_memmap_is_read_in_place(tmp_path):
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     a, b = (array_batches(x, batch_size=5, seed=4, epochs=1) for x in (mapped, X))
     assert all(np.array_equal(p["x"], q["x"]) for p, q in zip(a, b, strict=True))
+
+
+CHANGES = {
+    "cut": lambda path: os.truncate(path, 4096),
+    "touched": lambda path: os.utime(path, (1, 1)),
+    "removed": os.unlink,
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_mapped_file_that_changes_is_an_error_and_no_crash(tmp_path, how):
+    """A file that is cut while it is mapped would end the process with SIGBUS at the next row behind the cut."""
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((100_000, 4), np.float32))
+    arrays = source._Arrays({"x": np.load(path, mmap_mode="r")}, 100_000, None, True, {path: True})
+    arrays.read(np.arange(9))
+    CHANGES[how](path)
+    with pytest.raises(UserError, match=r"x\.npy was changed while it was read: 1,600,128 bytes"):
+        arrays.read(np.arange(90_000, 90_009))
+
+
+@pytest.mark.parametrize("known", ["memmap", "file"])
+def test_batches_of_a_mapped_file_watch_it(tmp_path, known):
+    path = tmp_path / "x.npy"
+    np.save(path, X)
+    x = np.load(path, mmap_mode="r")[:20]
+    x, file = (x, None) if known == "memmap" else (np.asarray(x), path)
+    stream = array_batches(x, batch_size=4, seed=None, file=file)
+    next(stream)
+    CHANGES["touched"](path)
+    with pytest.raises(UserError, match=r"x\.npy was changed while it was read"):
+        collections.deque(stream, 0)  # what was read ahead comes first
+
+
+def test_a_file_that_is_mapped_to_be_written_may_be_written_late(tmp_path):
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(8, 2))
+    stream = array_batches(x, batch_size=8, seed=None)
+    next(stream)
+    x[:] = 1
+    x.flush()
+    os.utime(tmp_path / "x", (1, 1))
+    for _ in range(20):
+        next(stream)
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,14 @@ from . import strict
 
 FILES: Final = ("params.npz", "params.safetensors")
 _SKIP: Final = "affine_skip_connection"
+# A transcoder's output is as wide as its input: the MLP's, before and after.
 _TENSORS: Final = {
     "w_enc": ("d_in", "n_latents"),
-    "w_dec": ("n_latents", "d_out"),
+    "w_dec": ("n_latents", "d_in"),
     "b_enc": ("n_latents",),
-    "b_dec": ("d_out",),
+    "b_dec": ("d_in",),
     "threshold": ("n_latents",),
-    _SKIP: ("d_in", "d_out"),
+    _SKIP: ("d_in", "d_in"),
 }
 
 

@@ -139,7 +139,8 @@ def _spelled(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     out = dict(tensors)
     if "log_threshold" in out and "threshold" not in out:
         log = out.pop("log_threshold")
-        out["threshold"] = np.exp(log.astype(np.float32)).astype(log.dtype)
+        finite = np.isfinite(log).all()  # else `strict.check` refuses it: exp(-inf) would be 0
+        out["threshold"] = np.exp(log.astype(np.float32)).astype(log.dtype) if finite else log
     if "scaling_factor" in out:
         out[FINETUNED] = out.pop("scaling_factor")
     if FINETUNED in out and (out[FINETUNED] == 1).all():

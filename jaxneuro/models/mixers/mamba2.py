@@ -93,7 +93,7 @@ class Mamba2:
         low, high = self.dt_limits
         if not 0 <= low < high or not (high <= LONGEST_STEP or (high == math.inf and low <= LONGEST_STEP)):
             raise UserError(
-                f"Mamba2: dt_limits={self.dt_limits} is no interval of time steps from 0 to {LONGEST_STEP:g} or infinity."
+                f"Mamba2: dt_limits={self.dt_limits} is no interval of time steps, 0 to {LONGEST_STEP:g} or infinity."
             )
 
     @property
