@@ -2,6 +2,7 @@
 """Memory is known before it is taken: the numbers, the refusal, and that the program is compiled once."""
 
 import logging
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxneuro.activations import moments, run
 from jaxneuro.activations.buffer import shuffled
-from jaxneuro.activations.plan import Plan, free_bytes, planned, size
+from jaxneuro.activations.plan import Plan, check_state, free_bytes, planned, size
+from jaxneuro.dictionaries import topk
 from jaxneuro.errors import UserError
 from jaxneuro.protocols import Method
 
@@ -75,6 +77,17 @@ def test_several_devices_as_run_lays_them_out(caplog):
 def test_wrong_shapes_are_found_here_too():
     with pytest.raises(UserError, match="batches are dicts of arrays with one row per token"):
         planned(shuffled(moments(), 8), {"x": np.ones(()), "mask": np.ones(3, bool)}, key=KEY)
+
+
+def test_a_state_that_cannot_fit_is_refused_before_anything_is_compiled(caplog):
+    rows = {"x": jax.ShapeDtypeStruct((64, 8), "float32")}
+    method = topk(n_latents=10**9, k=4)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"needs \d+ GB on each device \(state \d+ GB\).*Fewer\."):
+        check_state(method, rows, 10**9, key=jax.random.key(0), advice="Fewer.")
+    assert time.monotonic() - began < 20  # compiling took minutes
+    check_state(method, rows, 10**15, key=jax.random.key(0))
+    check_state(method, rows, None, key=jax.random.key(0))
 
 
 def test_what_is_free():

@@ -5,12 +5,14 @@ import dataclasses
 import errno
 import functools
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from jaxneuro import cli
+from jaxneuro.activations.lock import exclusive
 from jaxneuro.cli import main
 from jaxneuro.cli.capture import Capture
 from jaxneuro.cli.flags import flags_of, in_flags
@@ -78,6 +80,52 @@ def test_advice_is_in_the_commands_own_flags():
 def test_a_name_that_the_locale_cannot_spell_is_said(capsys):
     assert main(["sites", "caf\udcc3\udca9"]) == 2
     assert "Set LC_ALL=C.UTF-8 or PYTHONUTF8=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sites", "bundled", "--pos", "0"], "pos = 0 is not a positive whole number"),
+        (["sites", "bundled", "--pos", "-1"], "pos = -1 is not a positive whole number"),
+        (["sites", "bundled", "--pos", str(2**62)], f"pos = {2**62} is above {2**31 - 1}"),
+        (["generate", "bundled", "--prompt", "a", "--top-k", str(2**70)], f"top_k = {2**70} is above"),
+        (["capture", "bundled", "--site", "embed", "--batch", str(10**12)], f"batch = {10**12} is above"),
+        (["capture", "bundled", "--site", "embed", "--devices.data", str(2**31)], "devices.data = 2147483648 is above"),
+        (["show-dictionary", "none", "--window", str(2**31)], "window = 2147483648 is above"),
+        (["study", "--seed", str(2**32)], f"seed = {2**32} is above {2**32 - 1}"),
+        (["study", "--dictionary.latents", str(2**31)], "dictionary.latents = 2147483648 is above"),
+        (["train-dictionary", "--seed", str(2**70), "array", "--path", "a.npy", "topk", "--n-latents", "8", "--k", "2"],
+         f"seed = {2**70} is above {2**32 - 1}"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_run_has_are_refused_by_every_command(words, said, capsys):
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"jaxneuro: {said}")
+
+
+def test_sigterm_unwinds_as_ctrl_c_does(monkeypatch, capsys, tmp_path):
+    """The lock goes; a second signal acts at once, and afterwards everything is as it was."""
+
+    def job():
+        with exclusive(tmp_path):
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cli, "_job", lambda words: job)
+    assert main(["study"]) == 128 + signal.SIGTERM
+    assert "Run the same command again to go on" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_with_a_handler_of_somebody_else(monkeypatch):
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
+    try:
+        monkeypatch.setattr(cli, "_job", lambda words: lambda: signal.raise_signal(signal.SIGTERM))
+        assert main(["study"]) == 0
+        assert seen == [True]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_reader_that_goes_is_no_error():

@@ -162,8 +162,25 @@ def test_nothing_to_load(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"no tokenizer can be loaded.*tokenizer\.json.*found: config\.json"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{not json")
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="no tokenizer can be loaded"):
+        load_tokenizer(tmp_path)
+
+
+def test_json_that_transformers_would_take_or_wait_for_is_refused(bpe_folder, tmp_path):
+    """Its parser takes the last of two values of a key, and blocks on a pipe."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((bpe_folder / name).read_text())
+    load_tokenizer(tmp_path)
+    whole = (tmp_path / "tokenizer.json").read_text()
+    for text, said in (("{not json", "is not valid JSON"), ('{"decoder": null, ' + whole.lstrip()[1:], "occurs twice")):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(UserError, match=said):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(whole)
+    (tmp_path / "tokenizer_config.json").unlink()
+    os.mkfifo(tmp_path / "tokenizer_config.json")
+    with pytest.raises(UserError, match="it is a pipe, not a file"):
         load_tokenizer(tmp_path)
 
 

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file is whole or absent, whoever writes it beside whom."""
+
+import os
+import threading
+
+from jaxneuro.io.files import atomic_write, clear_temporary
+
+
+def test_threads_that_write_one_file_do_not_write_into_each_other(tmp_path):
+    """Each has a temporary file of its own; the one that ends last stays, whole."""
+    path, turns = tmp_path / "a.json", threading.Barrier(2, timeout=30)
+
+    def write(letter):
+        with atomic_write(path) as f:
+            f.write(letter * 100)
+            f.flush()
+            turns.wait()
+            f.write(letter * 100)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in (b"a", b"b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() in (b"a" * 200, b"b" * 200)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_temporary_files_of_the_dead_go_and_ours_stay(tmp_path):
+    dead = [tmp_path / ".a.json.999999999.tmp", tmp_path / ".a.json.999999999-17.tmp"]
+    ours = [tmp_path / f".a.json.{os.getpid()}.tmp", tmp_path / f".a.json.{os.getpid()}-3.tmp", tmp_path / ".a.tmp"]
+    for path in (*dead, *ours):
+        path.write_text("")
+    clear_temporary(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(ours)
