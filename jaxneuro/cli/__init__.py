@@ -197,8 +197,8 @@ def _said(e: Exception, words: list[str]) -> str | None:
     if isinstance(e, OSError):
         what = f"{e.strerror or e}{_TOO_LONG if e.errno == errno.ENAMETOOLONG else ''}"
         path = "the output" if e.filename is None else shown(os.fspath(e.filename), 400)
-        verb = "read" if e.errno in _OF_READING else "write"
-        return f"cannot {verb} {path}: {what}.{'' if verb == 'read' else _GO_ON}"
+        verb = "read" if e.errno in _OF_READING else "use" if e.errno == errno.ENAMETOOLONG else "write"
+        return f"cannot {verb} {path}: {what}.{_GO_ON if verb == 'write' else ''}"
     if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in (text := str(e)[:2000]):
         detail = shown(str(e).partition("\n")[0], 300)
         return f"not enough memory{f' ({detail})' if detail else ''}. Ask for less: a smaller batch, fewer tokens."

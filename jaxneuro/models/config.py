@@ -229,6 +229,8 @@ class Config:
             raise UserError("a model of pictures with a head needs d_vocab, its number of classes.")
         if self.image is None and self.classify is not None:
             raise UserError("classify is a switch of models of pictures: set image too.")
+        if self.pool_from == "eos" and self.eos is not None and self.eos >= self.d_vocab:
+            raise UserError(f"eos={self.eos}, from which a text is pooled, is none of the {self.d_vocab} tokens.")
         if self.norm_pooled and self.norm_placement == "post":
             raise UserError("norm_pooled moves the final norm, which a post-norm stack has not.")
         if self.d_embed is not None and self.head_transform:

@@ -16,8 +16,9 @@ SIZE: Final = whole(0)
 """Of an `int` that says nothing else; 0 stands for "none"."""
 LAYERS: Final = whole(1, 10_000)
 """A config is read before the file is looked at, and makes an entry per layer."""
-CONTEXT: Final = whole(0, 2**24)
-"""Positions; the longest context that is published has 10 million (Llama 4 Scout)."""
+LONGEST_CONTEXT: Final = 2**24
+"""Positions; the longest that is published has 10 million (Llama 4 Scout)."""
+CONTEXT: Final = whole(0, LONGEST_CONTEXT)
 EPS: Final = number(above=0, high=0.1)
 """What a norm adds to a variance: 1e-12 to 1e-5 in every model that is published."""
 LONGEST_STEP: Final = 1e6

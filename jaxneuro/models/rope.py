@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 from ..axes import aligned
 from ..errors import UserError, shown, unknown
 from ..io.fields import FLAG, TEXT, Fields, Kind, many, null_or, number, whole
-from .ranges import STRETCH, THETA, Checked, check_fields, kinds_of
+from .ranges import LONGEST_CONTEXT, STRETCH, THETA, Checked, check_fields, kinds_of
 
-_LENGTH: Final = whole(2)
+_LENGTH: Final = whole(2, LONGEST_CONTEXT)
 _FACTORS: Final = many(number(above=0, high=1e6), least=1)
 _TURNS: Final = number(above=0, high=1e6)
 _WEIGHT: Final = number(low=0, high=1e6)

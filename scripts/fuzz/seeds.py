@@ -247,11 +247,10 @@ class Room:
         return KINDS[kind].make(into)
 
     @functools.cache  # noqa: B019
-    def reference(self, kind: str, case: str) -> tuple[str, frozenset[str]]:
-        """Digest of what the whole example holds, and where it is infinite on purpose."""
+    def reference(self, kind: str, case: str) -> str:
+        """Digest of what the whole example holds."""
         path = self.cases(kind)[case]
-        value = KINDS[kind].load(path)
-        return digest(value, path), frozenset(broken(value))
+        return digest(KINDS[kind].load(path), path)
 
 
 def leaves(value: Any) -> Iterator[tuple[str, Any]]:
@@ -283,8 +282,8 @@ def digest(value: Any, path: Path) -> str:
 
 
 def broken(value: Any) -> list[str]:
-    """Where numbers are NaN or infinite."""
-    return [at for at, leaf in leaves(value) if _nonfinite(leaf)]
+    """Where numbers are NaN or infinite that may not be: Mamba-2's time steps may be without end."""
+    return [at for at, leaf in leaves(value) if _nonfinite(leaf) and not at.endswith("dt_limits.1.")]
 
 
 def _nonfinite(leaf: Any) -> bool:

@@ -114,7 +114,8 @@ def change(rng: random.Random, value: Any) -> tuple[Any, str, str]:
     at = rng.choice(places)
     weights, changes = zip(*CHANGES, strict=True)
     what, means = rng.choices(changes, weights)[0](rng, at)
-    return value, f"{at[1]!r:.40} {what}", means
+    without_end = isinstance(value, dict) and at[0] is value.get("time_step_limit") and at[1] == 1
+    return value, f"{at[1]!r:.40} {what}", LEGAL if without_end and at[0][1:] == [float("inf")] else means
 
 
 def dumped(value: Any) -> str:

@@ -189,7 +189,7 @@ IN_PYTHON = [
     (Rope, {}, {"interleaved": 1}),
     (Rope, {}, {"scaling": {"factor": 2}}),
     *((Linear, {}, {"factor": v}) for v in (*NOT_POSITIVE, 0.5)),
-    *((Dynamic, {"factor": 2}, {"original_max_position_embeddings": v}) for v in (0, 1, 2.0, True, None)),
+    *((Dynamic, {"factor": 2}, {"original_max_position_embeddings": v}) for v in (0, 1, 2.0, True, None, 30_000_000)),
     (Llama3, {"factor": 2, "low_freq_factor": 2, "original_max_position_embeddings": 8}, {"high_freq_factor": 1}),
     (Yarn, {"factor": 2, "original_max_position_embeddings": 8}, {"truncate": 1}),
     (LongRope, {"factor": 2, "long_factor": (1.0,), "original_max_position_embeddings": 8}, {"short_factor": (0.0,)}),
@@ -212,6 +212,13 @@ def test_what_is_written_in_python_is_checked_alike(made, right, wrong):
         made, right, wrong = ConvNet, {"stem": 8, "depths": (1,)}, {"blocks": made(**right, **wrong)}
     with pytest.raises(UserError, match=name):
         made(**{**right, **wrong})
+
+
+def test_a_text_is_pooled_from_a_token_that_there_is():
+    Config(**SMALL, pool_from="eos", eos=31)
+    Config(**SMALL, pool_from="last", eos=32)  # SigLIP's configs name CLIP's
+    with pytest.raises(UserError, match="eos=32, from which a text is pooled, is none of the 32 tokens"):
+        Config(**SMALL, pool_from="eos", eos=32)
 
 
 def test_sound_configs_are_taken():
