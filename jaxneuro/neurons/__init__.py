@@ -27,6 +27,7 @@ window.
 | `experts.py` | each group's best detectors that permuted labels do not explain | 2502.17355, null ours |
 | `effect.py`, `sets.py`, `measures.py` | effect matrix beside random sets matched per layer | 2402.16438, 2502.17355 |
 | `decoding.py` | promoted and suppressed tokens of a neuron's direction | 2501.02688 |
+| `written.py` | the same of values at other sites: heads, the residual stream | ours |
 | `dose.py` | clamp dose-response | 2501.02688 |
 | `examples.py`, `describe.py` | top examples as text; a description from counts | MILAN's objective, no captioner |
 
@@ -85,3 +86,7 @@ from .stages import four_stages as four_stages
 from .statistics import group_statistics as group_statistics
 from .statistics import statistics_bytes as statistics_bytes
 from .table import GroupStatistics as GroupStatistics
+from .written import decode_coordinates as decode_coordinates
+from .written import decode_written as decode_written
+from .written import has_tokens as has_tokens
+from .written import written as written

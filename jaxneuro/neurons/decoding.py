@@ -162,9 +162,10 @@ def neuron_directions(
     """What each MLP neuron writes to the residual stream ("output") or reads from it ("input", "gate").
 
     output: a row of W_down. input: a column of W_up, gate: of W_gate. With `fold_norm` the norm between the direction
-    and the matrix it is compared with is folded in: its gain multiplies the direction (output: the final norm; input
-    and gate: the norm before the MLP, of pre-norm models), and for LayerNorm, which ignores the mean of its input, the
-    direction is centred over d_model. In a mixture of experts neuron j of expert e is number e d_mlp + j.
+    and the matrix it is compared with is folded in: its gain multiplies the direction (output: the norm after the MLP,
+    where there is one, and the final norm; input and gate: the norm before the MLP, of pre-norm models), and for
+    LayerNorm, which ignores the mean of its input, the direction is centred over d_model. In a mixture of experts
+    neuron j of expert e is number e d_mlp + j.
 
     Raises:
       UserError: unknown side; "gate" of an MLP without one; a model without MLPs, or with experts in some layers only.
@@ -186,7 +187,7 @@ def _mlps(weights: Any, cfg: Any) -> dict[str, Any]:
     blocks = weights["blocks"]
     norm = blocks.get("ln1" if cfg.one_norm else "ln2")
     if cfg.experts is None and "mlp" in blocks:
-        return {"mlp": blocks["mlp"], "norm": norm}
+        return {"mlp": blocks["mlp"], "norm": norm, "ls2": blocks.get("ls2"), "ln2_post": blocks.get("ln2_post")}
     if cfg.experts is None or cfg.experts.dense:
         why = "has no MLPs" if cfg.experts is None else "has experts in some layers and one MLP in others"
         raise UserError(
@@ -206,14 +207,33 @@ def _directions(weights: Any, cfg: Any, side: str, fold_norm: bool) -> Float[Arr
     if not fold_norm:
         return d
     layer_norm = cfg.norm == "layer"
-    if side == "output":  # gain * (d - mean(d)): what the final norm makes of the direction, up to its scale
-        if "final_norm" not in weights:
-            return d
-        return _centre(d, layer_norm) * gain(weights["final_norm"], cfg)
+    if side == "output":
+        return at_unembedding(_added(d, weights["blocks"], cfg), weights, cfg)
     if cfg.norm_placement != "pre":
         return d
     # w . (gain * (x - mean(x))) = (gain * w - mean(gain * w)) . x
     return _centre(d * gain(weights["blocks"]["norm"], cfg)[:, None], layer_norm)
+
+
+def _added(d: Float[Array, "mlp neuron d_model"], blocks: Any, cfg: Any) -> Float[Array, "mlp neuron d_model"]:
+    """As it is added to the residual stream: scaled channel by channel, normed, where a model does this after its MLPs.
+
+    Up to the scale of the norm, which depends on the text.
+    """
+    if blocks.get("ls2") is not None:
+        d = d * blocks["ls2"].astype(jnp.float32)[:, None]
+    return d if blocks.get("ln2_post") is None else d * gain(blocks["ln2_post"], cfg)[:, None]
+
+
+def at_unembedding(d: Float[Array, "*n d_model"], weights: Any, cfg: Any) -> Float[Array, "*n d_unembed"]:
+    """Directions of the residual stream as the unembedding reads them: gain * (d - mean(d)), up to the norm's scale.
+
+    The mean is taken off under LayerNorm only. OPT-350m has a projection between norm and unembedding.
+    """
+    if "scale" in weights.get("final_norm", {}):
+        d = _centre(d, cfg.norm == "layer") * gain(weights["final_norm"], cfg)
+    out = weights.get("head", {}).get("proj_out")
+    return d if out is None else jnp.matmul(d, out.astype(jnp.float32), precision=_FULL)
 
 
 def _centre(d: Array, yes: bool) -> Array:
@@ -277,7 +297,8 @@ def _decode_all(
         everyone = _directions(weights, cfg, side, fold_norm).reshape(-1, cfg.d_model)
 
     read = jax.tree.leaves((blocks, weights.get("final_norm", {})))
-    bits = 16 if cfg.norm == "rms" and all(a.dtype == jnp.bfloat16 for a in read) else 24
+    one_gain = cfg.norm == "rms" and cfg.norm_placement == "pre" and not cfg.layer_scale
+    bits = 16 if one_gain and all(a.dtype == jnp.bfloat16 for a in read) else 24
 
     def of_mlp(layer: Any) -> Decoded:
         one = weights | {"blocks": jax.tree.map(lambda a: a[None], layer)}

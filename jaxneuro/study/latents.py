@@ -2,21 +2,16 @@
 """Cards of a dictionary's latents: which groups they fire in, where they are strongest, which tokens they write."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ..activations import ActivationArray
 from ..dictionaries import SparseCoder
 from ..dictionaries.examples import checked, group_rates, latent_examples, most_active, most_selective
-from ..models import unembedding
-from ..models.transformer import gain
-from ..neurons import decode_directions
+from ..neurons import decode_written
+from ..taps.names import parse
 from .inputs import Inputs
-
-RESIDUAL: Final = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-"""Ends of sites whose directions are of the residual stream, so that the unembedding reads them."""
 
 
 def latent_cards(
@@ -62,14 +57,11 @@ def _card(inputs: Inputs, latent: int, rate: np.ndarray, density: float) -> dict
 
 def _written(inputs: Inputs, dictionary: SparseCoder, latents: np.ndarray) -> list[dict[str, Any]]:
     """Tokens that each latent's decoder row promotes and suppresses, where the model has an unembedding."""
-    weights, cfg = inputs.model.weights, inputs.model.cfg
-    writes = inputs.dictionary_site.rpartition(".")[2] in RESIDUAL
-    if not cfg.has_head or not writes or dictionary.d_out != cfg.d_model or inputs.dictionary_site.startswith("enc"):
+    model, layers = inputs.model, parse(inputs.dictionary_site).layers
+    rows, layer = dictionary.W_dec[latents], layers[0] if layers else None
+    decoded = decode_written(model.weights, model.cfg, inputs.dictionary_site, layer, rows, inputs.config.cards.tokens)
+    if decoded is None:
         return [{"promoted": None, "suppressed": None}] * len(latents)
-    rows = dictionary.W_dec[latents].astype(jnp.float32)
-    if "final_norm" in weights:
-        rows = rows * gain(weights["final_norm"], cfg)
-    decoded = decode_directions(rows, unembedding(weights, cfg), inputs.config.cards.tokens)
     return [
         {"promoted": inputs.named(up, s_up), "suppressed": inputs.named(down, s_down)}
         for up, s_up, down, s_down in zip(*map(np.asarray, decoded[:4]), strict=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import shown
 from ..io import read_json, write_json
-from ..neurons import CLASSES, MEASURES, GroupStatistics
+from ..neurons import CLASSES, MEASURES, GroupStatistics, has_tokens
 from ..reports import write_report
 from ..reports.findings import findings
 from ..reports.report import plain
@@ -252,10 +252,10 @@ def notes(inputs: Inputs, neurons: dict[str, Any]) -> list[str]:
         "The null permutes labels between whole documents: windows of one document are not independent.",
         *few_documents(inputs.groups, neurons),
     ]
+    if not has_tokens(inputs.model.cfg, inputs.site):
+        found.append(f"No tokens are shown: {inputs.site} writes nothing to the stream that an unembedding reads.")
     if not is_mlp_neuron(inputs.site):
-        found.append(
-            f"Coordinates of {inputs.site} are no neurons of an MLP, so no tokens are shown that they would promote."
-        )
+        found.append(f"Coordinates of {inputs.site} are no neurons of an MLP.")
     elif inputs.site != inputs.dosed_site:
         found.append(
             f"Neurons are read and silenced at {inputs.site}, and held at {inputs.dosed_site} for the dose and "

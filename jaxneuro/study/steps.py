@@ -18,7 +18,7 @@ from ..neurons import (
     Experts,
     GroupStatistics,
     LabelledStream,
-    decode_neurons,
+    decode_coordinates,
     dose_response,
     effect_matrix,
     expert_neurons,
@@ -34,7 +34,7 @@ from ..stats import merged_blocks
 from ..taps import capture
 from .explain import save_explained
 from .folder import RunFolder
-from .inputs import Inputs, is_mlp_neuron
+from .inputs import Inputs
 from .judging import METRICS, activations, judged_dictionary
 from .results import write_results
 
@@ -236,10 +236,10 @@ def cards(inputs: Inputs, folder: RunFolder) -> None:
         n=inputs.config.cards.examples,
         context=inputs.config.cards.context,
     )
-    promoted = None
-    if inputs.model.cfg.has_head and is_mlp_neuron(inputs.site):
-        decoded = decode_neurons(inputs.model.weights, inputs.model.cfg, layers, neurons, k=inputs.config.cards.tokens)
-        promoted = np.asarray(decoded.promoted)
+    promoted, model, k = None, inputs.model, inputs.config.cards.tokens
+    decoded = decode_coordinates(model.weights, model.cfg, inputs.site, layers, neurons, k)
+    if decoded is not None:
+        promoted = np.asarray(decoded.promoted) if inputs.measure == "loss" else None
         for side in ("promoted", "suppressed"):
             pairs = zip(np.asarray(getattr(decoded, side)), np.asarray(getattr(decoded, f"{side}_score")), strict=True)
             shown[side] = [inputs.named(*pair) for pair in pairs]

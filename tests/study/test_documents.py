@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -104,7 +105,15 @@ def test_tiny_groups_are_refused_with_the_flag_or_left_out_and_said(config, tmp_
         load_inputs(every)
 
 
-@pytest.mark.parametrize("site", ["attn.z", "resid_post"])
+def coordinate(weights, site, layer, j):
+    """What coordinate j writes to the residual stream, by hand; None where that is no direction."""
+    rows = {"attn.z": weights["blocks"]["attn"]["wo"], "resid_post": jnp.eye(16)[None].repeat(2, 0), "attn.q": None}[
+        site
+    ]
+    return None if rows is None else rows[layer].reshape(-1, 16)[j]
+
+
+@pytest.mark.parametrize("site", ["attn.z", "resid_post", "attn.q"])
 def test_cards_show_what_belongs_to_the_site(config, monkeypatch, site):
     """Coordinate 5 of attn.z is not neuron 5 of the MLP: its tokens and its dose curve are not that neuron's."""
     monkeypatch.setattr(steps, "STEPS", steps.STEPS[:4])
@@ -113,10 +122,18 @@ def test_cards_show_what_belongs_to_the_site(config, monkeypatch, site):
     shown = json.loads((config.out / "cards.json").read_text())
     doses = [d for d in shown["dose"] if d]
     assert doses
-    assert "promoted" not in shown
     assert all(f"activation at blocks.{site};" in d["unit"] for d in doses)
-    assert all(d["probability"] is None for d in doses)
-    largest = steps.largest_values(load_inputs(asked), f"blocks.{site}")
+    inputs = load_inputs(asked)
+    weights = inputs.model.weights
+    for i, at in enumerate(zip(shown["layer"], shown["neuron"], strict=True)):
+        row = coordinate(weights, site, *at)
+        if row is None:
+            assert "promoted" not in shown
+            continue
+        best = jnp.argsort(-(row * weights["final_norm"]["scale"]) @ weights["embed"]["tok"].T)
+        assert [t for t, _ in shown["promoted"][i]] == inputs.tokenizer.token_strings(best[:3].tolist())
+    assert all((d["probability"] is None) == ("promoted" not in shown) for d in doses)
+    largest = steps.largest_values(inputs, f"blocks.{site}")
     for layer, neuron, d in zip(shown["layer"], shown["neuron"], shown["dose"], strict=True):
         if d:
             np.testing.assert_allclose(d["values"], np.array([0, 4]) * largest[layer, neuron], rtol=1e-5)
