@@ -1,22 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Axes added explicitly, where numpy would add them itself: JAX_NUMPY_RANK_PROMOTION=raise forbids that."""
+"""Axes that are added explicitly, as JAX_NUMPY_RANK_PROMOTION=raise asks, and axes that are joined."""
 
 import math
 
-import jax.numpy as jnp
+from jaxneuro_kernels.axes import aligned as aligned
 from jaxtyping import Array
 
 from .errors import UserError
-
-
-def aligned(b: Array, x: Array) -> Array:
-    """b with axes of length 1 in front, until it has as many as x.
-
-    Example:
-      >>> aligned(jnp.zeros(3), jnp.zeros((2, 5, 3))).shape
-      (1, 1, 3)
-    """
-    return jnp.expand_dims(b, tuple(range(x.ndim - b.ndim)))
 
 
 def by_position(x: Array, positions: tuple[int, ...], *, layers: int = 0) -> Array:
@@ -30,6 +20,7 @@ def by_position(x: Array, positions: tuple[int, ...], *, layers: int = 0) -> Arr
     Raises:
       UserError: x has no such axes.
     Example:
+      >>> from jax import numpy as jnp
       >>> by_position(jnp.zeros((2, 5, 3, 4)), (2, 5)).shape, by_position(jnp.zeros((2, 5, 3, 4)), (2, 15)).shape
       ((2, 5, 12), (2, 15, 4))
     """

@@ -12,19 +12,20 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxneuro"
 
-# Each room and what it may import, besides itself. Doors (axes, errors, console, excerpts, protocols, sums, versions,
-# io) are open to all above.
+# Each room and what it may import, besides itself. Doors (axes, errors, console, docs, excerpts, protocols, sums,
+# versions, io) are open to all above.
 MAY_IMPORT = {
     "axes": {"errors"},
     "errors": set(),
     "console": set(),
+    "docs": set(),
     "excerpts": set(),
     "protocols": set(),
     "sums": set(),
     "stats": {"errors"},
     "versions": set(),
     "io": {"errors"},
-    "taps": {"errors"},
+    "taps": {"axes", "errors"},
     "models": {"axes", "console", "errors", "io", "taps"},
     "data": {"errors", "io", "stats"},
     "activations": {"axes", "errors", "console", "protocols", "sums", "io", "taps", "models", "data"},
@@ -50,6 +51,7 @@ MAY_IMPORT = {
     "training": {
         "errors",
         "console",
+        "docs",
         "protocols",
         "versions",
         "io",
@@ -64,6 +66,7 @@ MAY_IMPORT = {
     "cli": {
         "errors",
         "console",
+        "docs",
         "versions",
         "io",
         "taps",

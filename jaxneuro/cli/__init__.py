@@ -36,6 +36,7 @@ import tyro
 
 from .. import __version__
 from ..console import quietly
+from ..docs import doc
 from ..errors import UserError, shown
 from ..io.fields import check_counts, whole
 from .flags import in_flags
@@ -93,12 +94,12 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
         Sites: _sites,
     }
     command = (
-        Annotated[StudyConfig, tyro.conf.subcommand("study", default=preset_of(argv), description=StudyConfig.__doc__)]
-        | Annotated[TrainDictionary, tyro.conf.subcommand(TRAIN, description=TrainDictionary.__doc__)]
-        | Annotated[ShowDictionary, tyro.conf.subcommand("show-dictionary", description=ShowDictionary.__doc__)]
-        | Annotated[Capture, tyro.conf.subcommand("capture", description=Capture.__doc__)]
-        | Annotated[Generate, tyro.conf.subcommand("generate", description=Generate.__doc__)]
-        | Annotated[Sites, tyro.conf.subcommand("sites", description=Sites.__doc__)]
+        Annotated[StudyConfig, tyro.conf.subcommand("study", default=preset_of(argv), description=doc(StudyConfig))]
+        | Annotated[TrainDictionary, tyro.conf.subcommand(TRAIN, description=doc(TrainDictionary))]
+        | Annotated[ShowDictionary, tyro.conf.subcommand("show-dictionary", description=doc(ShowDictionary))]
+        | Annotated[Capture, tyro.conf.subcommand("capture", description=doc(Capture))]
+        | Annotated[Generate, tyro.conf.subcommand("generate", description=doc(Generate))]
+        | Annotated[Sites, tyro.conf.subcommand("sites", description=doc(Sites))]
     )
     config = tyro.cli(
         command, args=argv, prog="jaxneuro", description=ABOUT, config=(tyro.conf.OmitSubcommandPrefixes,)

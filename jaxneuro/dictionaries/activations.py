@@ -10,6 +10,7 @@ import numpy as np
 from jaxneuro_kernels import encode_group_max, encode_topk, group_max, topk
 from jaxtyping import Array, Float, Int
 
+from ..axes import aligned
 from ..errors import UserError, quoted
 from ..taps import reprs
 
@@ -187,7 +188,9 @@ class JumpReLU:
 
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
-        return jnp.where(pre > self.threshold.astype(pre.dtype), jax.nn.relu(pre), jnp.zeros((), pre.dtype))
+        return jnp.where(
+            pre > aligned(self.threshold.astype(pre.dtype), pre), jax.nn.relu(pre), jnp.zeros((), pre.dtype)
+        )
 
 
 @_leaf
@@ -211,7 +214,8 @@ class Gated:
 
     def __call__(self, pre: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch n_latents"]:
         """The latents."""
-        scale, b_mag, b_gate = (a.astype(pre.dtype) for a in (jnp.exp(self.r_mag), self.b_mag, self.b_gate))
+        parts = jnp.exp(self.r_mag), self.b_mag, self.b_gate
+        scale, b_mag, b_gate = (aligned(a.astype(pre.dtype), pre) for a in parts)
         return jnp.where(pre + b_gate > 0, jax.nn.relu(pre * scale + b_mag), jnp.zeros((), pre.dtype))
 
 

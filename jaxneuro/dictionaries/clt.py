@@ -119,7 +119,7 @@ def cross_layer_transcoder(
     def loss(p: Parameters, inputs: Inputs, now: Now) -> tuple[Array, Outcome]:
         x, d_out = jnp.split(inputs.x, n_layers, axis=1), inputs.y.shape[1] // n_layers
         written = [layer(_of(p, at), x[at], inputs, now, now.dead[:, at]) for at in layers]
-        y_hat = p["b_dec"] + sum(jnp.pad(out.y, ((0, 0), (at * d_out, 0))) for at, out in enumerate(written))
+        y_hat = p["b_dec"][None] + sum(jnp.pad(out.y, ((0, 0), (at * d_out, 0))) for at, out in enumerate(written))
         error = jnp.where(inputs.valid[:, None], inputs.y - y_hat, jnp.float32(0))
         penalty = training.axes.over_latents(sum(out.penalty for out in written))
         return (jnp.sum(jnp.square(error)) + penalty) / (now.divisor * now.variance), Outcome(
@@ -172,12 +172,12 @@ def _jumping(weight: Callable, tanh_scale: float, bandwidth: float, revive: floa
         return jnp.dot(a.astype(cast), b.astype(cast), preferred_element_type=jnp.float32)
 
     def layer(p: Parameters, x: Array, inputs: Inputs, now: Now, dead: Array) -> Written:
-        on, theta = inputs.valid[:, None], jnp.exp(p["log_threshold"])
+        on, theta = inputs.valid[:, None], jnp.exp(p["log_threshold"])[None]
         pre = product(x, p["w_enc"].T) + p["b_enc"][None]
         z = jnp.where(on, above(pre, theta, bandwidth), jnp.float32(0))
-        norm = jnp.sqrt(jnp.sum(jnp.square(p["w_dec"]), axis=1))
+        norm = jnp.sqrt(jnp.sum(jnp.square(p["w_dec"]), axis=1))[None]
         size = jnp.sum(jnp.tanh(jnp.float32(tanh_scale) * norm * z))
-        short = jnp.sum(jnp.where(on & dead, jax.nn.relu(theta - pre) * norm, jnp.float32(0)))
+        short = jnp.sum(jnp.where(on & dead[None], jax.nn.relu(theta - pre) * norm, jnp.float32(0)))
         return Written(
             y=axes.over_latents(product(z, p["w_dec"])),
             fired=jnp.any(z > 0, axis=0),

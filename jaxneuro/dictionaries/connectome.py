@@ -76,7 +76,7 @@ def affinity(
 def _averaged(x: Array, sd: float) -> Array:
     """Gaussian average along axis 1 over what is there: weights are renormalised at the ends."""
     t = jnp.arange(x.shape[1], dtype=jnp.float32)
-    apart = t[:, None] - t
+    apart = t[:, None] - t[None]
     weight = jnp.exp(-jnp.square(apart / max(sd, 1e-6)) / 2)
     weight = weight / jnp.sum(weight, 1, keepdims=True)
     return jnp.einsum("tu,sun->stn", weight, x, precision=lax.Precision.HIGHEST)
@@ -164,5 +164,5 @@ def communities(
     graph = pair_matrix(loading, n_neurons)
     degree = jnp.sum(graph, 1)
     scale = jnp.where(degree > 0, lax.rsqrt(jnp.where(degree > 0, degree, 1)), 0)
-    vectors = jnp.linalg.eigh(scale[:, None] * graph * scale)[1][:, -n_communities:]
+    vectors = jnp.linalg.eigh(scale[:, None] * graph * scale[None])[1][:, -n_communities:]
     return lloyd(unit_rows(vectors), n_communities, key=key, steps=50)[1]

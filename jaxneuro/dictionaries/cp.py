@@ -59,7 +59,7 @@ def sweep(
         new[mode] = _hals(new[mode], cross, gram)
         if mode != x.ndim - 1:
             norm = jnp.linalg.norm(new[mode], axis=0)
-            new[mode], new[-1] = unit_rows(new[mode].T).T, new[-1] * norm
+            new[mode], new[-1] = unit_rows(new[mode].T).T, new[-1] * norm[None]
     u = new[-1]
     fitted = jnp.sum(jnp.einsum("iq,iqr->ir", u, jnp.broadcast_to(gram, (u.shape[0], *gram.shape[1:]))) * u)
     return tuple(new), jnp.maximum(jnp.sum(jnp.square(x)) - 2 * jnp.sum(cross * u) + fitted, 0)

@@ -30,7 +30,7 @@ def rolled(
     if not 0 < 2 * least <= time:
         raise UserError(f"rolled: lags of {least} and more of {time} time steps. At most half of them.")
     lag = jax.random.randint(key, (subjects, neurons), least, time - least + 1, jnp.int32)
-    at = (jnp.arange(time, dtype=jnp.int32)[:, None] - lag[:, None, :]) % time
+    at = (jnp.arange(time, dtype=jnp.int32)[None, :, None] - lag[:, None, :]) % time
     return jnp.take_along_axis(traces, at, axis=1)
 
 

@@ -65,7 +65,7 @@ def _values(dictionary: Dictionary, x: jax.Array, latents: jax.Array) -> jax.Arr
     """float32 [n, m]: the chosen latents on every token."""
     if isinstance(dictionary, SparseCoder) and dictionary.k is not None:
         vals, idx = dictionary.encode_sparse(x)
-        return jnp.sum(jnp.where(idx[:, :, None] == latents, vals[:, :, None], 0), 1)
+        return jnp.sum(jnp.where(idx[:, :, None] == latents[None, None], vals[:, :, None], 0), 1)
     return dictionary.encode(x)[:, latents].astype(jnp.float32)
 
 

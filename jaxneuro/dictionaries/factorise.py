@@ -41,8 +41,8 @@ def _svd(key: Array, x: Array, valid: Array, n_latents: int) -> Array:
     wide = x.shape[1] >= x.shape[0]
     values, vectors = jnp.linalg.eigh(dot(x, x.T) if wide else dot(x.T, x))
     s, v = jnp.sqrt(jnp.maximum(values, 0))[::-1][:n_latents], vectors[:, ::-1][:, :n_latents]
-    u = v if wide else dot(x, v) / jnp.maximum(s, jnp.finfo(jnp.float32).tiny)
-    return jnp.pad(u * jnp.sqrt(s), ((0, 0), (0, n_latents - u.shape[1])))
+    u = v if wide else dot(x, v) / jnp.maximum(s, jnp.finfo(jnp.float32).tiny)[None]
+    return jnp.pad(u * jnp.sqrt(s)[None], ((0, 0), (0, n_latents - u.shape[1])))
 
 
 def _rotated(key: Array, x: Array, valid: Array, n_latents: int) -> Array:
@@ -53,13 +53,13 @@ def _rotated(key: Array, x: Array, valid: Array, n_latents: int) -> Array:
     n = jnp.maximum(jnp.sum(valid, dtype=jnp.int32), 1).astype(jnp.float32)
     mean = jnp.sum(x, 0) / n
     values, vectors = jnp.linalg.eigh(dot(x.T, x) - n * jnp.outer(mean, mean))
-    loadings = (vectors * jnp.sqrt(jnp.maximum(values, 0)))[:, ::-1][:, :n_latents]
+    loadings = (vectors * jnp.sqrt(jnp.maximum(values, 0))[None])[:, ::-1][:, :n_latents]
     k = loadings.shape[1]
     loadings @= jnp.linalg.qr(jax.random.normal(key, (k, k), jnp.float32))[0]
 
     def closer(_: Array, r: Array) -> Array:
         turned = loadings @ r
-        rise = loadings.T @ (turned**3 - turned * jnp.mean(jnp.square(turned), 0))
+        rise = loadings.T @ (turned**3 - turned * jnp.mean(jnp.square(turned), 0)[None])
         u, _, vt = jnp.linalg.svd(rise, full_matrices=False)
         return u @ vt
 
@@ -74,7 +74,7 @@ VARIMAX: Final = 100
 
 def _kmeans(key: Array, x: Array, valid: Array, n_latents: int) -> Array:
     label = lloyd(x, n_latents, key=key, mask=valid, steps=15)[1]
-    return (label[:, None] == jnp.arange(n_latents, dtype=jnp.int32)).astype(jnp.float32)
+    return (label[:, None] == jnp.arange(n_latents, dtype=jnp.int32)[None]).astype(jnp.float32)
 
 
 STARTS: Final[Mapping[str, Callable[[Array, Array, Array, int], Array]]] = {
@@ -124,7 +124,7 @@ def iteration(
     """
     w = winners(basis(dot(g.T, x, dtype), gram), sparsity)
     size = jnp.maximum(jnp.sqrt(jnp.diagonal(gram)), jnp.float32(1e-8))
-    g, w = g / size, w * size[:, None]
+    g, w = g / size[None], w * size[:, None]
     p, q = dot(x, w.T, dtype), dot(w, w.T)
     g = improved(g, p, q)
     gram = dot(g.T, g)
@@ -257,4 +257,4 @@ def _factorise(x, valid, key, tolerance, n_latents, sparsity, steps, patience, s
         s = run(begin(start, key))
     size = jnp.linalg.norm(s.best_w, axis=1)
     raw = jnp.where(factor > 0, 1 / jnp.where(factor > 0, factor, 1), 0)
-    return Factorisation(unit_rows(s.best_w), s.best_g * size * raw[:, None], s.best, s.losses, s.step)
+    return Factorisation(unit_rows(s.best_w), s.best_g * size[None] * raw[:, None], s.best, s.losses, s.step)

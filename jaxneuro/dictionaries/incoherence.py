@@ -159,7 +159,7 @@ def _pairs(rows: Array, bins: int, block: int) -> tuple[Array, Array, Array]:
     def one(first: Array) -> tuple[Array, Array, Array]:
         at = first + jnp.arange(block, dtype=jnp.int32)
         size = jnp.abs(jnp.matmul(unit[jnp.minimum(at, n - 1)], unit.T, precision=_EXACT))
-        pair = (every > at[:, None]) & (at < n)[:, None]
+        pair = (every[None] > at[:, None]) & (at < n)[:, None]
         size = jnp.where(pair, jnp.minimum(size, 1), 0)
         slot = jnp.minimum((size * bins).astype(jnp.int32), bins - 1)
         counts = jnp.zeros(bins, jnp.int32).at[slot].add(pair.astype(jnp.int32))

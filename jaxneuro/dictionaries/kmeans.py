@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from ..axes import aligned
 from ..errors import UserError
 from ..protocols import Method
 from ..taps import reprs
@@ -67,7 +68,7 @@ class KMeansDictionary:
             index = nearest(unit_rows(rows), centroids)[1]
             value = jax.nn.relu(jnp.sum(rows * centroids[index], 1))
         else:
-            centre = jnp.mean(centroids, 0)
+            centre = jnp.mean(centroids, 0, keepdims=True)
             index = nearest(rows - centre, centroids - centre)[1]
             value = jnp.ones_like(rows[:, 0])
         return value.reshape(*x.shape[:-1], 1), index.reshape(*x.shape[:-1], 1)
@@ -76,7 +77,7 @@ class KMeansDictionary:
         """Latents of x, one nonzero per token, in x's dtype. Holds [batch, n_latents]; see `encode_sparse`."""
         value, index = self.encode_sparse(x)
         every = jnp.arange(self.n_latents, dtype=jnp.int32)
-        return jnp.where(index == every, value, jnp.float32(0)).astype(x.dtype)
+        return jnp.where(index == aligned(every, index), value, jnp.float32(0)).astype(x.dtype)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
         """z W_dec, in z's dtype."""
@@ -164,11 +165,11 @@ class _KMeans:
         }
 
     def finish(self, state: KMeansState) -> KMeansDictionary:
-        return KMeansDictionary(W_dec=state.centroids + state.centre, spherical=self.spherical)
+        return KMeansDictionary(W_dec=state.centroids + state.centre[None], spherical=self.spherical)
 
     def _placed(self, x: Array, valid: Array, centre: Array) -> Array:
         """Tokens where distances are computed: centred, or on the unit sphere. Zeros where not valid."""
-        return unit_rows(x) if self.spherical else jnp.where(valid[:, None], x - centre, 0)
+        return unit_rows(x) if self.spherical else jnp.where(valid[:, None], x - centre[None], 0)
 
     def _moved(self, centroids: Array, sums: Array, now: Array, counts: Array) -> Array:
         """c += (n_b / n)(mean_b - c): the mean of the tokens so far, or as it was; on the sphere, normalised."""

@@ -156,7 +156,7 @@ class _SemiNMF:
         return s._replace(
             w=jnp.where(kept[:, None], w / size[:, None], s.w),
             cross=cross * size[:, None],
-            gram=gram * size[:, None] * size,
+            gram=gram * size[:, None] * size[None],
         )
 
     def _revived(self, s: SemiNMFState, again: Array, rows: Array) -> SemiNMFState:
@@ -165,7 +165,7 @@ class _SemiNMF:
         return s._replace(
             w=jnp.where(again[:, None], rows, s.w),
             cross=jnp.where(again[:, None], 0, s.cross),
-            gram=jnp.where(again[:, None] | again, 0, s.gram),
+            gram=jnp.where(again[:, None] | again[None], 0, s.gram),
             silent=jnp.where(again, 0, s.silent),
         )
 

@@ -104,7 +104,7 @@ def choose(state: State, logits: Float[Array, "batch vocab"], rules: Rules) -> S
             state.log_probs, jnp.where(state.finished, 0, log_prob)[:, None], (jnp.int32(0), state.step)
         ),
         lengths=state.lengths + jnp.where(state.finished, 0, 1).astype(jnp.int32),
-        finished=state.finished | jnp.any(drawn[:, None] == rules.stop, axis=1),
+        finished=state.finished | jnp.any(drawn[:, None] == rules.stop[None], axis=1),
     )
 
 

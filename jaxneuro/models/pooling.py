@@ -58,7 +58,7 @@ def pool(
     if cfg.norm_pooled:
         x = _norm(x, weights["final_norm"], cfg)
     if "w" in weights.get("pooler", {}):
-        x = jnp.tanh(x @ weights["pooler"]["w"].astype(x.dtype) + weights["pooler"]["b"].astype(x.dtype))
+        x = jnp.tanh(x @ weights["pooler"]["w"].astype(x.dtype) + weights["pooler"]["b"].astype(x.dtype)[None])
     return tap(x, "pooled", axes=("batch", "d_model"))
 
 
@@ -111,7 +111,7 @@ def project(weights: Weights, pooled: Float[Array, "batch d_model"]) -> Float[Ar
     check_projection(weights)
     w = weights["projection"]
     x = pooled @ w["w"].astype(pooled.dtype)
-    return tap(x + w["b"].astype(x.dtype) if "b" in w else x, "projected", axes=("batch", "d_projection"))
+    return tap(x + w["b"].astype(x.dtype)[None] if "b" in w else x, "projected", axes=("batch", "d_projection"))
 
 
 def check_projection(weights: Weights) -> None:
@@ -152,16 +152,16 @@ def _attention(weights: Weights, x: Array, cfg: Config, row: Row) -> Array:
     w = jax.tree.map(lambda a: a.astype(x.dtype), weights["pooler"])
     attn, mlp = w["attn"], w["mlp"]
     q = jnp.einsum("d,dnh->nh", w["probe"], attn["wq"]) + attn["bq"]
-    k, v = (jnp.einsum("btd,dnh->btnh", x, attn[f"w{a}"]) + attn[f"b{a}"] for a in "kv")
+    k, v = (jnp.einsum("btd,dnh->btnh", x, attn[f"w{a}"]) + attn[f"b{a}"][None, None] for a in "kv")
     scores = jnp.einsum("nh,btnh->bnt", q * jnp.asarray(cfg.d_head**-0.5, q.dtype), k)
     if row.mask is not None:
         scores, v = jnp.where(row.mask[:, None], scores, MASKED), blank(v, row.mask)
     pattern = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(x.dtype)
     pattern = tap(pattern, "pooler.pattern", axes=("batch", "head", "pos"))
     z = tap(jnp.einsum("bnt,btnh->bnh", pattern, v), "pooler.z", axes=("batch", "head", "d_head"))
-    y = jnp.einsum("bnh,nhd->bd", z, attn["wo"]) + attn["bo"]
-    hidden = ACTS[cfg.act](_norm(y, w["norm"], cfg) @ mlp["up"] + mlp["b_up"])
-    return y + tap(hidden, "pooler.mlp.post", axes=("batch", "neuron")) @ mlp["down"] + mlp["b_down"]
+    y = jnp.einsum("bnh,nhd->bd", z, attn["wo"]) + attn["bo"][None]
+    hidden = ACTS[cfg.act](_norm(y, w["norm"], cfg) @ mlp["up"] + mlp["b_up"][None])
+    return y + tap(hidden, "pooler.mlp.post", axes=("batch", "neuron")) @ mlp["down"] + mlp["b_down"][None]
 
 
 _POOLED: Final[dict[str, Callable[[Weights, Array, Config, Row], Array]]] = {

@@ -32,7 +32,7 @@ def positions(mask: Bool[Array, "batch pos"]) -> Int[Array, "batch pos"]:
     """
     mask = jnp.asarray(mask, bool)
     columns = jnp.arange(mask.shape[1], dtype=jnp.int32)
-    return jnp.where(mask, columns - first_real(mask)[:, None], -1)
+    return jnp.where(mask, columns[None] - first_real(mask)[:, None], -1)
 
 
 def first_real(mask: Bool[Array, "batch n"]) -> Int[Array, "batch"]:

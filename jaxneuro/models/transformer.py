@@ -254,7 +254,8 @@ def _positions(
     if at is None:
         rows = table[cfg.position_offset :][: tokens.shape[1]]
     else:
-        numbers = jnp.asarray(at.start)[..., None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        start = jnp.asarray(at.start)[..., None]
+        numbers = start + aligned(jnp.arange(tokens.shape[1], dtype=jnp.int32), start)
         rows = jnp.take(table, jnp.maximum(numbers, 0) + cfg.position_offset, axis=0)
     return jnp.broadcast_to(rows, (*tokens.shape, table.shape[1]))
 

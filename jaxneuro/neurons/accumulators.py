@@ -95,7 +95,7 @@ def add_moments(old: Moments, n_old: Array, rows: Rows, n: Array, member: Array,
     n_new = jnp.sum(weight, 0)[:, None, None]
     mean = jnp.einsum("bk,lbf->klf", weight, rows.mean, precision=_FULL) / jnp.maximum(n_new, 1)
     centre = mean[jnp.minimum(true, member.shape[1] - 1)]  # [B, L, F]; rows in no group have weight 0
-    spread = rows.m2 + n.astype(jnp.float32)[:, None] * jnp.square(rows.mean - centre.swapaxes(0, 1))
+    spread = rows.m2 + n.astype(jnp.float32)[None, :, None] * jnp.square(rows.mean - centre.swapaxes(0, 1))
     m2 = jnp.einsum("bk,lbf->klf", member, spread, precision=_FULL)
     n_old = n_old[:, None, None]
     total, delta = jnp.maximum(n_old + n_new, 1), mean - old.mean
@@ -116,7 +116,7 @@ def add_examples(old: Examples, rows: Rows, true: Array, window: Array) -> Examp
         value, where = rows.high[:, b], rows.peak[:, b]
         value = jnp.where(true[b] < n_groups, value, -jnp.inf)
         lists = jax.tree.map(lambda a: a[k], best)
-        ahead = (value > lists.value) | ((value == lists.value) & (window[b] < lists.window))
+        ahead = (value[None] > lists.value) | ((value[None] == lists.value) & (window[b] < lists.window))
         above = jnp.concatenate([jnp.zeros_like(ahead[:1]), ahead[:-1]])
         candidate = Examples(value, window[b], where)
         moved = jax.tree.map(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..axes import aligned
 from ..errors import UserError, unknown
 from ..models import unembedding
 from ..models.transformer import gain
@@ -83,7 +84,7 @@ def decode_directions(
         d = d.astype(jnp.float32)
         d, bits = d / jnp.maximum(jnp.linalg.norm(d, axis=-1, keepdims=True), jnp.float32(1e-30)), 24
     if variant == "zscore":
-        d, bits = d.astype(jnp.float32) - offset, 24
+        d, bits = d.astype(jnp.float32) - offset[None], 24
     mean_u = jnp.mean(unembed, 1, keepdims=True, dtype=jnp.float32) * jnp.float32(centred)
     at_mean = jnp.matmul(d.astype(jnp.float32), mean_u, precision=_FULL)
 
@@ -91,9 +92,9 @@ def decode_directions(
         s = _product(d, piece, bits) - at_mean
         piece = piece.astype(jnp.float32) - mean_u
         if variant == "cosine":
-            s = s / jnp.maximum(jnp.linalg.norm(piece, axis=0), jnp.float32(1e-30))
+            s = s / jnp.maximum(jnp.linalg.norm(piece, axis=0, keepdims=True), jnp.float32(1e-30))
         if variant == "zscore":
-            var = jnp.einsum("dv,de,ev->v", piece, spread, piece, precision=_FULL)
+            var = jnp.einsum("dv,de,ev->v", piece, spread, piece, precision=_FULL)[None]
             s = s / jnp.sqrt(jnp.maximum(var, jnp.float32(1e-30)))
         return s
 
@@ -149,7 +150,7 @@ def _keep(best: tuple[Array, Array], s: Array, token: Array, k: int) -> tuple[Ar
 
 def _population(d: Array) -> tuple[Array, Array]:
     mean = jnp.mean(d, 0)
-    centred = d - mean
+    centred = d - mean[None]
     return mean, jnp.matmul(centred.T, centred, precision=_FULL) / jnp.float32(d.shape[0])
 
 
@@ -231,7 +232,7 @@ def at_unembedding(d: Float[Array, "*n d_model"], weights: Any, cfg: Any) -> Flo
     The mean is taken off under LayerNorm only. OPT-350m has a projection between norm and unembedding.
     """
     if "scale" in weights.get("final_norm", {}):
-        d = _centre(d, cfg.norm == "layer") * gain(weights["final_norm"], cfg)
+        d = _centre(d, cfg.norm == "layer") * aligned(gain(weights["final_norm"], cfg), d)
     out = weights.get("head", {}).get("proj_out")
     return d if out is None else jnp.matmul(d, out.astype(jnp.float32), precision=_FULL)
 

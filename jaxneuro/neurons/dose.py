@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..axes import aligned
 from ..errors import UserError
 from ..taps import apply_fn, intervene
 from ..taps.ranges import traced, within
@@ -43,7 +44,7 @@ def write_neuron(x: Array, neuron: Array, value: Array, on: Array, *, site: str 
     x = jnp.where(outside, jnp.full_like(x, jnp.nan), x)
     here = (jnp.arange(np.prod(x.shape[2:]), dtype=jnp.int32) == neuron).reshape(x.shape[2:])
     on = on.reshape(*on.shape, *([1] * here.ndim))
-    return jnp.where(on & here, value.astype(x.dtype), x)
+    return jnp.where(on & aligned(here, on), value.astype(x.dtype), x)
 
 
 def token_mass(logits: Array, tokens: Array, on: Array) -> Float[Array, " batch"]:

@@ -101,7 +101,7 @@ def _precision_of_labellings(
         zero = jnp.zeros(member.shape[1], jnp.float32)
         return jax.lax.scan(step, (zero, zero, zero), (order, last, rank), unroll=4)[0][2]
 
-    return jax.lax.map(one, score, batch_size=chunk) / jnp.sum(member, 0, dtype=jnp.float32)
+    return jax.lax.map(one, score, batch_size=chunk) / jnp.sum(member, 0, dtype=jnp.float32)[None]
 
 
 def above_chance(

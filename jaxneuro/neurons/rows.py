@@ -101,7 +101,7 @@ def group_histogram(
     neuron = jnp.arange(n_neurons, dtype=jnp.int32)
     on = counted[:, ::every] & ((label >= 0) & (label < n_groups))[:, None]
     # one flat index per value: a scatter with three would hold three more arrays of the size of x
-    place = (label[:, None, None] * n_neurons + neuron) * bins + bin_of(scale, bins, x)
+    place = (label[:, None, None] * n_neurons + neuron[None, None]) * bins + bin_of(scale, bins, x)
     size = n_groups * n_neurons * bins
     flat = jnp.zeros(size, jnp.int32).at[jnp.where(on[..., None], place, size)].add(jnp.int32(1), mode="drop")
     return flat.reshape(n_groups, n_neurons, bins)

@@ -66,9 +66,9 @@ def written(
     if way.leaf:
         rows = jnp.matmul(rows, _matrix(weights, way.leaf, layer), precision=jax.lax.Precision.HIGHEST)
     if way.scale in blocks:
-        rows = rows * blocks[way.scale][layer].astype(jnp.float32)
+        rows = rows * blocks[way.scale][layer].astype(jnp.float32)[None]
     if way.norm in blocks:
-        rows = rows * gain(blocks[way.norm], cfg)[layer]
+        rows = rows * gain(blocks[way.norm], cfg)[layer][None]
     return rows
 
 

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from ..axes import aligned
 from ..errors import UserError, unknown
 from . import reprs
 from .definitions import definition
@@ -76,7 +77,9 @@ class Edit:
             hits.append(jnp.any(layer == np.array(layers, np.int32)))
         if layer is not None and self.layer is not None:
             hits.append(jnp.any(layer == jnp.asarray(self.layer, jnp.int32)))
-        new = jnp.where(split_like(x, functools.reduce(jnp.logical_and, hits)), new, x) if hits else new
+        if hits:
+            hit = functools.reduce(jnp.logical_and, [aligned(hit, x) for hit in hits])
+            new = jnp.where(split_like(x, hit), new, x)
         if self.outside is None or not jnp.issubdtype(x.dtype, jnp.inexact):
             return new
         return jnp.where(split_like(x, self.outside), jnp.full_like(new, jnp.nan), new)

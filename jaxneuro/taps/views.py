@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from ..axes import aligned
 from ..errors import UserError
 from . import reading
 from .spans import SPAN_OF, Span, unpacked
@@ -77,7 +78,7 @@ class View:
             k = value.ndim - self.ndim + axis
             if k >= 0 and value.shape[k] != 1 and self.shape[axis] != self.whole[axis]:
                 value = jax.lax.dynamic_slice_in_dim(value, self.start(axis), self.shape[axis], k)
-        return split_like(self.x, value)
+        return split_like(self.x, aligned(value, self.x) if value.ndim else value)
 
     def hit(self, axis: str, index: Any) -> Array:
         """Where an index, index array or mask along one axis selects, shaped to broadcast with the site."""
@@ -85,14 +86,16 @@ class View:
         first, span, own = self.start(k), self.span(axis), self.span_ndim(axis)
         start = jnp.asarray(first + span.start)[..., None]
         end = jnp.asarray(self.whole[k] + span.start if span.end is None else span.end)[..., None]
-        here = start + jnp.arange(self.shape[k], dtype=jnp.int32)
+        here = start + aligned(jnp.arange(self.shape[k], dtype=jnp.int32), start)
         index = jnp.asarray(index)
         if index.dtype == bool:
             hit = index.at[here].get(mode="fill", fill_value=False)
         else:
-            index = index.astype(jnp.int32).reshape(-1)
-            hit = jnp.any(here[..., None] == jnp.where(index < 0, index + end, index)[..., None, :], axis=-1)
-        hit &= here >= 0  # padding before the first real token has no position
+            index = aligned(index.astype(jnp.int32).reshape(-1), end)
+            asked, here = jnp.where(index < 0, index + end, index)[..., None, :], here[..., None]
+            hit = jnp.any(aligned(here, asked) == aligned(asked, here), axis=-1)
+            here = here[..., 0]
+        hit &= aligned(here >= 0, hit)  # padding before the first real token has no position
         return hit.reshape(hit.shape[:-1] + (1,) * (k - own) + (-1,) + (1,) * (self.ndim - k - 1))
 
     def span(self, axis: str) -> Span:

@@ -12,6 +12,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ..data import Bos, TextFields
+from ..docs import doc
 from ..errors import UserError
 from ..io.fields import LARGEST, check_counts
 from .options import OPTIONS, literal
@@ -103,7 +104,7 @@ if TYPE_CHECKING:
     type Options = Any
 else:
     Source = functools.reduce(
-        operator.or_, [Annotated[c, tyro.conf.subcommand(c.kind, description=c.__doc__)] for c in (Live, Store, Array)]
+        operator.or_, [Annotated[c, tyro.conf.subcommand(c.kind, description=doc(c))] for c in (Live, Store, Array)]
     )
     Options = functools.reduce(
         operator.or_,

@@ -26,6 +26,7 @@ from ..dictionaries.kmeans import kmeans
 from ..dictionaries.matching_pursuit import matching_pursuit
 from ..dictionaries.pca import pca
 from ..dictionaries.semi_nmf import semi_nmf
+from ..docs import doc
 from .strict import read
 
 METHODS: Final = {
@@ -60,7 +61,7 @@ def options(function: Callable[..., Any], *, leave_out: tuple[str, ...] = ()) ->
         given = {} if default is p.empty else {"default": default}
         kind: Any = functools.reduce(operator.or_, offered)
         fields.append((name, Annotated[kind, *_marks(offered, words.get(name, ""))], dataclasses.field(**given)))
-    space = {"kind": function.__name__, "make": staticmethod(function), "__doc__": _first_line(function)}
+    space = {"kind": function.__name__, "make": staticmethod(function), "__doc__": doc(function).partition("\n")[0]}
     return dataclasses.make_dataclass(
         function.__name__, fields, frozen=True, kw_only=True, namespace=space, module=__name__
     )
@@ -136,7 +137,7 @@ def described(function: Callable[..., Any]) -> dict[str, str]:
     """
     if dataclasses.is_dataclass(function):
         return _said_of_fields(function)
-    text = inspect.getdoc(function) or ""
+    text = doc(function)
     section = re.search(r"^Args:\n((?:  .*\n?)+)", text, re.M)
     found = {}
     for names, words in re.findall(r"^  (\w+(?:, \w+)*): (.*(?:\n    .*)*)", section[1] if section else "", re.M):
@@ -155,10 +156,6 @@ def _said_of_fields(kind: Any) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(said, ast.Expr)
         if isinstance(said.value, ast.Constant)
     }
-
-
-def _first_line(function: Callable[..., Any]) -> str:
-    return (inspect.getdoc(function) or "").partition("\n")[0]
 
 
 TrainingOptions: Any = options(Training, leave_out=FROM_THE_RUN)

@@ -24,7 +24,7 @@ def heavy(width, temporary):
     """A state of 4 * width bytes, and a product that needs as much as `temporary` numbers for a while."""
 
     def step(state, batch):
-        outer = jnp.sort(jnp.sin(batch["x"][:, :1] * jnp.arange(temporary, dtype=jnp.float32)), axis=1)
+        outer = jnp.sort(jnp.sin(batch["x"][:, :1] * jnp.arange(temporary, dtype=jnp.float32)[None]), axis=1)
         return state + outer.sum() * batch.get("scale", jnp.float32(1)), {}
 
     return Method(lambda key, batch: jnp.zeros(width), step, np.asarray)

@@ -25,7 +25,8 @@ def coder(k, **changes):
 
 
 def by_hand(d, x, k):
-    pre = np.asarray((x - d.b_dec) @ d.W_enc + d.b_enc)
+    x, w, b, b_dec = map(np.asarray, (x, d.W_enc, d.b_enc, d.b_dec))
+    pre = (x - b_dec) @ w + b
     least = np.sort(np.abs(pre), axis=-1)[..., N - k, None]
     return np.where(np.abs(pre) >= least, pre, 0)
 

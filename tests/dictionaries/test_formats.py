@@ -63,7 +63,7 @@ def test_norm_aware_selection_is_folded(dictionary, folder):
     got = load_saelens(folder)(x)
     # the definition: select by pre-activation times norm, decode the plain pre-activation
     norm = np.linalg.norm(dictionary.W_dec, axis=1)
-    pre = np.asarray((x - dictionary.b_dec) @ dictionary.W_enc + dictionary.b_enc)
+    pre = np.asarray((x - dictionary.b_dec[None]) @ dictionary.W_enc + dictionary.b_enc[None])
     want = np.zeros_like(x)
     for t in range(50):
         top = np.argsort(-pre[t] * norm)[:3]

@@ -104,7 +104,7 @@ def test_a_training_step_follows_the_gradient_of_the_loss():
     p, x = state.parameters, batch["x"] * np.asarray(state.scale_x)
 
     def dense(p):
-        r = dense_rounds(x - p["b_dec"], p["w_dec"], K)[1][-1]
+        r = dense_rounds(x - p["b_dec"][None], p["w_dec"], K)[1][-1]
         return jnp.sum(jnp.square(r)) / (BATCH * state.variance)
 
     loss, g = jax.jit(jax.value_and_grad(dense))(p)

@@ -82,8 +82,11 @@ def test_a_stack_in_two_parts_is_the_stack(vit, pixels):
 
 def test_a_class_direction_is_a_column_of_the_unembedding(vit, pixels):
     logits, acts = jax.jit(capture(vit.apply, ["ln_final.normalized"]))(vit.weights, pixels)
-    first = acts["ln_final.normalized"][:, 0] * vit.weights["final_norm"]["scale"] + vit.weights["final_norm"]["bias"]
-    expected = first @ unembedding(vit.weights, vit.cfg) + vit.weights["head"]["b"]
+    first = (
+        acts["ln_final.normalized"][:, 0] * vit.weights["final_norm"]["scale"][None]
+        + vit.weights["final_norm"]["bias"][None]
+    )
+    expected = first @ unembedding(vit.weights, vit.cfg) + vit.weights["head"]["b"][None]
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 

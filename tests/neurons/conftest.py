@@ -29,7 +29,7 @@ def forward(weights, tokens, mask=None):
 
     def body(x, at):
         i, w = at
-        h = jax.nn.relu((x + 0.1 * mix @ x) @ w["up"] + w["b"])
+        h = jax.nn.relu((x + 0.1 * mix @ x) @ w["up"] + w["b"][None, None])
         h = tap(h, SITE, layer=i, axes=("batch", "pos", "neuron"))
         return x + h @ w["down"], None
 

@@ -187,7 +187,7 @@ def test_matrix_units_of_sixteen_bits_give_the_product_of_float32():
         assert error(decoding._product_float32(directions, u)) < 1e-6
         assert error(decoding._product_float32(directions, u) * (1 + 1e-5)) > 1e-6
     gain = jnp.asarray(rng.normal(size=64), jnp.bfloat16).astype(jnp.float32)
-    _, middle, low = jax.jit(decoding._parts)(d.astype(jnp.bfloat16).astype(jnp.float32) * gain)
+    _, middle, low = jax.jit(decoding._parts)(d.astype(jnp.bfloat16).astype(jnp.float32) * gain[None])
     assert jnp.any(middle)
     assert not jnp.any(low)  # a product of two has 16 bits
 

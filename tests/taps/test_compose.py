@@ -201,7 +201,7 @@ def test_generation_with_steering(ws, x):
 
     def by_hand(x, vector, positions):
         x = jnp.tanh(x @ ws[0])
-        x = x + vector * np.isin(np.arange(toy.B), positions)[:, None].astype(np.float32)
+        x = x + vector[None] * np.isin(np.arange(toy.B), positions)[:, None].astype(np.float32)
         last, out = x[-1], []
         for t in range(3):
             last = jnp.tanh(last @ ws[1]) + vector * float(toy.B + t in positions)

@@ -33,13 +33,13 @@ EACH = [
     (zero("blocks.1.post", where=np.eye(toy.B, toy.D) > 0), lambda v: jnp.where(jnp.eye(toy.B, toy.D) > 0, 0, v)),
     (set_to("blocks.1.post", 0.5), lambda v: v * 0 + 0.5),
     (set_to("blocks.1.post", VECTOR, batch=0), lambda v: v.at[0].set(VECTOR)),
-    (add("blocks.1.post", VECTOR), lambda v: v + VECTOR),
+    (add("blocks.1.post", VECTOR), lambda v: v + VECTOR[None]),
     (add("blocks.1.post", [0.5] * toy.D), lambda v: v + 0.5),
     (scale("blocks.1.post", -2), lambda v: v * -2),
     (scale("blocks.1.post", np.float32(3), unit=0), lambda v: v.at[:, 0].multiply(3)),
     (clamp("blocks.1.post", -0.1, 0.2), lambda v: v.clip(-0.1, 0.2)),
     (clamp("blocks.1.post", lo=0.1), lambda v: jnp.maximum(v, 0.1)),
-    (clamp("blocks.1.post", hi=VECTOR), lambda v: jnp.minimum(v, VECTOR)),
+    (clamp("blocks.1.post", hi=VECTOR), lambda v: jnp.minimum(v, VECTOR[None])),
     (apply_fn("blocks.1.post", jnp.square), jnp.square),
     (apply_fn("blocks.1.post", lambda v, a: v * a, 3.0, unit=2), lambda v: v.at[:, 2].multiply(3)),
     (apply_fn("blocks.1.post", Partial(jnp.subtract, 1.0)), lambda v: 1 - v),
@@ -78,7 +78,7 @@ def test_many_layers_at_once(chain, ws, x):
 
 
 def test_one_row_per_layer(chain, ws, x):
-    rows = jnp.arange(1.0, toy.L + 1)[:, None] * VECTOR
+    rows = jnp.arange(1.0, toy.L + 1)[:, None] * VECTOR[None]
     plus = lambda n: lambda v: v + rows[n]  # noqa: E731
     every = edited(ws, x, *((("blocks.post", i), plus(i)) for i in range(toy.L)))[0]
     two = edited(ws, x, (("blocks.post", 2), plus(0)), (("blocks.post", 0), plus(1)))[0]
@@ -153,7 +153,7 @@ def test_patching_a_part_of_the_stack_by_layer_number(ws, x):
     def late(ws, x):
         return jax.lax.scan(lambda x, p: (toy.chain_layer(x, *p), None), x, (ws[1:], jnp.arange(1, toy.L)))[0]
 
-    full = jnp.arange(float(toy.L))[:, None, None] * jnp.ones((toy.B, toy.D))
+    full = jnp.arange(float(toy.L))[:, None, None] * jnp.ones((1, toy.B, toy.D))
     expected = x + jnp.full_like(x, 1) + 2
     toy.close(intervene(late, patch("blocks.post", full))(ws, x), expected)
     toy.close(intervene(late, patch("blocks.post", full[1:]))(ws, x), expected)

@@ -57,7 +57,7 @@ def block(x, p, site):
     pattern = site(jax.nn.softmax(jnp.where(causal, scores, jnp.asarray(-1e9, x.dtype)), -1), "attn.pattern")
     z = site(jnp.einsum("bhts,bshk->bthk", pattern, jnp.einsum("btd,dhk->bthk", h, p["wv"])), "attn.z")
     x = site(x + jnp.einsum("bthk,hkd->btd", z, p["wo"]), "resid_mid")
-    pre = site(norm(x) @ p["w1"] + p["b1"], "mlp.pre")
+    pre = site(norm(x) @ p["w1"] + p["b1"][None, None], "mlp.pre")
     post = site(jax.nn.gelu(pre), "mlp.post")
     return site(x + site(post @ p["w2"], "mlp_out"), "resid_post")
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array
 
+from ...axes import aligned
 from ...errors import UserError, shown, unknown
 from ...io import read_json
 from ...io.fields import Fields, whole
@@ -116,7 +117,7 @@ def scaled(a: Array | np.ndarray, factor: Array | np.ndarray | float) -> Array:
       UserError: a finite number becomes infinite.
     """
     a = jnp.asarray(a)
-    out = (a.astype(jnp.float32) * jnp.asarray(factor, jnp.float32)).astype(a.dtype)
+    out = (a.astype(jnp.float32) * aligned(jnp.asarray(factor, jnp.float32), a)).astype(a.dtype)
     if not np.isfinite(out).all():
         raise UserError(f"the numbers of this dictionary overflow {a.dtype} when its scales are folded into them.")
     return out

@@ -34,7 +34,7 @@ def nearest(
         block, first = part
         real = first + jnp.arange(block.shape[0], dtype=jnp.int32) < n_latents
         half = jnp.where(real, jnp.sum(jnp.square(block), 1) / 2, jnp.inf)
-        score = half - jnp.matmul(x, block.T, precision=_EXACT)
+        score = half[None] - jnp.matmul(x, block.T, precision=_EXACT)
         value, at = jnp.min(score, 1), jnp.argmin(score, 1).astype(jnp.int32)
         better = value < best[0]
         return (jnp.where(better, value, best[0]), jnp.where(better, first + at, best[1])), None
@@ -84,7 +84,7 @@ def plus_plus(
     def add(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         rows, left = carry
         picks = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(left), shape=(tries,))
-        apart = norms[:, None] + norms[picks] - 2 * jnp.matmul(x, x[picks].T, precision=_EXACT)
+        apart = norms[:, None] + norms[picks][None] - 2 * jnp.matmul(x, x[picks].T, precision=_EXACT)
         now = jnp.clip(apart, 0, left[:, None])
         best = jnp.argmin(jnp.sum(now, 0))
         return rows.at[i].set(x[picks[best]]), now[:, best]
@@ -112,7 +112,7 @@ def lloyd(
       (True, True, False)
     """
     valid = jnp.ones(x.shape[0], bool) if mask is None else mask
-    centre = masked_mean(x.astype(jnp.float32), valid)
+    centre = masked_mean(x.astype(jnp.float32), valid)[None]
     x = jnp.where(valid[:, None], x.astype(jnp.float32) - centre, 0)
 
     def again(_: Array, centroids: Array) -> Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from ...axes import aligned
 from ...errors import UserError
 from .start import deviation, norms
 
@@ -57,7 +58,7 @@ def read(batch: Any, scale_x: Array, scale_y: Array, limit: Array | None = None)
     valid = wanted & finite
 
     def clean(a, scale):
-        return jnp.where(valid[:, None], a * scale, jnp.float32(0))
+        return jnp.where(valid[:, None], a * aligned(scale, a), jnp.float32(0))
 
     x_clean = clean(x, scale_x)
     y_clean = x_clean if y is x else clean(y, scale_y)

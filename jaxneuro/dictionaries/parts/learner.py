@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxneuro_kernels.vary import axes_of, vary
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ...axes import aligned
 from ...errors import UserError
 from ...protocols import Method
 from ...taps.compiled import compiled
@@ -336,7 +337,7 @@ def _measured(
     if most is not None:
         raw = read(batch, jnp.float32(1), jnp.float32(1), limit)
     scale_x, scale_y = (start.norm_scale(a, raw.valid, norm, w) for a, w in zip(raw[:2], widths, strict=True))
-    inputs = raw._replace(x=raw.x * scale_x, y=raw.y * scale_y)
+    inputs = raw._replace(x=raw.x * aligned(scale_x, raw.x), y=raw.y * aligned(scale_y, raw.y))
     return inputs, scale_x, scale_y, start.deviation(inputs.y, raw.valid), limit
 
 

@@ -78,6 +78,6 @@ def _both(x: Array, valid: Array, w: Array, g: Array, share: float, steps: int) 
         new = descended(w, dot(g.T, x), dot(g.T, g), share)
         norm = jnp.linalg.norm(new, axis=1)
         kept = norm > 0
-        return jnp.where(kept[:, None], unit_rows(new), w), g * jnp.where(kept, norm, 0)
+        return jnp.where(kept[:, None], unit_rows(new), w), g * jnp.where(kept, norm, 0)[None]
 
     return lax.fori_loop(0, steps, once, (w, g))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxneuro_kernels import Rows, add_auxk
 from jaxtyping import Array, Key
 
+from ...axes import aligned
 from ...errors import UserError
 from ...protocols import Method
 from ..activations import JumpReLU
@@ -61,13 +62,13 @@ def raw(p: Parameters, scales: Scales) -> dict[str, Any]:
     sx, sy, unit = scales.x, scales.y, scales.unit
     arrays = {
         "W_enc": p["w_enc"].T if sx.ndim == 0 else sx[:, None] * p["w_enc"].T,
-        "W_dec": p["w_dec"] * (unit / sy),
+        "W_dec": p["w_dec"] * aligned(unit / sy, p["w_dec"]),
         "b_enc": p["b_enc"] / unit if "b_enc" in p else jnp.zeros(len(p["w_enc"]), jnp.float32),
         "b_dec": p["b_dec"] / sy,
         "apply_b_dec_to_input": scales.tied,
     }
     if "w_skip" in p:
-        arrays["W_skip"] = p["w_skip"] * sx / (sy if sy.ndim == 0 else sy[:, None])
+        arrays["W_skip"] = p["w_skip"] * aligned(sx, p["w_skip"]) / (sy if sy.ndim == 0 else sy[:, None])
     return arrays
 
 

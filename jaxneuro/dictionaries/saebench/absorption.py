@@ -89,7 +89,7 @@ def absorbed(
     along = jnp.matmul(W_dec, unit, precision="highest")
     norm = jnp.linalg.norm(W_dec, axis=1)
     cosine = along / jnp.where(norm > 0, norm, 1)
-    total, carried = jnp.matmul(x, unit, precision="highest"), z * along
+    total, carried = jnp.matmul(x, unit, precision="highest"), z * along[None]
     silent = jnp.all(jnp.where(main, z < SILENT, True), axis=1)
     top = jnp.argmax(carried, axis=1)
     most = jnp.take_along_axis(carried, top[:, None], axis=1)[:, 0]

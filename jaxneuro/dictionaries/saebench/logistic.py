@@ -25,7 +25,7 @@ class Probe(NamedTuple):
 
     def __call__(self, x: Float[Array, "n d"]) -> Float[Array, "n *classes"]:
         """Logits."""
-        return jnp.matmul(x, self.w.T, precision="highest") + self.b
+        return jnp.matmul(x, self.w.T, precision="highest") + (self.b if self.b.ndim == 0 else self.b[None])
 
 
 def _loss(x: Array, sign: Array, weight: Array) -> Array:
@@ -62,11 +62,11 @@ def logistic(
         wrong = jax.nn.sigmoid(-sign * jnp.matmul(x, w, precision="highest"))
         gradient = jnp.matmul(-weight * sign * wrong, x, precision="highest") + ridge * w
         curvature = weight * wrong * (1 - wrong)
-        hessian = jnp.matmul(x.T * curvature, x, precision="highest") + jnp.diag(ridge)
+        hessian = jnp.matmul(x.T * curvature[None], x, precision="highest") + jnp.diag(ridge)
         unit = jax.lax.rsqrt(jnp.maximum(jnp.diagonal(hessian), jnp.float32(1e-20)))
-        scaled = hessian * unit[:, None] * unit + jnp.float32(1e-6) * jnp.eye(w.shape[0], dtype=jnp.float32)
+        scaled = hessian * unit[:, None] * unit[None] + jnp.float32(1e-6) * jnp.eye(w.shape[0], dtype=jnp.float32)
         move = unit * jax.scipy.linalg.solve(scaled, unit * gradient, assume_a="pos")
-        tries = w - SHORTER[:, None] * move
+        tries = w[None] - SHORTER[:, None] * move[None]
         after = jax.vmap(objective)(tries)
         best = jnp.nanargmin(after)
         better = after[best] < before
@@ -91,7 +91,7 @@ def nested(
     x: Float[Array, "n k"], y: Bool[Array, " n"], weight: Float[Array, " n"], l2: float = 1.0, *, sizes: tuple[int, ...]
 ) -> Probe:
     """One `logistic` on the first s columns for each s of `sizes`; weights of other columns are 0. [sizes, k]"""
-    used = jnp.arange(x.shape[1], dtype=jnp.int32) < jnp.asarray(sizes, jnp.int32)[:, None]
+    used = jnp.arange(x.shape[1], dtype=jnp.int32)[None] < jnp.asarray(sizes, jnp.int32)[:, None]
     return jax.vmap(lambda on: logistic(jnp.where(on, x, 0), y, weight, l2))(used)
 
 

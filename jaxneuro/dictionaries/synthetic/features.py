@@ -144,11 +144,11 @@ def sample(
     shared, alone, winners = jax.random.split(key, 3)
     config = features.config
     own, size = jax.random.normal(alone, (2, n, config.n_features), jnp.float32)
-    g = jax.random.normal(shared, (n, config.rank), jnp.float32) @ features.factor.T + features.own * own
-    a = jax.nn.relu(features.size + features.spread * size)
-    a = jnp.where(g > features.thresholds, a, jnp.float32(0))
+    g = jax.random.normal(shared, (n, config.rank), jnp.float32) @ features.factor.T + features.own[None] * own
+    a = jax.nn.relu(features.size[None] + features.spread[None] * size)
+    a = jnp.where(g > features.thresholds[None], a, jnp.float32(0))
     z = _through_the_trees(a, features.size, winners, config)
-    return z @ features.vectors + features.bias, z
+    return z @ features.vectors + features.bias[None], z
 
 
 def _through_the_trees(a: Array, size: Array, key: Key[Array, ""], config: SyntheticConfig) -> Array:
@@ -161,8 +161,8 @@ def _through_the_trees(a: Array, size: Array, key: Key[Array, ""], config: Synth
         parent, (first, _) = levels[-1], config.levels[i]
         family, lot = (b[:, start:stop].reshape(*parent.shape, config.branching) for b in (a, draw))
         winner = jnp.argmax(jnp.where(family > 0, lot, jnp.float32(-1)), axis=-1)
-        won = jnp.arange(config.branching, dtype=winner.dtype) == winner[..., None]
-        scale = parent / size[first:start]
+        won = jnp.arange(config.branching, dtype=winner.dtype)[None, None] == winner[..., None]
+        scale = parent / size[None, first:start]
         levels.append(jnp.where(won, family * scale[..., None], jnp.float32(0)).reshape(a.shape[0], stop - start))
     return jnp.concatenate([*levels, a[:, config.nodes :]], axis=1)
 

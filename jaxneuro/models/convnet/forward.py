@@ -54,7 +54,7 @@ def convnet(
     pooled = tap(x.astype(jnp.float32).mean((1, 2)).astype(x.dtype), "pooled", axes=("batch", "channel"))
     if "head" not in weights:
         return x
-    return tap(pooled @ weights["head"]["w"] + weights["head"]["b"], "logits", axes=("batch", "class"))
+    return tap(pooled @ weights["head"]["w"] + weights["head"]["b"][None], "logits", axes=("batch", "class"))
 
 
 def _check(cfg: ConvNet, shape: tuple[int, ...]) -> None:

@@ -50,7 +50,7 @@ class At(NamedTuple):
         dt = self.real(dt)
         if self.taken is None:
             return dt
-        return _where(jnp.arange(dt.shape[1], dtype=jnp.int32) < self.taken[:, None], dt)
+        return _where(jnp.arange(dt.shape[1], dtype=jnp.int32)[None] < self.taken[:, None], dt)
 
 
 def _where(mask: Bool[Array, "batch pos"], value: Array) -> Array:

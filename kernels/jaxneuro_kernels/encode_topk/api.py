@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
+from ..axes import aligned
 from ..dispatch import HOPPER, TPU, Backend, Choice, Implementation, choose, kernel, run
 from ..sparse_decode import gather_dot
 from ..topk.api import check_k
@@ -105,8 +106,10 @@ def encode_topk(
     if 0 in (*batch, k):
         shape = (*batch, k)
         empty = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
-        dense = jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b.astype(jnp.float32) if keep_pre else None
-        return empty if dense is None else (*empty, dense.astype(pre_dtype))
+        if not keep_pre:
+            return empty
+        dense = jnp.dot(x, w.T, preferred_element_type=jnp.float32)
+        return *empty, (dense + aligned(b.astype(jnp.float32), dense)).astype(pre_dtype)
     static = {"k": int(k), "relu": relu, "keep_pre": keep_pre, "pre_dtype": pre_dtype, "choice": choice}
     out = _encode(x.reshape(-1, x.shape[-1]), w, b, **static)
     return tuple(a.reshape(*batch, a.shape[-1]) for a in out)

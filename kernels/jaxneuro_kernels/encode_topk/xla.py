@@ -62,7 +62,7 @@ def _pre(x: Array, w: Array, b: Array) -> Array:
     exact = x.dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None
     precision = lax.Precision.HIGHEST if exact else None
     pre = lax.dot_general(x, w, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32)
-    return pre + b.astype(jnp.float32)
+    return pre + b.astype(jnp.float32)[None]
 
 
 def block_rows(tokens: int, n_latents: int, n_bytes: int) -> int:

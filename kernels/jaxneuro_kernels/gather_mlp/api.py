@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
+from ..axes import aligned
+
 
 class Mlp(NamedTuple):
     """The chosen neurons of an MLP, one per row. One subset per sentence: with a batch axis first, except b_out."""
@@ -134,7 +136,7 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _plus(a: Array, bias: Array | None) -> Array:
-    return a if bias is None else a + bias.astype(jnp.float32)
+    return a if bias is None else a + aligned(bias.astype(jnp.float32), a)
 
 
 def _check_weights(

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
+from ..axes import aligned
+
 
 def gather_mlp(
     x: Array,
@@ -20,7 +22,7 @@ def gather_mlp(
 ) -> Array:
     """float32 [..., d_out]. One subset, neurons [m]."""
     x, w_in, w_out = (a.astype(jnp.float32) for a in (x, w_in, w_out))
-    times = jnp.sum(neurons[:, None] == jnp.arange(w_in.shape[0], dtype=jnp.int32), axis=0).astype(jnp.float32)
-    pre = x @ w_in.T + (0 if b_in is None else b_in.astype(jnp.float32))
+    times = jnp.sum(neurons[:, None] == jnp.arange(w_in.shape[0], dtype=jnp.int32)[None], axis=0).astype(jnp.float32)
+    pre = x @ w_in.T + (0 if b_in is None else aligned(b_in.astype(jnp.float32), x))
     hidden = activation(pre) if w_gate is None else activation(x @ w_gate.T.astype(jnp.float32)) * pre
-    return (hidden * times) @ w_out + (0 if b_out is None else b_out.astype(jnp.float32))
+    return (hidden * aligned(times, x)) @ w_out + (0 if b_out is None else aligned(b_out.astype(jnp.float32), x))

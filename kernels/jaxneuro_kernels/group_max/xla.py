@@ -6,6 +6,7 @@ import functools
 import jax.numpy as jnp
 from jax import Array, lax
 
+from ..axes import aligned
 from ..encode_topk import xla as encoder
 from ..topk.bisect import image
 
@@ -14,7 +15,8 @@ def group_max(x: Array, k: int) -> tuple[Array, Array]:
     """See reference.py."""
     size = x.shape[-1] // k
     groups = image(x).reshape(*x.shape[:-1], k, size)
-    idx = lax.argmax(groups, groups.ndim - 1, jnp.int32) + jnp.arange(0, x.shape[-1], size, dtype=jnp.int32)
+    at = lax.argmax(groups, groups.ndim - 1, jnp.int32)
+    idx = at + aligned(jnp.arange(0, x.shape[-1], size, dtype=jnp.int32), at)
     return jnp.take_along_axis(x, idx, axis=-1, mode="clip"), idx
 
 

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.core import Tracer
 
+from ..axes import aligned
+
 
 def jumprelu(z: Array, theta: Array, bandwidth: Array | float) -> Array:
     """What is above its threshold.
@@ -86,23 +88,25 @@ def _box(z: Array, theta: Array, bandwidth: Array) -> Array:
 @jax.custom_jvp
 def _jumprelu(z: Array, theta: Array, bandwidth: Array) -> Array:
     del bandwidth
-    return _gate(z, theta, z)
+    return _gate(z, aligned(theta, z), z)
 
 
 @_jumprelu.defjvp
 def _jumprelu_jvp(primals, tangents):
     z, theta, bandwidth = primals
     dz, dtheta, _ = tangents
+    theta, dtheta = aligned(theta, z), aligned(dtheta, z)
     return _gate(z, theta, z), _gate(z, theta, dz) - theta * _box(z, theta, bandwidth) * dtheta
 
 
 @jax.custom_jvp
 def _step(z: Array, theta: Array, bandwidth: Array) -> Array:
     del bandwidth
-    return _gate(z, theta, jnp.ones((), z.dtype))
+    return _gate(z, aligned(theta, z), jnp.ones((), z.dtype))
 
 
 @_step.defjvp
 def _step_jvp(primals, tangents):
     z, theta, bandwidth = primals
-    return _gate(z, theta, jnp.ones((), z.dtype)), -_box(z, theta, bandwidth) * tangents[1]
+    theta, dtheta = aligned(theta, z), aligned(tangents[1], z)
+    return _gate(z, theta, jnp.ones((), z.dtype)), -_box(z, theta, bandwidth) * dtheta

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Docstrings that a command shows: read from the source where `python -OO` has dropped them."""
+
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+from typing import Any
+
+
+def doc(of: Any) -> str:
+    """The docstring of a class or function, without its indentation.
+
+    Under `python -OO`, where a dataclass's own `__doc__` is its signature, it is put back, there and in the dataclasses
+    of its fields.
+
+    Example:
+      >>> doc(doc).partition("\\n")[0]
+      'The docstring of a class or function, without its indentation.'
+    """
+    if sys.flags.optimize < 2:
+        return inspect.getdoc(of) or ""
+    for field in dataclasses.fields(of) if dataclasses.is_dataclass(of) else ():
+        if dataclasses.is_dataclass(field.type):
+            doc(field.type)
+    of.__doc__ = _in_source(of)
+    return of.__doc__
+
+
+def _in_source(of: Any) -> str:
+    try:
+        source = inspect.getsource(of)
+    except (OSError, TypeError):  # made at run time, or a package without its source
+        return f"{of.__name__}: python -OO leaves out what is said of it."
+    return ast.get_docstring(ast.parse(textwrap.dedent(source)).body[0]) or ""  # type: ignore[arg-type]
