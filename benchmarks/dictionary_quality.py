@@ -115,13 +115,13 @@ def _next(done: Sequence[Mapping[str, Any]], steps: int, libraries: set[str]) ->
 def plan(done: Sequence[Mapping[str, Any]], steps: int) -> Iterator[Asked]:
     """All dictionaries, the most telling first; seeds and defaults follow rates, which need their rows."""
     pairs = [(lib, m) for m in VALUES for lib in ("jaxneuro", "sae_lens")] + [("dictionary_learning", "jumprelu")]
-    for rate, (library, method) in itertools.product(RATES, pairs):
-        for value in VALUES[method]:
-            yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=0)
-    for seed, (library, method) in itertools.product(SEEDS, pairs):
-        rates = (best_rate(done, library, method), *((default_rate(steps),) if library == "jaxneuro" else ()))
-        for rate in dict.fromkeys(rates):
+    for rates in (RATES[:2], RATES[2:]):  # seeds at the better of two, then the last, and seeds there if it is better
+        for rate, (library, method) in itertools.product(rates, pairs):
             for value in VALUES[method]:
+                yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=SEEDS[0])
+        for seed, (library, method) in itertools.product(SEEDS, pairs):
+            more = (best_rate(done, library, method), *((default_rate(steps),) if library == "jaxneuro" else ()))
+            for rate, value in itertools.product(dict.fromkeys(more), VALUES[method]):
                 yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=seed)
 
 
