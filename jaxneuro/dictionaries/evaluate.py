@@ -113,7 +113,10 @@ def reconstruction(dictionary: Dictionary, batches: Iterable[Mapping[str, Any]])
     if not n:
         raise UserError("reconstruction: the stream holds no valid token.")
     if not np.isfinite(deviation) or not np.isfinite(total["squared_error"]):
-        raise UserError("reconstruction: activations or reconstructions are not finite. Check the site's values.")
+        raise UserError(
+            "reconstruction: activations or reconstructions are not finite. Check the site's values (float16 ends at "
+            "65,504)."
+        )
     if deviation == 0:
         raise UserError(f"reconstruction: all {n} tokens are equal, so there is no variance to explain.")
     bias = total["error"] / n
@@ -299,6 +302,8 @@ def _recovered(site: str, total: np.ndarray, weight: int) -> Recovered:
     if not weight:
         raise UserError("recovered: no batch with anything to measure.")
     if not np.isfinite(total).all():
-        raise UserError(f"recovered: the measure at {site!r} is not finite. Check the weights and the dictionary.")
+        raise UserError(
+            f"recovered: the measure at {site!r} is not finite. Check the weights and the dictionary (or bfloat16)."
+        )
     original, reconstructed, zero, mean = (total / weight).tolist()
     return Recovered(original=original, reconstructed=reconstructed, zero=zero, mean=mean, weight=weight)

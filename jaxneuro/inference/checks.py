@@ -11,6 +11,7 @@ from jax.core import Tracer
 from ..errors import UserError
 from ..models import Config, Weights
 from ..models.cross import check_context
+from ..models.half import check_finite, in_half
 from ..taps import Edit
 from ..taps.compiled import staging
 from ..taps.definitions import LAST_SITES
@@ -45,6 +46,16 @@ def check_model(cfg: Config) -> None:
         raise UserError(f"this {cfg.family} model cannot generate: it is not causal. Load a decoder.")
     if not cfg.has_head:
         raise UserError(f"this {cfg.family} model cannot generate: it has no head. Load the checkpoint with its head.")
+
+
+def check_scores(cfg: Config, weights: Weights, log_probs: Any) -> None:
+    """A model in float16 has not passed what that holds: the scores of what was drawn say so, and are few.
+
+    Raises:
+      UserError: it has; bfloat16 is named.
+    """
+    if in_half(weights):
+        check_finite(log_probs, f"this {cfg.family} model, on these prompts and under these edits,")
 
 
 def check_source(cfg: Config, context: Any, mask: Any, batch: int) -> tuple[Any, Any]:

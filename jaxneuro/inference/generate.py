@@ -21,6 +21,7 @@ from .checks import (
     check_outside,
     check_positions,
     check_prompt,
+    check_scores,
     check_source,
     dtype_of,
     edits_of,
@@ -137,6 +138,7 @@ def generate(
             if chosen is not None:
                 state = state._replace(finished=jnp.asarray(chosen, bool))
         if done >= max_new or bool(jnp.all(state.finished)):
+            check_scores(cfg, model.weights, state.log_probs)
             return Generated(state.tokens, state.lengths, state.finished, state.log_probs)
         limit = max_new if on_token is None else min(done + every, max_new)
         state = go_on(model.weights, state, later, rules, jnp.int32(limit))

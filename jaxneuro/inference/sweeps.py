@@ -21,6 +21,7 @@ from .checks import (
     check_outside,
     check_positions,
     check_prompt,
+    check_scores,
     check_source,
     dtype_of,
     edits_of,
@@ -136,7 +137,9 @@ _STATIC: Final = ("cfg", "new", "even", "shortest", "encoder", "layer", "pos", "
 
 def _swept(*args: Any, **static: Any) -> Swept:
     traced(_program, *args, **static)  # points that name what is not there raise before anything runs
-    return _program(*args, **static)
+    found = _program(*args, **static)
+    check_scores(static["cfg"], args[0], found.generated.log_probs)
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC)

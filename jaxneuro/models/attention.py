@@ -26,6 +26,7 @@ from ..axes import aligned
 from ..errors import UserError, unknown
 from ..taps import tap, wants
 from . import fused
+from .causal import from_there_on
 from .positions import EVEN, Columns
 from .quantised import matmul
 
@@ -91,10 +92,17 @@ def attend(
     q = q * jnp.asarray(scale, q.dtype)
     name, run = chosen(q, k, visible, softcap, site), _run(visible, softcap, (layer, site))
     platform = FORMS[name].platform
-    if visible.form is not None or platform is None:
-        return run(name)(q, k, v)
-    # A program may be lowered for another device than the default one.
-    return jax.lax.platform_dependent(q, k, v, default=run("chunked"), **{platform: run(name)})
+
+    def value(v: Array) -> Array:
+        if visible.form is not None or platform is None:
+            return run(name)(q, k, v)
+        # A program may be lowered for another device than the default one.
+        return jax.lax.platform_dependent(q, k, v, default=run("chunked"), **{platform: run(name)})
+
+    if not visible.causal or q.shape[1] == 1:  # the newest query sees every key
+        return value(v)
+    grouped = lambda v: value(v).reshape(*q.shape[:2], v.shape[2], -1, q.shape[3])  # noqa: E731
+    return from_there_on(grouped, v, 0 if visible.start is None else visible.start).reshape(q.shape)
 
 
 def _run(visible: Visible, softcap: float | None, place: tuple[Array, str]) -> Callable[[str], Callable[..., Array]]:

@@ -2,7 +2,8 @@
 """Numbers that half precision cannot hold: float16 ends at 65,504, and many models were trained where nothing ends.
 
 T5's residual stream, and that of most models trained in bfloat16, passes it; what comes out then is NaN. It is looked
-for where a model is loaded in float16, and in every output that is concrete.
+for where a model is loaded in float16, in every output that is concrete, and in the scores of what `generate` drew.
+Statistics, effects and losses refuse what is not finite in any type. Inside `jit` nothing looks: NaN comes out.
 """
 
 from typing import Any, Final

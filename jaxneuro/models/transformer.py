@@ -67,9 +67,10 @@ def forward(
       weights: as `init` and `load` make them; their dtype is the dtype of the computation (norms, rope and softmax
         are float32 inside).
       tokens: ids. One outside the vocabulary is NaN at its position, and so at those that see it (values cannot raise
-        under jit); behind a mask it is any other padding. For a model
-        of pictures (`Config.image`): pixels, channels last, resized, cropped and normalised as its
-        preprocessor_config.json says, which `jaxneuro.data.load_processor` does.
+        under jit); behind a mask it is any other padding. A NaN or infinity at a position of a causal model, from an
+        id, an edit or an overflow, reaches this and later positions of its row and no others (gradients of weights are
+        sums over all positions, and NaN). For a model of pictures (`Config.image`): pixels, channels last, resized,
+        cropped and normalised as its preprocessor_config.json says, which `jaxneuro.data.load_processor` does.
       mask: True at real tokens, padding allowed on either side; None: all real. Each row gets what it would get alone:
         learned positions, and those that edits name, count from its first real token (`positions`). What comes out at
         padding is finite and means nothing.

@@ -135,7 +135,10 @@ def silence(
     if (weight == 0).any():
         raise UserError(f"silence: nothing to measure in group number {np.flatnonzero(weight == 0).tolist()}.")
     if not np.isfinite(total).all():
-        raise UserError(f"silence: the measure {measure.name!r} is not finite. Check the weights, or run in float32.")
+        raise UserError(
+            f"silence: the measure {measure.name!r} is not finite. Check the weights, or run in float32 "
+            "or bfloat16 (float16 ends at 65,504)."
+        )
     return total[: len(sets)] / weight, weight
 
 

@@ -176,7 +176,8 @@ def _table(s: StatisticsState, site: str, threshold: float, bins: int, per_group
     if not finite.all():
         raise UserError(
             f"group_statistics: values at {site!r} are not finite (NaN, infinite or too large to square) in layers "
-            f"{np.flatnonzero(~finite).tolist()} of the {finite.size} captured. Check the weights, or run in float32."
+            f"{np.flatnonzero(~finite).tolist()} of the {finite.size} captured. Check the weights, or run in float32 "
+            "or bfloat16 (float16 ends at 65,504)."
         )
     n_groups, *plane = s.moments.mean.shape
     return GroupStatistics(

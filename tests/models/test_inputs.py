@@ -76,6 +76,52 @@ def test_nothing_behind_a_mask_reaches_other_positions(name, side):
 RANKS = {("bdh", "blocks.mixer.x"): 4, **{("mamba2", f"blocks.mixer.{n}"): 4 for n in ("conv", "B", "C")}}
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("name", [name for name, cfg in CONFIGS.items() if cfg.causal])
+def test_nothing_reaches_earlier_positions(name, value):
+    """A value that is not finite at a real position is felt from there on in its row, and nowhere else."""
+    model = model_of(name)
+    run = by_numpy(lambda edits: intervene(model.apply, edits)(model.weights, TOKENS, **given(name, None)))
+    clean = np.asarray(run([add("embed", np.float32(0), batch=1, pos=3)]))
+    found = np.asarray(run([add("embed", np.float32(value), batch=1, pos=3)]))
+    np.testing.assert_array_equal(found[0], clean[0])
+    np.testing.assert_array_equal(found[1, :3], clean[1, :3])
+    assert not np.isfinite(found[1, 3:]).any()
+
+
+@pytest.mark.parametrize("site", ["q", "k", "v"])
+@pytest.mark.parametrize("form", ["explicit", "chunked"])
+def test_no_form_of_attention_reads_later_keys(form, site):
+    """In one head, of either kind of number; a group of queries shares it, the other group does not feel it there."""
+    model, at = model_of("attention"), f"blocks.1.attn.{site}"
+
+    def run(value):
+        f = lambda w, t: model.apply(w, t, attention=form)  # noqa: E731
+        edited = intervene(f, [add(at, np.float32(value), head=1, pos=[2, 4])])
+        logits, acts = by_numpy(capture(edited, ["blocks.1.attn.z"]))(model.weights, TOKENS)
+        return np.asarray(logits), np.asarray(acts["blocks.1.attn.z"])
+
+    (logits, z), (clean, clean_z) = run(np.nan), run(0)
+    np.testing.assert_array_equal(logits[:, :2], clean[:, :2])
+    own = [1] if site == "q" else [2, 3]  # two query heads read one head of keys and values
+    others = [h for h in range(4) if h not in own]
+    np.testing.assert_array_equal(z[:, :, others], clean_z[:, :, others])
+    assert np.isnan(z[:, [2, 4]][:, :, own]).all()
+    assert (np.isnan(z[:, [3, 5]][:, :, own]).all()) == (site != "q")
+
+
+def test_later_tokens_of_a_cache_do_not_reach_earlier_ones():
+    """Also where a cache holds what came before: three tokens at once, the last of them not finite."""
+    model = model_of("attention")
+    cache = init_cache(model.cfg, 2, 6)
+    _, cache = model.apply(model.weights, TOKENS[:, :3], cache=cache)
+    last = lambda w, t: model.apply(w, t, cache=cache)[0]  # noqa: E731
+    rest = lambda v: intervene(last, [add("embed", np.float32(v), pos=5)])(model.weights, TOKENS[:, 3:])  # noqa: E731
+    found, clean = np.asarray(rest(np.nan)), np.asarray(rest(0))
+    np.testing.assert_array_equal(found[:, :2], clean[:, :2])
+    assert np.isnan(found[:, 2]).all()
+
+
 @pytest.mark.parametrize("side", MASKS)
 @pytest.mark.parametrize("name", ["attention", "learned", "mamba2"])
 def test_nothing_behind_a_mask_is_kept_by_a_cache(name, side):

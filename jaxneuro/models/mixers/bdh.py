@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from ...axes import aligned
 from ...errors import UserError
 from ...taps import wants
+from ..causal import from_there_on
 from ..quantised import matmul
 from ..ranges import check_fields
 from ..rope import rotate
@@ -117,7 +118,8 @@ def _read(r: Array, x: Array, before: Array | None, at: At) -> tuple[Array, Arra
 def _alone(r: Array, x: Array) -> tuple[Array, Array]:
     """What tokens write, and what they read of each other."""
     pairs = jnp.tril(jnp.einsum("bihn,bjhn->bhij", r, r), -1)
-    return jnp.einsum("bjhn,bjd->bhnd", r, x), jnp.einsum("bhij,bjd->bihd", pairs, x)
+    read = from_there_on(lambda x: jnp.einsum("bhij,bjd->bihd", pairs, x), x)
+    return jnp.einsum("bjhn,bjd->bhnd", r, x), read
 
 
 def _chunk(before: Array, part: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from ...axes import aligned
 from ...errors import UserError
 from ...taps import wants
+from ..causal import from_there_on
 from ..ranges import LONGEST_STEP, check_fields
 from .parts import (
     CHANNEL,
@@ -181,8 +182,9 @@ def _chunk(before: Array, part: tuple[Array, ...]) -> tuple[Array, Array]:
     older, seen = (jnp.tri(total.shape[1], k=k, dtype=bool)[:, :, None, None] for k in (-1, 0))
     # How far j has decayed at i: sums from j on, for differences of `total` would lose what it has gathered by then.
     since = jnp.cumsum(jnp.where(older, log_decay[:, :, None], 0), axis=1)
-    weights = jnp.exp(jnp.where(seen, since, -jnp.inf)) * jnp.einsum("bigs,bjgs->bijg", c, b)[..., None]
-    y = jnp.einsum("bijgm,bjgmp->bigmp", weights, x)
+    decay = jnp.exp(jnp.where(seen, since, -jnp.inf))
+    weights = decay * jnp.where(seen, jnp.einsum("bigs,bjgs->bijg", c, b)[..., None], 0)
+    y = from_there_on(lambda x: jnp.einsum("bijgm,bjgmp->bigmp", weights, x), x)
     y = y + jnp.exp(total)[..., None] * jnp.einsum("bigs,bgmps->bigmp", c, before)
     left = jnp.exp(since[:, -1])[..., None] * x
     return jnp.exp(total[:, -1])[..., None, None] * before + jnp.einsum("bjgmp,bjgs->bgmps", left, b), y
