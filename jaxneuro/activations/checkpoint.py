@@ -3,9 +3,10 @@
 
 import logging
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 
@@ -34,6 +35,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         logging.getLogger("absl").addFilter(_said_by_us)
+        if not _hooks:
+            _hooks.append(sys.unraisablehook)
+            sys.unraisablehook = _unraisable
         self.folder = folder.absolute()
         self._claim(plain(identity))
         options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
@@ -147,6 +151,17 @@ class Checkpoints:
 def _said_by_us(record: logging.LogRecord) -> bool:
     """Orbax's threads log the tracebacks of a failed write before it raises; the error raised here says it once."""
     return not (record.exc_info and str(record.msg).startswith("[process="))
+
+
+_hooks: Final[list[Callable[..., Any]]] = []
+"""The hook before ours, last."""
+
+
+def _unraisable(e: "sys.UnraisableHookArgs") -> None:
+    """Where a save fails, TensorStore's threads report to an event loop that Orbax has closed by then, each with a
+    traceback, above the error that says it once."""
+    if not (e.exc_type is RuntimeError and str(e.exc_value) == "Event loop is closed" and e.object is None):
+        _hooks[-1](e)
 
 
 def _brief(e: Exception) -> str:

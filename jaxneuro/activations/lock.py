@@ -96,6 +96,7 @@ def _sign(fd: int, path: Path, owner: dict) -> int:
         os.ftruncate(fd, 0)
         os.pwrite(fd, text.encode(), 0)
     except OSError as e:
+        path.unlink(missing_ok=True)  # it is ours by now, and nobody would remove it
         raise UserError(f"cannot write {path}: {e.strerror or e}. Choose another folder.") from e
     clear_temporary(path.parent)
     return fd

@@ -75,6 +75,8 @@ class TrainDictionary:
 
 def _job(argv: Sequence[str]) -> Callable[[], object]:
     """What the command line asks for; its code is loaded here."""
+    if argv == ["--version"]:
+        return functools.partial(print, f"jaxneuro {__version__}")
     from ..study import ShowDictionary, StudyConfig, run_study, show_dictionary
     from ..study.config import preset_of
     from .capture import Capture, run_capture
@@ -113,16 +115,15 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code. JAXNEURO_TRACEBACK=1 shows where an error comes from."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or file that cannot show a character shows its number
             stream.reconfigure(errors="backslashreplace")
-    if words == ["--version"]:
-        print(f"jaxneuro {__version__}")
-        return 0
     try:
         with _terminated_like_interrupted():
             code = _run(words)
-        sys.stdout.flush()
     except BrokenPipeError:  # `| head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -158,6 +159,7 @@ def _run(words: list[str]) -> int:
         with quietly(QUIET in words):
             job = _job([w for w in words if w != QUIET])
             job()
+        sys.stdout.flush()  # here: a full disk is an error like any other
     except KeyboardInterrupt as e:
         number = signal.SIGTERM if isinstance(e, _Terminated) else signal.SIGINT
         return _failed("interrupted. Run the same command again to go on where it stopped.", 128 + number)
@@ -170,12 +172,13 @@ def _run(words: list[str]) -> int:
         if os.environ.get("JAXNEURO_TRACEBACK") or (text := _said(e, words)) is None:
             raise
         configs = getattr(job, "args", ())
-        return _failed(in_flags(text, configs[0]) if configs else text, 2)
+        return _failed(in_flags(text, configs[0]) if configs and dataclasses.is_dataclass(configs[0]) else text, 2)
     return 0
 
 
 def _failed(text: str, code: int) -> int:
-    print(f"jaxneuro: {text}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit code says it where the stream cannot
+        print(f"jaxneuro: {text}", file=sys.stderr)
     return code
 
 
@@ -206,6 +209,11 @@ def _said(e: Exception, words: list[str]) -> str | None:
     if isinstance(e, OverflowError) or "int too large" in text or "out of bounds for" in text:
         large = [f"{flag} {w}" for flag, w in zip(["", *words], words, strict=False) if re.fullmatch(r"-?\d{10,}", w)]
         return f"{shown(', '.join(large)) or 'a number'} is too large ({shown(str(e), 200)})."
+    if type(e).__name__ == "JaxRuntimeError" and "Traceback" not in text:  # else of Python code that XLA calls
+        return (
+            f"XLA cannot run this: {shown(text.partition(chr(10))[0], 300)}. Where memory is short, ask for less: a "
+            "smaller batch, fewer tokens. JAXNEURO_TRACEBACK=1 shows where it was."
+        )
     return None
 
 

@@ -70,13 +70,13 @@ class RunFolder:
                     f"another process is writing {self.path}. Wait for it to finish or choose another --out."
                 ) from None
             clear_temporary(self.path)
-            if {p.name for p in self.path.iterdir()} <= _CLAIM:
-                record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing
-            else:
-                self._compare(read_json(record).get("identity", {}))
-            if not record.exists():
-                write_json(record, {"identity": self.identity, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
             try:
+                if {p.name for p in self.path.iterdir()} <= _CLAIM:
+                    record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing
+                else:
+                    self._compare(read_json(record).get("identity", {}))
+                if not record.exists():
+                    write_json(record, {"identity": self.identity, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
                 yield self
             finally:
                 if {p.name for p in self.path.iterdir()} <= _CLAIM:

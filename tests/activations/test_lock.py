@@ -107,6 +107,16 @@ def test_a_folder_that_cannot_be(tmp_path):
         exclusive(tmp_path / "file").__enter__()
 
 
+def test_a_lock_that_cannot_be_signed_is_not_left_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(UserError, match=r"cannot write .*: No space left"):
+        exclusive(tmp_path).__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_dead_run_is_mentioned_once_and_its_temporary_files_go(tmp_path, holder, caplog):
     holder.kill()
     holder.wait()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from jaxneuro import cli
@@ -34,6 +35,10 @@ SURROUNDINGS = {
     "a missing file": (FileNotFoundError(errno.ENOENT, "No such file", "a.npz"), "cannot read a.npz: No such file."),
     "no memory": (MemoryError("Unable to allocate 7.28 TiB"), r"not enough memory \(Unable to allocate 7.28 TiB\)"),
     "no device memory": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes"), "not enough memory"),
+    "a program that XLA cannot run": (
+        jax.errors.JaxRuntimeError("INTERNAL: operation failed: error\nmore"),
+        "XLA cannot run this: INTERNAL: operation failed: error. Where memory is short",
+    ),
     "a number too large": (OverflowError("Python int too large"), "--seed 1180591620717411303424 is too large"),
     "a request": (UserError("use packing='documents', not n=3"), "use --text.packing documents, not n=3"),
     "an escape": (UserError("no tensor '\x1b[2J'"), "no tensor '␛\\[2J'"),
@@ -126,6 +131,23 @@ def test_sigterm_with_a_handler_of_somebody_else(monkeypatch):
         assert seen == [True]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "said"),
+    [
+        (">/dev/full", 2, "jaxneuro: cannot write the output: No space left on device. Free some space"),
+        (">&-", 0, ""),
+        ("2>/dev/full", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing(redirected, code, said):
+    """A full disk behind the output is one line; a closed output is nobody's fault."""
+    command = f"{sys.executable} -W ignore -m jaxneuro --version {redirected}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == code
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == bool(said)
 
 
 def test_a_reader_that_goes_is_no_error():

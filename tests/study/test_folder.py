@@ -9,6 +9,7 @@ import pytest
 
 from jaxneuro.errors import UserError
 from jaxneuro.study import RunFolder
+from jaxneuro.study import folder as folder_module
 
 
 def test_a_step_runs_once(tmp_path):
@@ -31,6 +32,16 @@ def test_a_step_whose_file_is_gone_runs_again(tmp_path):
         (tmp_path / "a.txt").unlink()
         assert folder.step("first", ("a.txt",), lambda: (tmp_path / "a.txt").write_text("b"))
     assert (tmp_path / "a.txt").read_text() == "b"
+
+
+def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, value):
+        raise UserError(f"cannot write {path}: No space left on device.")
+
+    monkeypatch.setattr(folder_module, "write_json", full)
+    with pytest.raises(UserError, match="No space left"), RunFolder(tmp_path / "a" / "run", {}).opened():
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_step_is_not_done(tmp_path):
