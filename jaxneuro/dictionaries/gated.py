@@ -45,8 +45,8 @@ def gated(n_latents: int, l1: float, *, l1_warmup_steps: int = 0, training: Trai
 
     def latents(p: Parameters, pre: Array, inputs: Inputs, now: Now) -> Latents:
         on, size = inputs.valid[:, None], against("sqrt_d", training, inputs.x.shape[1])
-        gate = jax.nn.relu(pre + p["b_gate"])
-        z = jnp.where(gate > 0, jax.nn.relu(pre * jnp.exp(p["r_mag"]) + p["b_mag"]), jnp.float32(0))
+        gate = jax.nn.relu(pre + p["b_gate"][None])
+        z = jnp.where(gate > 0, jax.nn.relu(pre * jnp.exp(p["r_mag"])[None] + p["b_mag"][None]), jnp.float32(0))
         penalty = coefficient(now.step) * jnp.float32(size) * jnp.sum(jnp.where(on, gate, jnp.float32(0)))
         return Latents(z, penalty, also=gate)
 
