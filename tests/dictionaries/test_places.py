@@ -5,6 +5,7 @@ import dataclasses
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import yaml
 
@@ -215,3 +216,18 @@ def test_every_writer_takes_every_class_or_says_why_not(tmp_path, writer, kind):
         assert not (tmp_path / "out").exists()
     else:
         load_dictionary(tmp_path / "out")
+
+
+def test_a_gated_dictionary_keeps_an_encoder_bias_that_saelens_has_no_tensor_for(tmp_path):
+    """Not what training leaves, where it is 0, but what a person may have."""
+    x, b = jnp.linspace(-1, 1, 8).reshape(2, 4), jnp.linspace(-2, 2, 6)
+    gated = coder(Gated(r_mag=jnp.linspace(-1, 1, 6), b_mag=b[::-1], b_gate=jnp.ones(6)), b_enc=b)
+    found = load_dictionary(save_saelens(gated, tmp_path))
+    np.testing.assert_allclose(found.encode(x), gated.encode(x), atol=1e-6)
+    assert not np.allclose(found.encode(x), dataclasses.replace(gated, b_enc=jnp.zeros(6)).encode(x))
+
+
+def test_an_input_norm_that_saelens_lacks_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"input_norm 'constant_nrom'\. Did you mean 'constant_norm'"):
+        save_saelens(coder(input_norm="constant_nrom"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

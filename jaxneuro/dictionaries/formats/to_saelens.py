@@ -9,7 +9,7 @@ from typing import Any, Final
 import jax.numpy as jnp
 import numpy as np
 
-from ...errors import UserError
+from ...errors import UserError, unknown
 from ...io import write_json, write_safetensors
 from ..activations import AbsTopK, Gated, JumpReLU, Relu, TopK
 from ..dictionary import SparseCoder
@@ -83,6 +83,8 @@ def save_saelens(
     tensors = strict.arrays({n: values[n] for n in ARCHITECTURES[architecture].tensors})
     dtype = np.result_type(*(a.dtype for a in tensors.values()))
     norms = {ours: theirs for theirs, ours in NORMS.items() if theirs != SCALED}
+    if dictionary.input_norm not in norms:
+        raise unknown("input_norm", dictionary.input_norm, norms, where="SAELens")
     folder = Path(folder)
     write_safetensors(folder / WEIGHTS, {n: a.astype(dtype) for n, a in tensors.items()})
     write_json(
@@ -136,6 +138,11 @@ def _stored(d: SparseCoder | MatchingPursuit) -> dict[str, Any]:
     values: dict[str, Any] = {n: getattr(d, n) for n in ("W_enc", "W_dec", "b_enc", "b_dec", "W_skip")}
     if isinstance(d.activation, JumpReLU):
         values["threshold"] = jnp.broadcast_to(d.activation.threshold, (d.n_latents,))
-    if isinstance(d.activation, Gated):
-        values |= {name: getattr(d.activation, name) for name in ("r_mag", "b_mag", "b_gate")}
+    if isinstance(d.activation, Gated):  # SAELens has no b_enc there: it goes into the two biases that are
+        a = d.activation
+        values |= {
+            "r_mag": a.r_mag,
+            "b_mag": a.b_mag + d.b_enc * jnp.exp(a.r_mag).astype(d.b_enc.dtype),
+            "b_gate": a.b_gate + d.b_enc,
+        }
     return values
