@@ -2,6 +2,7 @@
 """`jaxneuro capture`: values of a model's sites over text or pictures, to disk; or their moments, which never do."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -70,6 +71,10 @@ class Capture:
     """Which of these pictures, and which of their positions."""
     answers: str | None = None
     """Text that the decoder of a T5 reads, document by document beside that of --groups: for sites of the decoder."""
+    without_ids: tuple[int, ...] = ()
+    """Of moments: token ids that do not count, beside special tokens: a sink's, say."""
+    without_positions: tuple[int, ...] = ()
+    """Of moments: positions that do not count, 0 being the first token of each window."""
     max_tokens: int | None = None
     """Of all groups together, drawn at random, the same number of each; moments are of the whole windows drawn.
     None: all of the text, once."""
@@ -142,6 +147,11 @@ def run_capture(config: Capture) -> Path:
     for name, least in {"context": 2, "batch": 1, "seed": 0}.items():
         if (value := getattr(config, name)) < least:
             raise UserError(f"{name} = {value} is below {least}.")
+    if (config.without_ids or config.without_positions) and (config.keep != "moments" or config.pictures is not None):
+        raise UserError(
+            "without_ids and without_positions are of --keep moments of text. Values are stored with their window and "
+            "position (labels), by which they can be left out later."
+        )
     mesh = device_mesh(dataclasses.asdict(config.devices))
     if config.batch % config.devices.data:
         raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")
@@ -230,12 +240,14 @@ def _moments_of(config: Capture, model: Any, rows: Any, sites: tuple[str, ...], 
 
     from ..activations import at_sites, moments, rich_progress, run
     from ..activations.harvest import draw, rows_of
+    from ..activations.left_out import told, without_tokens
     from ..activations.site import reached
     from ..data import Subset, batches
 
     if config.max_tokens is not None:
         rows = Subset(rows, np.sort(draw(rows_of(rows, sites), config.max_tokens, config.seed)[0]))
     method = at_sites(reached(model, sites), {site: (site, moments()) for site in sites})
+    method = told(functools.partial(without_tokens, config.without_ids, config.without_positions), method)
     with rich_progress("capture") as progress:
         return run(
             method,

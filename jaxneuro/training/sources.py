@@ -15,6 +15,7 @@ import numpy as np
 
 from ..activations import array_batches, at_site, open_activations
 from ..activations.buffer import shuffled
+from ..activations.left_out import told, without_tokens
 from ..activations.site import at_sites, by_text, check_answers, reached, several
 from ..activations.text import model_and_tokenizer, read_windows
 from ..data import Subset, Windows, batches
@@ -84,7 +85,7 @@ def _live(source: Live, config: TrainConfig) -> Data:
     studied = Subset(rows, np.setdiff1d(np.arange(len(rows)), held)) if kept else rows
     at = places(config)
     _check_sites([site for place in at.values() for site in (*place.site, *place.target)])
-    without = functools.partial(_without, source.without_ids, source.without_positions)
+    without = functools.partial(without_tokens, source.without_ids, source.without_positions)
     apply = _function(model, [site for place in at.values() for site in (*place.site, *place.target)])
     size = config.batch // source.context
     if not without(next(iter(batches(studied, batch_size=size, seed=config.seed, epochs=None))))["counted"].any():
@@ -138,7 +139,7 @@ def _live(source: Live, config: TrainConfig) -> Data:
         fingerprint=rows.fingerprint,
         judged=judged if kept else None,
         constants={"weights": model.weights},
-        attach=lambda methods: _told(without, _attached(apply, at, source, config.seed, methods)),
+        attach=lambda methods: told(without, _attached(apply, at, source, config.seed, methods)),
         extra_steps=math.ceil(source.buffer_tokens / config.batch),
         recover=recover,
         belongs=belongs,
@@ -159,26 +160,6 @@ def _check_sites(sites: Sequence[str]) -> None:
             f"{site!r} stands for several layers, and a dictionary learns from one site: one layer, such as {one}; "
             "several: crosscoder, with a list of sites; one dictionary for each: --sweep site=..."
         )
-
-
-def _without(ids: Sequence[int], positions: Sequence[int], batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with these tokens not counted; positions are counted from each window's first real token."""
-    counted = jnp.asarray(batch["counted"])
-    if ids:
-        counted &= ~jnp.isin(batch["tokens"], jnp.asarray(ids, jnp.int32))
-    if positions:
-        at = jnp.cumsum(jnp.asarray(batch["mask"]), axis=1, dtype=jnp.int32) - 1
-        counted &= ~jnp.isin(at, jnp.asarray(positions, jnp.int32))
-    return {**batch, "counted": counted}
-
-
-def _told(change: Callable[[Mapping[str, Any]], dict[str, Any]], method: Method) -> Method:
-    """The method over changed batches."""
-    return Method(
-        init=lambda key, batch: method.init(key, change(batch)),
-        step=lambda state, batch: method.step(state, change(batch)),
-        finish=method.finish,
-    )
 
 
 def _function(model: Transformer, sites: Sequence[str]) -> Callable[..., Any]:

@@ -63,6 +63,21 @@ def test_moments_are_those_of_the_values(kept, text, tmp_path):
         np.testing.assert_allclose(found[f"{site}/max"], x.max(0), rtol=1e-4, atol=1e-5)
 
 
+def test_moments_without_sinks(kept, text, tmp_path, capsys):
+    """Positions that are left out count nowhere; stored values keep theirs as labels."""
+    flags = ["--without-positions", "0", "3"]
+    assert main(command(text, tmp_path / "acts", "--keep", "moments", *flags)) == 0
+    found = np.load(tmp_path / "acts" / "moments.npz", allow_pickle=False)
+    for site in SITES:
+        acts = open_activations(kept / site)
+        x = np.asarray(acts.x, np.float64)[~np.isin(acts.pos, [0, 3])]
+        assert 0 < len(x) < len(acts.x)
+        assert found[f"{site}/count"] == len(x)
+        np.testing.assert_allclose(found[f"{site}/mean"], x.mean(0), rtol=1e-4, atol=1e-5)
+    assert main(command(text, tmp_path / "values", *flags)) == 2
+    assert "are of --keep moments of text" in capsys.readouterr().err
+
+
 def test_the_same_command_again_is_done(kept, text, capsys):
     before = (kept / "embed" / "meta.json").stat().st_mtime_ns
     assert main(command(text, kept)) == 0
