@@ -114,7 +114,7 @@ def trained(name: str) -> Callable[[], Any]:
         shaped = x.reshape(64, 2, 4) if name == "cross_layer_transcoder" else x
         with tempfile.TemporaryDirectory() as folder:
             path = dictionaries.save_native(learned, f"{folder}/d")
-            again = dictionaries.load_dictionary(path)
+            again: Any = dictionaries.load_dictionary(path)
         return info, learned(shaped), again.decode(again.encode(shaped))
 
     return run
