@@ -15,9 +15,9 @@ description length; agreement is adjusted mutual information, checked against sc
 beside. Graphs that networkx fails to draw are counted; none is left out after it was drawn.
 
 Found (benchmarks/results/connectome.json): components beyond rolled copies at every window, three or four; at windows
-of 2 and 4 frames that is the highest rank that was tried, so how many there are is open. The two sides of a region share
-a community more often than by chance in one component of eleven (p = .005, not corrected). On LFR graphs the block model
-equals Louvain in one of two at mu = .1, is behind it in four of five at .3, and finds next to nothing at .5.
+of 2 and 4 frames that is the highest rank that was tried, so how many there are is open. The two sides of a region
+share a community more often than by chance in one component of eleven (p = .005, not corrected). On LFR graphs the
+block model equals Louvain in one of two at mu = .1, is behind it in four of five at .3, finds next to nothing at .5.
 """
 
 import argparse
