@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stretch of text with a number at each token, as a person reads it: tokens that make one character are one."""
+"""Text with a number at each token, pictures with one at each patch, as a person reads them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,3 +32,22 @@ def excerpt(tokenizer: Any, ids: Sequence[int], values: Sequence[float], peak: i
         place += start + n <= peak
         start += n
     return {"tokens": tokens, "values": kept, "peak": place}
+
+
+def patches(values: Sequence[float], peak: int, *, grid: tuple[int, int], first: int = 0) -> dict[str, Any]:
+    """A picture with a number at each of its patches, as `excerpt` has it of text.
+
+    Args:
+      values: of every position of the picture.
+      peak: the position of the largest.
+      grid: rows and columns of its patches; `first` other positions (class token, registers) are before them.
+    Returns:
+      grid, values (of the patches in reading order, three digits), peak (an index into them; None: the largest value is
+      at no patch), peak_value.
+    Example:
+      >>> patches([9.0, 1.0, 2.0, 3.0, 4.0], 4, grid=(2, 2), first=1)
+      {'grid': [2, 2], 'values': [1.0, 2.0, 3.0, 4.0], 'peak': 3, 'peak_value': 4.0}
+    """
+    shown = [float(f"{float(v):.3g}") for v in values]
+    at = peak - first if peak >= first else None
+    return {"grid": list(grid), "values": shown[first:], "peak": at, "peak_value": shown[peak]}

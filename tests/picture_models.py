@@ -48,13 +48,13 @@ def vit(folder: Path, *, head: bool = True) -> Path:
     Dimensions 0 to 2 of a patch are how green, red and striped it is, 6 to 8 the negatives, 12 and 13 plus and minus 1
     (so that no norm blows up what is nearly nothing). The planted neurons read 0 to 2 and write 3 to 5 (9 to 11
     negative); attention of layer 1 gives their mean to the class token, which the head reads. The other neurons read
-    and write noise.
+    and write noise: 14 and 15 are how rows of pixels differ, which no group says anything about.
     """
     cfg = Config(
         family="vit", n_layers=2, d_model=16, n_heads=2, n_kv_heads=2, d_head=8, d_mlp=40, d_vocab=3 if head else 0,
         n_ctx=17, image=Image(size=16, patch=4), gated=False, norm="layer", norm_eps=1e-6, causal=False, rope=None,
         learned_positions=True, qkv_bias=True, out_bias=True, mlp_bias=True, act="gelu", has_head=head,
-        **({"classify": "cls", "head_bias": True} if head else {}),
+        classify="cls", head_bias=True,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     w = jax.tree.map(lambda a: np.zeros_like(a) if a.ndim > 1 else np.array(a), init(cfg, jax.random.key(0)))
@@ -64,14 +64,17 @@ def vit(folder: Path, *, head: bool = True) -> Path:
         colour[..., k] = np.where(np.arange(3) == c, 1, -0.5) / 16
     colour[..., 2] = np.where(np.arange(4) % 2, -1, 1)[None, :, None] / 48
     w["embed"]["patch"][..., :3], w["embed"]["patch"][..., 6:9] = colour, -colour
-    w["embed"]["patch"][..., 14:] = rng.normal(0, 0.05, (4, 4, 3, 2))
+    rows = np.array([1, -1, 1, -1])[:, None, None, None]  # nothing of a square or of upright stripes
+    w["embed"]["patch"][..., 14:] = rows * rng.normal(0, 0.5, (1, 4, 3, 2))
     for leaf in ("cls", "patch_bias"):
         w["embed"][leaf][12:14] = 1, -1
     up, down, b_up = (w["blocks"]["mlp"][leaf] for leaf in ("up", "down", "b_up"))
     up[:, 14:], down[:] = rng.normal(0, 1, up[:, 14:].shape), rng.normal(0, 0.02, down.shape)
+    down[..., :14] *= 0.1
+    b_up[:] = -0.1  # squares and stripes give these neurons nothing: that is below 0, not about 0
     for k, neuron in enumerate(PLANTED.values()):
         up[0, :, neuron], down[0, neuron] = 0, 0
-        up[0, k, neuron], b_up[0, neuron] = 2, -2
+        up[0, k, neuron], b_up[0, neuron] = 5, -6  # what does not fire gives nothing
         down[0, neuron, 3 + k], down[0, neuron, 9 + k] = 1, -1
         w["blocks"]["attn"]["wv"][1, 3 + k, 0, k] = 1
         w["blocks"]["attn"]["wo"][1, 0, k, [3 + k, 9 + k]] = 4, -4

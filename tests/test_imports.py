@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "reports": {"errors", "io"},
     "parallel": {"errors", "protocols"},
     "study": {
+        "axes",
         "errors",
         "console",
         "protocols",

@@ -44,6 +44,8 @@ def test_values_are_what_their_headings_say(names):
     assert set(names["few"]) == {"blocks.2.resid_post", "blocks.0,1.attn.pattern"}
     assert "resid_post" in "".join(names["cache"])
     assert float(names["cam"].min()) >= 0
+    np.testing.assert_array_equal(names["batch"]["tokens"][:, 7, 9], [[0, 0, 1], [1, 0, 0]])  # blue, red
+    assert names["batch"]["counted"].sum(1).tolist() == [16, 16]
 
 
 def test_dictionaries_are_what_their_headings_say(names):

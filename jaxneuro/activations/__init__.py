@@ -15,6 +15,7 @@ checkpoints, and a resume that is bitwise the uninterrupted run.
 |---|---|---|
 | driver.py | `run` | |
 | site.py | `at_site`, `at_sites`: methods at sites of a model, fused into one forward pass; `reader`, `reached` | |
+| text.py, pictures.py | a model opened together with the text or the pictures it reads | |
 | together.py | `together`, `replicas`: many methods on one stream, in one program | |
 | buffer.py | `shuffled`: a shuffle buffer in a method's state; `buffer_bytes` | |
 | mixing.py | `mixing`: how well batches are mixed, measured live | |

@@ -13,10 +13,8 @@ from ..console import say
 from ..data import PictureFields, PictureRows, Pictures, Places, Processor, load_processor, read_pictures
 from ..data.picture_rows import COUNTED
 from ..errors import UserError, shown, unknown
-from ..io.files import read_json
-from ..io.sources import resolve
 from ..models import ConvModel, Transformer, load, load_pair
-from ..models.families import PAIRS
+from ..models.pair import is_pair
 from ..taps import capture
 from .site import by_text
 
@@ -64,9 +62,8 @@ def model_and_processor(name: str, *, dtype: Any = None, mesh: Mesh | None = Non
     Raises:
       UserError: as these; a model of text.
     """
-    config = read_json(resolve(name) / "config.json")
-    pair = isinstance(config, dict) and config.get("model_type") in tuple(PAIRS)
-    model: Any = load_pair(name, dtype=dtype, mesh=mesh).image if pair else load(name, dtype=dtype, mesh=mesh)
+    options = {"dtype": dtype, "mesh": mesh}
+    model: Any = load_pair(name, **options).image if is_pair(name) else load(name, **options)
     if isinstance(model, Transformer) and model.cfg.image is None:
         raise UserError(f"{shown(name)} holds a model of text, which reads no pictures: {TAKES_TEXT}.")
     return (Convolutional(model) if isinstance(model, ConvModel) else model), load_processor(name)

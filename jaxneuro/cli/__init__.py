@@ -2,6 +2,7 @@
 """The `jaxneuro` command: one sub-command per job, each a typed dataclass and one function.
 
     jaxneuro study --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --out DIR
+    jaxneuro study --model PATH_OR_HUB_NAME --pictures FOLDER --out DIR
     jaxneuro train-dictionary --out DIR live --site blocks.3.resid_post topk --n-latents 4096 --k 32
     jaxneuro show-dictionary FOLDER --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --latents 0,7,12 --out DIR
     jaxneuro capture PATH_OR_HUB_NAME --site "blocks.*.resid_post" --groups FOLDER_OR_JSONL --out DIR
@@ -61,9 +62,14 @@ class Sites:
 
 
 def _sites(config: Sites) -> None:
-    from ..models import Transformer, load
+    from ..models import Transformer, load, load_pair
+    from ..models.pair import is_pair
 
     whole().of(config.pos, "pos")
+    if is_pair(config.model):
+        pair = load_pair(config.model, dtype=config.dtype)
+        print(f"Of pictures:\n{pair.image.sites()}\n\nOf text:\n{pair.text.sites(pair.text.example(config.pos))}")
+        return
     model = load(config.model, dtype=config.dtype)
     print(model.sites(model.example(config.pos)) if isinstance(model, Transformer) else model.sites())
 

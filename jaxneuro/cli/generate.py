@@ -151,7 +151,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 def silencing(config: Generate, cfg: Any) -> list[Any]:
     """The edit of --silence: every chosen neuron of the groups times 0."""
     from ..io import read_json
-    from ..study.inputs import neuron_site
+    from ..study.sources import neuron_site
     from ..taps import scale
 
     if config.silence is None:

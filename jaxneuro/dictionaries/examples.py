@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the latents of any dictionary fire: rates per group, the most selective and most active, their top examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -147,6 +147,7 @@ def latent_examples(
     n: int = 5,
     context: int = 12,
     group_names: Sequence[str] | None = None,
+    show: Callable[[np.ndarray, int], dict[str, Any]] | None = None,
 ) -> list[list[dict[str, Any]]]:
     """The `n` windows in which each latent is largest, as token strings with values around the peak.
 
@@ -157,6 +158,8 @@ def latent_examples(
       tokenizer: see `jaxneuro.excerpts.excerpt`.
       latents: the chosen ones.
       context: tokens shown on each side of the peak; of a token that was not harvested the value is 0.
+      show: of windows that are no text and have `length` positions: (values of all of them, position of the peak) ->
+        what stands in the dict beside group and window (`jaxneuro.excerpts.patches`), without tokenizer and context.
     Returns:
       One list per latent of dicts: group (name), tokens (strings), values (floats), peak (index into tokens), window.
     Raises:
@@ -168,8 +171,9 @@ def latent_examples(
     chosen = checked(dictionary, latents)
     names = list(windows.group_names if group_names is None else group_names)
     _, rows = strongest(dictionary, acts, chosen)
-    show = partial(_examples, dictionary, acts, windows, tokenizer, n=n, context=context, names=names)
-    return [show(latent=int(latent), rows=rows[i]) for i, latent in enumerate(chosen)]
+    context = windows.length if show else context
+    one = partial(_examples, dictionary, acts, windows, tokenizer, n=n, context=context, names=names, show=show)
+    return [one(latent=int(latent), rows=rows[i]) for i, latent in enumerate(chosen)]
 
 
 def checked(dictionary: Any, latents: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -186,21 +190,24 @@ def checked(dictionary: Any, latents: Sequence[int] | np.ndarray) -> np.ndarray:
 
 def _examples(
     dictionary: Dictionary, acts: Activations, windows: Any, tokenizer: Any,
-    *, latent: int, rows: np.ndarray, n: int, context: int, names: list[str],
+    *, latent: int, rows: np.ndarray, n: int, context: int, names: list[str], show: Any,
 ) -> list[dict[str, Any]]:  # fmt: skip
     shown: dict[int, dict[str, Any]] = {}
     for row in rows[rows >= 0]:
         window, peak = int(acts.window[row]), int(acts.pos[row])
         if window in shown or len(shown) == n:
             continue
-        ids = windows.tokens(window)
-        first, last = max(peak - context, 0), min(peak + context + 1, len(ids))
+        length = windows.length if show else len(windows.tokens(window))
+        first, last = max(peak - context, 0), min(peak + context + 1, length)
         mine = np.flatnonzero((acts.window == window) & (acts.pos >= first) & (acts.pos < last))
         x = np.zeros((2 * context + 1, acts.x.shape[1]), np.float32)  # one shape, one program
         x[: len(mine)] = acts.x[mine]
         values = np.zeros(last - first)
         z = np.asarray(_values(dictionary, x, np.array([latent], np.int32)))[: len(mine), 0]
         values[acts.pos[mine] - first] = z
-        text = excerpt(tokenizer, ids[first:last].tolist(), values.tolist(), peak - first)
-        shown[window] = {"group": names[int(acts.group[row])], **text, "window": window}
+        if show:
+            about = show(values, peak)
+        else:
+            about = excerpt(tokenizer, windows.tokens(window)[first:last].tolist(), values.tolist(), peak - first)
+        shown[window] = {"group": names[int(acts.group[row])], **about, "window": window}
     return list(shown.values())

@@ -77,9 +77,11 @@ def encode_fn(cfg: Config) -> Callable[..., Array]:
 def pooled_fn(cfg: Config) -> Callable[..., Array]:
     """`pooled` with the configuration bound, as `apply_fn` binds `forward`."""
 
-    def run(weights: Weights, inputs: Array, mask: Array | None = None, *, stop_at: int | None = None) -> Array:
+    def run(
+        weights: Weights, inputs: Array, mask: Array | None = None, *, stop_at: int | None = None, **part: Any
+    ) -> Array:
         """See `jaxneuro.models.pooled`."""
-        return pooled(weights, inputs, cfg, mask, stop_at=stop_at)
+        return pooled(weights, inputs, cfg, mask, stop_at=stop_at, **part)
 
     run.__dict__["check"] = functools.partial(check_call, cfg)  # `capture` and `intervene` call it
     return run

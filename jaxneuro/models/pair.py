@@ -145,6 +145,16 @@ def load_pair(
     return Pair(image, text, _scalars(folder, tensors, _SCALARS[kind], dtype), kept)
 
 
+def is_pair(name: str | os.PathLike) -> bool:
+    """Whether a folder or a Hub name holds a CLIP or a SigLIP, which `load_pair` opens.
+
+    Raises:
+      UserError: nothing is there.
+    """
+    hf = read_json(resolve(name) / "config.json")
+    return isinstance(hf, dict) and hf.get("model_type") in tuple(PAIRS)
+
+
 def _tower_config(hf: dict[str, Any], tower: str) -> dict[str, Any]:
     """The config of one model, as it would have it alone."""
     with Fields(hf, "config.json") as fields:

@@ -2,7 +2,6 @@
 """Clamp a neuron to a value, see what the model says: dose-response curves."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..axes import aligned
+from ..axes import aligned, unit_axes
 from ..errors import UserError
 from ..taps import apply_fn, intervene
 from ..taps.ranges import traced, within
@@ -40,10 +39,11 @@ class DoseResponse:
 def write_neuron(x: Array, neuron: Array, value: Array, on: Array, *, site: str = "") -> Array:
     """x [batch, pos, ...] with one neuron (counted through trailing axes) set to `value` where `on` [batch, pos].
     A traced neuron that x does not have makes it NaN."""
-    neuron, outside = within(neuron, site, "neuron", math.prod(x.shape[2:]))
+    n = x.size // on.size
+    neuron, outside = within(neuron, site, "neuron", n)
     x = jnp.where(outside, jnp.full_like(x, jnp.nan), x)
-    here = (jnp.arange(np.prod(x.shape[2:]), dtype=jnp.int32) == neuron).reshape(x.shape[2:])
-    on = on.reshape(*on.shape, *([1] * here.ndim))
+    here = (jnp.arange(n, dtype=jnp.int32) == neuron).reshape(unit_axes(x.shape, n))
+    on = on.reshape(*x.shape[: x.ndim - here.ndim], *([1] * here.ndim))
     return jnp.where(on & aligned(here, on), value.astype(x.dtype), x)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from ..axes import unit_axes
 from ..errors import UserError
 from ..taps import apply_fn, intervene
 from .measures import Measure, check_output, measure_named, per_group
@@ -53,7 +54,7 @@ class EffectMatrix:
 
 def replace(x: Array, off: Bool[Array, " neuron"], fill: Array) -> Array:
     """Values [batch, pos, ...] with the neurons that are off set to `fill`; the others bitwise as they were."""
-    off, fill = (a.reshape(x.shape[2:]) for a in (off, fill))
+    off, fill = (a.reshape(unit_axes(x.shape, off.size)) for a in (off, fill))
     return jnp.where(off, fill.astype(x.dtype), x)
 
 

@@ -10,19 +10,19 @@ import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array
 
+from ..axes import by_position
 from ..excerpts import excerpt
 from ..taps import capture
-from .rows import flat_neurons
 from .table import GroupStatistics
 
 
-def _gather(index: Array, x: Array) -> Array:
-    return flat_neurons(x)[..., index]
+def _gather(index: Array, mask: Array, x: Array) -> Array:
+    return by_position(x, mask.shape)[..., index]
 
 
 @partial(jax.jit, static_argnames=("apply", "site"))
 def _values(weights: Any, tokens: Array, mask: Array, index: Array, apply: Callable, site: str) -> Array:
-    _, out = capture(apply, {site: Partial(_gather, index)})(weights, tokens, mask)
+    _, out = capture(apply, {site: Partial(_gather, index, mask)})(weights, tokens, mask)
     return out[site] if out[site].ndim == 4 else out[site][None]
 
 
@@ -39,6 +39,7 @@ def neuron_examples(
     context: int = 12,
     batch_size: int = 16,
     group_names: Sequence[str] | None = None,
+    show: Callable[[np.ndarray, int], dict[str, Any]] | None = None,
 ) -> list[list[dict[str, Any]]]:
     """The `n` windows in which each neuron is largest, as token strings with values around the peak.
 
@@ -52,6 +53,8 @@ def neuron_examples(
       tokenizer: has `token_strings(ids) -> list[str]`, or `joined_strings`: see `jaxneuro.excerpts`.
       layers, neurons: the chosen neurons; a layer is a row of `statistics`.
       context: tokens shown on each side of the peak.
+      show: of windows that are no text: (values of all positions, position of the peak) -> what stands in the dict
+        beside group and window (`jaxneuro.excerpts.patches`); tokenizer and context are not read.
     Returns:
       One list per neuron of dicts: group (name), tokens (strings), values (floats), peak (index into tokens), window.
     """
@@ -70,18 +73,17 @@ def neuron_examples(
             for j, e in enumerate(examples):
                 if (b := row_of.get(e["window"])) is not None:
                     line = values[layers[i], b, :, column[i]]
-                    shown[i][j] = _excerpt(tokens[b], mask[b], line, e, context, tokenizer, names)
+                    about = (
+                        show(line, e["position"]) if show else _text(tokens[b], mask[b], line, e, context, tokenizer)
+                    )
+                    shown[i][j] = {"group": names[e["group"]], **about, "window": e["window"]}
     return shown
 
 
-def _excerpt(
-    tokens: np.ndarray, mask: np.ndarray, values: np.ndarray, e: dict, context: int, tokenizer: Any, names: list[str]
+def _text(
+    tokens: np.ndarray, mask: np.ndarray, values: np.ndarray, e: dict, context: int, tokenizer: Any
 ) -> dict[str, Any]:
     near = np.arange(max(e["position"] - context, 0), min(e["position"] + context + 1, len(tokens)))
     near = near[mask[near]]
     peak = int(np.flatnonzero(near == e["position"])[0])
-    return {
-        "group": names[e["group"]],
-        **excerpt(tokenizer, tokens[near].tolist(), values[near].tolist(), peak),
-        "window": e["window"],
-    }
+    return excerpt(tokenizer, tokens[near].tolist(), values[near].tolist(), peak)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ..axes import by_position
 from ..errors import UserError, unknown
 from ..models import token_loss
 from ..models.loss import counted_loss
@@ -39,8 +40,21 @@ def mean_pool(hidden: Float[Array, "batch pos d"], on: Bool[Array, "batch pos"])
     return total / jnp.maximum(jnp.sum(on, 1), 1).astype(jnp.float32)[:, None]
 
 
+def vector(output: Array, mask: Bool[Array, "batch pos"]) -> Float[Array, "batch d"]:
+    """One float32 vector per row: a pooled output as it is, else the mean over positions."""
+    return output.astype(jnp.float32) if output.ndim == 2 else mean_pool(by_position(output, mask.shape), mask)
+
+
+def _own_loss(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:
+    label = jnp.argmax(reference, -1, keepdims=True)
+    logits = output.astype(jnp.float32)
+    loss = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label, -1)[:, 0]
+    real = jnp.any(batch["mask"], 1)
+    return jnp.where(real, loss, 0), real.astype(jnp.int32)
+
+
 def _shift(output: Array, reference: Array, batch: Any) -> tuple[Float[Array, " batch"], Array]:
-    a, b = (mean_pool(h, batch["mask"]) for h in (output, reference))
+    a, b = (vector(h, batch["mask"]) for h in (output, reference))
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     cosine = jnp.sum(a * b, -1) / jnp.maximum(norms, jnp.float32(1e-30))
     real = jnp.any(batch["mask"], 1)
@@ -51,10 +65,16 @@ MEASURES: Final[dict[str, Measure]] = {
     "loss": Measure(_loss, "loss", "increase of loss", "nats per token", needs_logits=True),
     "given_loss": Measure(_given, "loss", "increase of loss", "nats per token"),
     "embedding_shift": Measure(_shift, "embedding shift", "shift of the mean-pooled last hidden state", "1 - cosine"),
+    "own_loss": Measure(
+        _own_loss, "loss of its own prediction", "increase of the loss of its own prediction", "nats per picture"
+    ),
+    "picture_shift": Measure(_shift, "embedding shift", "shift of the picture's embedding", "1 - cosine"),
 }
 """loss: next-token cross entropy of counted tokens, for models with logits. given_loss: the same of a model
 that gives its loss and holds no logits (`jaxneuro.models.logits.loss_fn`). embedding_shift: one minus the cosine
-between the mean-pooled outputs with and without the intervention, for encoders (0 without one)."""
+between the mean-pooled outputs with and without the intervention, for encoders (0 without one). own_loss: cross entropy
+of a classifier's output [batch, class] against the class that it predicts without the intervention. picture_shift:
+embedding_shift of a picture's pooled vector [batch, d], or of the mean of its map."""
 
 
 def measure_named(measure: str | Measure) -> Measure:

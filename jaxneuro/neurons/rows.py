@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..axes import by_position
+
 
 class Rows(NamedTuple):
     """Statistics over the counted tokens of each row; a row without any has count 0, mean 0, high -inf, low +inf."""
@@ -27,18 +29,13 @@ class Rows(NamedTuple):
     """First position at which `high` is reached."""
 
 
-def flat_neurons(x: Array) -> Array:
-    """[batch, pos, ...] -> [batch, pos, neuron]: heads and other trailing axes are counted through."""
-    return x.reshape(*x.shape[:2], -1)
-
-
 def row_statistics(counted: Bool[Array, "batch pos"], threshold: Array, x: Array) -> Rows:
-    """Reduce one layer's values [batch, pos, ...] over the counted positions of every row, in float32.
+    """Reduce one layer's values [batch, pos, ...] over the counted positions of every row, in float32 (`by_position`).
 
     The mean first, then the deviations from it: a sum of squares minus a squared sum would lose small variances.
     """
     # XLA may compute x once for `high` and once more for `peak`, and round it otherwise: then `high` is nowhere
-    x = jax.lax.optimization_barrier(flat_neurons(x).astype(jnp.float32))
+    x = jax.lax.optimization_barrier(by_position(x, counted.shape).astype(jnp.float32))
     on, n = counted[..., None], jnp.sum(counted, 1, dtype=jnp.int32)
     zero, inf = jnp.float32(0), jnp.float32(jnp.inf)
     mean = jnp.sum(jnp.where(on, x, zero), 1) / jnp.maximum(n, 1).astype(jnp.float32)[:, None]
@@ -96,7 +93,7 @@ def group_histogram(
     every: int,
 ) -> Int[Array, "group neuron bin"]:
     """Histogram of one layer's values per group and neuron, over every `every`-th position that is counted."""
-    x = flat_neurons(x[:, ::every])
+    x = by_position(x, counted.shape)[:, ::every]
     n_neurons = x.shape[-1]
     neuron = jnp.arange(n_neurons, dtype=jnp.int32)
     on = counted[:, ::every] & ((label >= 0) & (label < n_groups))[:, None]
@@ -109,7 +106,7 @@ def group_histogram(
 
 def magnitude(counted: Bool[Array, "batch pos"], x: Array) -> tuple[Array, Array]:
     """Root mean square and largest magnitude of one layer's values: what `scale_of` needs."""
-    x = jnp.where(counted[..., None], flat_neurons(x).astype(jnp.float32), jnp.float32(0))
+    x = jnp.where(counted[..., None], by_position(x, counted.shape).astype(jnp.float32), jnp.float32(0))
     n = jnp.maximum(jnp.sum(counted), 1).astype(jnp.float32) * x.shape[-1]
     return jnp.sqrt(jnp.sum(jnp.square(x)) / n), jnp.max(jnp.abs(x))
 

@@ -138,9 +138,9 @@ def group_statistics(
         )
 
     def step(state, batch):
-        if batch["tokens"].size >= 2**24:
+        if batch["counted"].size >= 2**24:
             raise UserError(
-                f"group_statistics: a batch of {batch['tokens'].size} tokens; fewer than 2^24 are needed to count "
+                f"group_statistics: a batch of {batch['counted'].size} tokens; fewer than 2^24 are needed to count "
                 f"exactly in float32. Use a smaller batch_size."
             )
         rows, histogram = rows_of(state.scale, batch)

@@ -26,6 +26,9 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
   [K][B]}, examples [{group, tokens, values, peak}], promoted [[token, score]], suppressed [[token, score]],
   dose {values, unit, curves {name: []}, y}}]: every key but layer and neuron may be absent. Tokens as they
   should be read, with their spaces.
+* matter: "text" (where it is absent) or "pictures". Of pictures an example has grid [rows, columns], values of the
+  patches in reading order, peak (an index into them or null), peak_value and window instead of tokens, and pictures
+  is {window: {name, src (a data URI), few (whether its pixels are)}}
 * dictionary: site, path (if it was not trained here), n_latents, k, tokens (it was judged on), metrics {fvu,
   explained_variance, l0, dead_fraction, ce_recovered_zero, ce_recovered_mean}, recovered {measure, short, unit,
   original, reconstructed, mean, zero}, curves {tokens, fvu, ...}, latents [{latent, density, rate [K], group,

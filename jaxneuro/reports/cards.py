@@ -11,6 +11,7 @@ from . import figures
 from .sections import Data, Panel
 from .spread import entropy_of, in_groups, of_most
 from .svg import finite, number, percent, shortened
+from .words import Matter, matter_of
 
 MOST_WORDS = 12  # promoted and suppressed tokens shown per card
 NEARLY = 0.7  # share of common tokens from which an example is said to repeat another
@@ -18,16 +19,19 @@ NEARLY = 0.7  # share of common tokens from which an example is said to repeat a
 
 def neurons(data: Data) -> list[dict[str, Any]]:
     """One card per chosen neuron: id L<layer>N<neuron>, class, groups, scores, figures, tokens."""
-    return [_neuron(n, data["groups"], i) for i, n in enumerate(data.get("neurons") or [])]
+    return [_neuron(n, data["groups"], i, data.get("pictures") or {}) for i, n in enumerate(data.get("neurons") or [])]
 
 
 def latents(data: Data) -> list[dict[str, Any]]:
     """One card per shown latent: id F<latent>, its group, density, selectivity, figures, tokens."""
     part = data.get("dictionary") or {}
-    return [_latent(f, data["groups"], i) for i, f in enumerate(part.get("latents") or [])]
+    return [
+        _latent(f, data["groups"], i, matter_of(data), data.get("pictures") or {})
+        for i, f in enumerate(part.get("latents") or [])
+    ]
 
 
-def _neuron(n: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
+def _neuron(n: Data, groups: Sequence[str], order: int, pictures: Data) -> dict[str, Any]:
     layer, unit, own = n.get("layer"), n.get("neuron"), list(n.get("groups") or [])
     name = f"Layer {layer}, neuron {unit}"
     spread = entropy_of(n.get("rate") or [])
@@ -36,7 +40,7 @@ def _neuron(n: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
     if n.get("ap") is not None:
         words = "average precision of the activation as a detector of this group; 1 is perfect"
         facts.append((f"AP for {shortened(n.get('ap_group') or '–', 24)}", number(n["ap"]), words))
-    card = _common(n, groups, own, name)
+    card = _common(n, groups, own, name, pictures)
     card |= {"id": f"L{layer}N{unit}", "name": name, "class": n.get("class") or "", "groups": own, "facts": facts}
     card["dose"] = _dose(n.get("dose"), own, name)
     keys = {"layer": layer, "unit": unit, "lape": n.get("lape"), "ap": n.get("ap"), "rate": _peak(n), "order": order}
@@ -54,27 +58,29 @@ def _lape(nats: Any, n_groups: int) -> tuple[str, str, str]:
     return ("LAPE", of_most(nats, n_groups), words)
 
 
-def _latent(f: Data, groups: Sequence[str], order: int) -> dict[str, Any]:
+def _latent(f: Data, groups: Sequence[str], order: int, m: Matter, pictures: Data) -> dict[str, Any]:
     own = [f["group"]] if f.get("group") is not None else []
     name = f"Latent {f.get('latent')}"
     facts = [
-        ("Density", percent(f.get("density")), "share of tokens on which the latent is active"),
+        ("Density", percent(f.get("density")), f"share of {m.tokens} on which the latent is active"),
         (
             "Selectivity",
             number(f.get("selectivity")),
             "how much of its firing, summed over the rates of all groups, is in its own; 1 is all",
         ),
     ]
-    card = _common(f, groups, own, name)
+    card = _common(f, groups, own, name, pictures)
     card |= {"id": f"F{f.get('latent')}", "name": name, "class": "", "groups": own, "facts": facts, "dose": None}
     keys = {"unit": f.get("latent"), "density": f.get("density"), "selectivity": f.get("selectivity"), "order": order}
     card["json"] |= {"id": card["id"], "also": name, "keys": keys} | _tags(card)
     return card
 
 
-def _common(item: Data, groups: Sequence[str], own: Sequence[str], name: str) -> dict[str, Any]:
+def _common(item: Data, groups: Sequence[str], own: Sequence[str], name: str, pictures: Data) -> dict[str, Any]:
     promoted, suppressed = (_words(item.get(key)) for key in ("promoted", "suppressed"))
-    examples = _marked([_example(e) for e in item.get("examples") or []])
+    examples = _marked([_example(e, pictures) for e in item.get("examples") or []])
+    for shown, e in zip(examples, item.get("examples") or [], strict=True):
+        shown += [[str(e["window"]), *e["grid"], e.get("peak_value")]] if e.get("grid") else []
     words = [t for t, _ in (*promoted, *suppressed)]
     return {
         "activation": _activation(item, groups, own, name),
@@ -93,9 +99,12 @@ def _words(pairs: Sequence[Sequence[Any]] | None) -> list[tuple[str, str]]:
     return [(str(t).replace(" ", "␣"), number(s, 2)) for t, s in (pairs or [])[:MOST_WORDS]]
 
 
-def _example(e: Data) -> list[Any]:
+def _example(e: Data, pictures: Data) -> list[Any]:
+    """[group, tokens, values, peak]; of a picture its file's name stands for the tokens."""
     values = [float(f"{v:.3g}") if finite(v) else None for v in e.get("values") or []]
-    return [str(e.get("group") or ""), [str(t) for t in e.get("tokens") or []], values, e.get("peak")]
+    of = pictures.get(str(e.get("window"))) or {}
+    tokens = [of.get("name") or "–"] if e.get("grid") else e.get("tokens") or []
+    return [str(e.get("group") or ""), [str(t) for t in tokens], values, e.get("peak")]
 
 
 def _marked(examples: list[list[Any]]) -> list[list[Any]]:

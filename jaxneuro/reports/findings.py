@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .spread import in_groups, near_uniform, of_most
 from .svg import Number, finite, number, percent, shortened
+from .words import matter_of
 
 CLEAR = 2.0  # standard deviations of the random sets above which an effect is called clear
 FEWEST_WINDOWS = 5  # measured windows of a group below which its effect is shown without a verdict
@@ -82,22 +83,22 @@ def findings(data: Mapping[str, Any]) -> list[Finding]:
 
 
 def _experts(data: Mapping[str, Any]) -> Finding | None:
-    counts = data.get("counts") or {}
+    counts, m = data.get("counts") or {}, matter_of(data)
     found, null = counts.get("expert"), (counts.get("shuffled") or {}).get("expert")
     if not found or not null:
         return None
     low, high = min(found.values()), max(found.values())
     below = [g for g, v in found.items() if not _above(v, null.get(g))]
     claim = f"{number(low)} to {number(high)} neurons" if low < high else f"{number(low)} neurons"
-    claim += " per group detect its text better than shuffled labels explain; "
+    claim += f" per group detect its {m.name} better than shuffled labels explain; "
     claim += f"with shuffled labels, {number(_sum(null.values()) / len(null), 2)} on average."
-    detail = "Average precision over windows; at most 5 % of a group's are false, with 95 % confidence. "
+    detail = f"Average precision over {m.windows}; at most 5 % of a group's are false, with 95 % confidence. "
     detail += f"Per group: {_listed(found)}."
     if below:
         detail += f" Not above chance: {_names(below)}."
     claims = (counts.get("null") or {}).get("claim") or {}
     if few := [g for g in found if claims.get(g) == "windows"]:
-        detail = f"Too few documents to say more than of windows of the same documents ({_names(few)}). {detail}"
+        detail = f"Too few {m.documents} to say more than of {m.few} ({_names(few)}). {detail}"
     return Finding(claim, detail, None if few else not below)
 
 
@@ -201,17 +202,17 @@ def _effect(data: Mapping[str, Any]) -> Finding | None:
         detail += f" (z from {number(low.z, 2)}, {_names([low.group])}, to {number(high.z, 2)}, {_names([high.group])})"
     unclear = [r.group for r in rows if r not in clear]
     detail += f". {rows_said}" + (f" Not clear: {_names(unclear)}." if unclear else "")
-    few = too_few(effect, data["groups"])
+    few = too_few(effect, data["groups"], matter_of(data).windows)
     return Finding(claim, f"{few} {detail}".strip(), None if few else not unclear)
 
 
-def too_few(effect: Mapping[str, Any], groups: Sequence[str]) -> str:
-    """A sentence if a group has too few measured windows for a verdict; else ""."""
-    windows = effect.get("windows") or []
-    few = {g: n for g, n in zip(groups, windows, strict=False) if finite(n) and n < FEWEST_WINDOWS}
+def too_few(effect: Mapping[str, Any], groups: Sequence[str], windows: str = "windows") -> str:
+    """A sentence if a group has too few measured windows (or pictures) for a verdict; else ""."""
+    measured = effect.get("windows") or []
+    few = {g: n for g, n in zip(groups, measured, strict=False) if finite(n) and n < FEWEST_WINDOWS}
     if not few:
         return ""
-    return f"Too few windows to judge ({_listed(few)}; at least {FEWEST_WINDOWS} of each group are needed)."
+    return f"Too few {windows} to judge ({_listed(few)}; at least {FEWEST_WINDOWS} of each group are needed)."
 
 
 def _dictionary(data: Mapping[str, Any]) -> Finding | None:
@@ -221,7 +222,7 @@ def _dictionary(data: Mapping[str, Any]) -> Finding | None:
         return None
     explained = m["explained_variance"] if finite(m.get("explained_variance")) else 1 - m["fvu"]
     claim = f"A dictionary of {number(part.get('n_latents'))} latents explains {percent(explained)} of the variance"
-    claim += f" with {number(m['l0'])} active per token." if finite(m.get("l0")) else "."
+    claim += f" with {number(m['l0'])} active per {matter_of(data).token}." if finite(m.get("l0")) else "."
     what = str((part.get("recovered") or {}).get("measure") or "cross entropy").lower()
     said = [
         f"{percent(m['dead_fraction'])} of the latents are dead" if finite(m.get("dead_fraction")) else "",

@@ -18,7 +18,19 @@ from .findings import findings
 from .svg import visible
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_KEYS: Final = ("title", "run", "groups", "counts", "selectivity", "profile", "effect", "neurons", "dictionary")
+_KEYS: Final = (
+    "title",
+    "run",
+    "groups",
+    "counts",
+    "selectivity",
+    "profile",
+    "effect",
+    "neurons",
+    "dictionary",
+    "matter",
+    "pictures",
+)
 _SHAPES: Final = {
     "profile.specific": "KL", "profile.related": "KL", "profile.agnostic": "L", "profile.shuffled_specific": "L",
     "profile.expert": "KL", "profile.shuffled_expert": "L",
@@ -66,11 +78,15 @@ def render(data: Mapping[str, Any]) -> str:
         n_shuffles=((data.get("counts") or {}).get("shuffled") or {}).get("n_shuffles"),
         profile=sections.profile(data), expert_profile=sections.profile(data, ("expert",)),
         effect=sections.effect(data), dictionary=coder.dictionary(data),
-        meanings=words.CLASSES, glossary=words.GLOSSARY,
+        m=(m := words.matter_of(data)), meanings={k: m.say(v) for k, v in words.CLASSES.items()},
+        glossary=[(word, m.say(meaning)) for word, meaning in (*words.GLOSSARIES[m.name], *words.GLOSSARY)],
         lists={"neurons": neurons, "latents": latents}, scales=palette.SCALES, script=script, digest=digest,
         classes=list(dict.fromkeys(c["class"] for c in neurons if c["class"])),
         style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        embedded={"neurons": [c["json"] for c in neurons], "latents": [c["json"] for c in latents]},
+        embedded={
+            "neurons": [c["json"] for c in neurons], "latents": [c["json"] for c in latents],
+            "pictures": data.get("pictures") or {},
+        },
     )  # fmt: skip
 
 
@@ -132,6 +148,8 @@ def check(data: Mapping[str, Any]) -> None:
     for key in data:
         if key not in _KEYS:
             raise unknown("part", key, _KEYS, where="report", hint="Rename it or leave it out.")
+    if data.get("matter") not in (None, *words.MATTERS):
+        raise unknown("matter", data["matter"], words.MATTERS, where="report")
     problems = [f"{k!r} is missing" for k in ("title", "run", "groups") if data.get(k) is None]
     problems += [] if problems else list(_misshapen(data))
     if problems:
@@ -171,7 +189,7 @@ def _misfit(item: Mapping[str, Any], name: str, k: int) -> Iterator[str]:
             yield f"{name}.{key} has {len(row)} rows for {k} groups"
     for j, e in enumerate(item.get("examples") or []):
         n_tokens, n_values = len(e.get("tokens") or []), len(e.get("values") or [])
-        if n_tokens != n_values:
+        if n_tokens != n_values and e.get("grid") is None:
             yield f"{name}.examples[{j}] has {n_tokens} tokens and {n_values} values"
 
 

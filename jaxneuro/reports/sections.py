@@ -13,6 +13,7 @@ from .findings import Row, effect_rows, too_few
 from .matrices import cell_width
 from .spread import in_groups, near_uniform, of_most
 from .svg import brief, finite, fixed, number, percent
+from .words import Matter, matter_of
 
 type Data = Mapping[str, Any]
 type Matrix = Sequence[Sequence[Any]]
@@ -35,7 +36,7 @@ class Panel(NamedTuple):
 
 def run(data: Data) -> dict[str, Any]:
     """Facts about the run, tokens per group, versions, config."""
-    part, model = data["run"], data["run"].get("model") or {}
+    part, model, m = data["run"], data["run"].get("model") or {}, matter_of(data)
     size = model.get("n_parameters")
     facts = [
         ("Model", model.get("name")),
@@ -45,7 +46,7 @@ def run(data: Data) -> dict[str, Any]:
         ("Width", _known(model.get("d_model"))),
         ("Neurons per layer", _known(model.get("d_mlp"))),
         ("Neuron site", model.get("site")),
-        ("Text", part.get("text")),
+        ("Text" if m.name == "text" else "Pictures", part.get("text")),
         ("Folder", part.get("folder")),
         ("Device", part.get("device")),
         ("Seed", str(part["seed"]) if part.get("seed") is not None else None),
@@ -58,7 +59,9 @@ def run(data: Data) -> dict[str, Any]:
     tokens = part.get("tokens") or {}
     return {
         "facts": [(k, v) for k, v in facts if v],
-        "tokens": Table(["Group", "Tokens"], [[g, number(n)] for g, n in tokens.items()]) if tokens else None,
+        "tokens": Table(["Group", m.tokens.capitalize()], [[g, number(n)] for g, n in tokens.items()])
+        if tokens
+        else None,
         "total": number(sum(n for n in tokens.values() if finite(n))),
         "versions": Table(["Package", "Version"], [[k, str(v)] for k, v in (part.get("versions") or {}).items()]),
         "config": Table(["Setting", "Value"], [[k, _said(v)] for k, v in (part.get("config") or {}).items()]),
@@ -182,19 +185,19 @@ def effect(data: Data) -> dict[str, Any] | None:
         "what": what,
         "worse": "loss" in what,
         "n_random": number(part.get("n_random")),
-        "windows": _windows(part.get("windows")),
-        "few": too_few(part, groups),
+        "windows": _windows(part.get("windows"), matter_of(data)),
+        "few": too_few(part, groups, matter_of(data).windows),
     }
 
 
-def _windows(each: Sequence[Any] | None) -> str:
+def _windows(each: Sequence[Any] | None, m: Matter) -> str:
     """On how much text the matrix was measured."""
     known = [n for n in each or [] if finite(n)]
     if not known:
         return ""
     low, high = min(known), max(known)
     of_each = number(low) if low == high else f"{number(low)} to {number(high)}"
-    return f"Measured on {number(sum(known))} window{'' if sum(known) == 1 else 's'}, {of_each} of each group."
+    return f"Measured on {number(sum(known))} {m.window if sum(known) == 1 else m.windows}, {of_each} of each group."
 
 
 def _tested(rows: Sequence[Row], table: Matrix | None) -> Matrix | None:

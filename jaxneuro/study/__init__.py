@@ -19,6 +19,9 @@ A dictionary that was trained elsewhere takes the place of the trained one with 
 
     jaxneuro show-dictionary FOLDER --model PATH_OR_HUB_NAME --groups FOLDER_OR_JSONL --latents 0,7,12 --out DIR
 
+Of pictures (`--pictures FOLDER`) the steps are the same; `sources.py` says what differs, row by row of `SOURCES`. A
+convolutional network gets no dictionary.
+
 Every step is a function `(Inputs, RunFolder) -> None` in `steps.py`, and does nothing but call the rooms; an
 interrupted study goes on at the step, and inside a long step at the batch, where it stopped.
 """

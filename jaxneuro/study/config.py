@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ..data import Bos, TextFields
+from ..data import Bos, PictureFields, TextFields
 from ..errors import UserError
 from ..io.fields import check_counts
 
@@ -36,6 +36,16 @@ class TextConfig(TextFields):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureConfig(PictureFields):
+    """Which pictures are studied, and how many are measured."""
+
+    most_per_group: int | None = 128
+    """Of every group so many, drawn at random over all of it; None: all."""
+    measured_per_group: int = 24
+    """Of these, kept to measure effects on: about so many, at most the share text.measured."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectConfig:
     """Which neurons count as a group's."""
 
@@ -45,7 +55,8 @@ class SelectConfig:
     """expertise: a group gets at most this share of all neurons, and none that permuted labels explain."""
 
     site: str | None = None
-    """Where neurons are read and silenced; None: `mlp.gate` of a gated MLP (as in LAPE), else `mlp.post`."""
+    """Where neurons are read and silenced; None: `mlp.gate` of a gated MLP (as in LAPE), else `mlp.post`; of a
+    convolutional network the blocks of its last stage, such as stage3.blocks.post."""
     top_rate: float | None = None
     """Share of all neurons that LAPE selects; None: 1 %, as published, or room for 20 per group where that is more."""
     filter_rate: float = 0.95
@@ -133,6 +144,9 @@ class StudyConfig:
     `save_to_disk` or `hub:NAME` with the fields text and group; or `bundled`."""
     out: Path = Path("jaxneuro-study")
     """Folder for the results. An interrupted study goes on in it."""
+    pictures: str | None = None
+    """Instead of text, for a model of pictures: a folder with a sub-folder of pictures per group, or a table (jsonl,
+    csv ...) with the fields path and group."""
     title: str | None = None
     """Heading of the report; None: the model and the groups."""
     seed: int = 0
@@ -140,12 +154,14 @@ class StudyConfig:
     batch: int = 32
     """Windows per forward pass."""
     text: TextConfig = TextConfig()
+    picture: PictureConfig = PictureConfig()
     select: SelectConfig = SelectConfig()
     effect: EffectConfig = EffectConfig()
     cards: CardConfig = CardConfig()
     dictionary: DictionaryConfig = DictionaryConfig()
     preset: Literal["default", "small"] = "default"
     """small: a minute instead of minutes, for trying things out. It stands for text.max-tokens-per-group 4096,
+    picture.most-per-group 48, picture.measured-per-group 8,
     select.shuffles 200, effect.tokens-per-group 256, cards.per-group 2, cards.dosed 1, cards.latents 12,
     dictionary.expansion 8, dictionary.steps 100 and dictionary.max-tokens 20000, where these are not given."""
 
@@ -165,6 +181,11 @@ class StudyConfig:
         _check(config)
         return config
 
+    @property
+    def source(self) -> str:
+        """Row of `sources.SOURCES`: what is read."""
+        return "text" if self.pictures is None else "pictures"
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result, as flat JSON: `text.window` -> 128."""
         flat = {}
@@ -181,6 +202,8 @@ PRESETS: Final[dict[str, dict[str, int]]] = {
     "default": {},
     "small": {
         "text.max_tokens_per_group": 4096,
+        "picture.most_per_group": 48,
+        "picture.measured_per_group": 8,
         "select.shuffles": 200,
         "effect.tokens_per_group": 256,
         "cards.per_group": 2,
@@ -210,6 +233,8 @@ _RANGES = {
     "batch": (1, None),
     "text.max_tokens_per_group": (1, None),
     "text.window": (8, None),
+    "picture.most_per_group": (2, None),
+    "picture.measured_per_group": (1, None),
     "text.measured": (0.05, 0.9),
     "select.share": (1e-6, 1.0),
     "select.top_rate": (1e-6, 1.0),
@@ -246,5 +271,7 @@ def _check(config: StudyConfig) -> None:
         if flat[key] is not None and (flat[key] < low or (high is not None and flat[key] > high)):
             allowed = f"at least {low}" if high is None else f"between {low} and {high}"
             raise UserError(f"{key} = {flat[key]} is out of range: it must be {allowed}.")
+    if config.pictures is not None and config.groups != StudyConfig.groups:
+        raise UserError("groups (text) and pictures are both given. Leave one of them out: --groups or --pictures.")
     if not any(config.cards.doses):
         raise UserError(f"cards.doses = {config.cards.doses} holds no dose: give at least one that is not 0.")

@@ -25,7 +25,7 @@ def activations(inputs: Inputs, folder: RunFolder) -> tuple[ActivationArray, Act
             harvest(
                 inputs.model,
                 rows,
-                inputs.dictionary_site,
+                str(inputs.dictionary_site),
                 folder.unfinished / name,
                 max_tokens=inputs.config.dictionary.max_tokens,
                 batch_size=inputs.config.batch,
@@ -46,7 +46,7 @@ def judged_dictionary(
     kept = recovered(
         inputs.output,
         inputs.model.weights,
-        inputs.dictionary_site,
+        str(inputs.dictionary_site),
         dictionary,
         found.mean,
         inputs.measured_batches(),

@@ -27,7 +27,7 @@ def latent_cards(
     chosen = default_latents(rates, c.latents) if latents is None else checked(dictionary, latents)
     if not chosen.size:
         return []
-    options = {"n": c.examples, "context": c.context, "group_names": inputs.groups}
+    options = {"n": c.examples, "context": c.context, "group_names": inputs.groups, "show": inputs.patches()}
     examples = latent_examples(dictionary, acts, inputs.windows, inputs.tokenizer, chosen, **options)
     density = (rates * np.bincount(acts.group, minlength=len(inputs.groups))).sum(1) / len(acts)
     tokens = _written(inputs, dictionary, chosen)
@@ -57,11 +57,15 @@ def _card(inputs: Inputs, latent: int, rate: np.ndarray, density: float) -> dict
 
 def _written(inputs: Inputs, dictionary: SparseCoder, latents: np.ndarray) -> list[dict[str, Any]]:
     """Tokens that each latent's decoder row promotes and suppresses, where the model has an unembedding."""
-    model, layers = inputs.model, parse(inputs.dictionary_site).layers
-    rows, layer = dictionary.W_dec[latents], layers[0] if layers else None
-    decoded = decode_written(model.weights, model.cfg, inputs.dictionary_site, layer, rows, inputs.config.cards.tokens)
+    nothing = [{"promoted": None, "suppressed": None}] * len(latents)
+    if inputs.tokenizer is None:
+        return nothing
+    model, site = inputs.model, str(inputs.dictionary_site)
+    layers, rows = parse(site).layers, dictionary.W_dec[latents]
+    layer = layers[0] if layers else None
+    decoded = decode_written(model.weights, model.cfg, site, layer, rows, inputs.config.cards.tokens)
     if decoded is None:
-        return [{"promoted": None, "suppressed": None}] * len(latents)
+        return nothing
     return [
         {"promoted": inputs.named(up, s_up), "suppressed": inputs.named(down, s_down)}
         for up, s_up, down, s_down in zip(*map(np.asarray, decoded[:4]), strict=True)

@@ -8,6 +8,7 @@ from typing import Any, Final
 import jax
 import numpy as np
 
+from ..data import PictureRows, Windows
 from ..errors import shown
 from ..io import read_json, write_json
 from ..neurons import CLASSES, MEASURES, GroupStatistics, has_tokens
@@ -15,13 +16,15 @@ from ..reports import write_report
 from ..reports.findings import findings
 from ..reports.report import plain
 from ..reports.svg import shortened
+from ..reports.words import MATTERS, Matter
 from ..versions import versions
 from .config import StudyConfig
 from .folder import RunFolder
 from .inputs import Inputs, is_mlp_neuron
+from .thumbnails import shown_in, thumbnails
 
 _CHOSEN: Final = {
-    "expertise": "each group's expert neurons, the best detectors of its windows by average precision",
+    "expertise": "each group's expert neurons, the best detectors of its {windows} by average precision",
     "lape": "each group's LAPE neurons, those of low entropy of the firing rates over groups",
 }
 
@@ -53,6 +56,16 @@ TEXT_LEGEND: Final = {
     "documents": "documents, or windows of several short ones: what the null permutes",
 }
 
+_LEGENDS: Final[dict[str, dict[str, str]]] = {
+    "text": {},
+    "pictures": {
+        "tokens_of_all": "counted patches of the group's pictures that were drawn",
+        "windows_of_all": "pictures in the group before any were drawn",
+        "windows": "pictures",
+        "documents": "pictures that are no copies of each other, or the documents of a table: what the null permutes",
+    },
+}
+
 DICTIONARY_LEGEND: Final = {
     "fvu": "squared error over squared distance from the mean, a share; 0 is exact",
     "explained_variance": "1 - fvu",
@@ -77,7 +90,7 @@ def write_results(inputs: Inputs, folder: RunFolder) -> None:
     results = _about(inputs) | {
         "neurons": counts(inputs, found),
         "effect": effect,
-        "dictionary": dictionary["metrics"],
+        "dictionary": dictionary.get("metrics"),
     }
     _write(results, report_data(inputs, folder, results, found, dictionary), folder)
 
@@ -86,11 +99,13 @@ def write_shown(inputs: Inputs, folder: RunFolder) -> None:
     """Write results.json and report.html of a dictionary alone."""
     found = read_json(folder / "dictionary.json")
     results = _about(inputs) | {"dictionary": found["metrics"], "site": found["site"]}
-    data = {
+    data: dict[str, Any] = {
         "title": inputs.config.title or f"{Path(found['path']).name}, {title(inputs.config, inputs.groups)}",
         "run": run_data(inputs, folder, results, given_notes(inputs), None),
         "groups": list(inputs.groups),
         "dictionary": dictionary_data(found),
+        "matter": inputs.config.source,
+        "pictures": small(inputs, found["latents"]),
     }
     _write(results, data, folder)
 
@@ -103,12 +118,14 @@ def _write(results: dict[str, Any], data: dict[str, Any], folder: RunFolder) -> 
 
 def _about(inputs: Inputs) -> dict[str, Any]:
     """What every results.json says of its run."""
+    legend = {"neurons": LEGEND, "dictionary": DICTIONARY_LEGEND, "text": TEXT_LEGEND | _LEGENDS[inputs.config.source]}
     return {
+        "matter": inputs.config.source,
         "groups": list(inputs.groups),
         "tokens": {name: t["tokens_used"] for name, t in inputs.texts.items()},
         "text": inputs.texts,
         "left_out": list(inputs.left_out),
-        "legend": {"neurons": LEGEND, "dictionary": DICTIONARY_LEGEND, "text": TEXT_LEGEND},
+        "legend": legend,
         "versions": versions(),
         "seed": inputs.config.seed,
         "config": inputs.config.identity(),
@@ -148,7 +165,7 @@ def report_data(
     inputs: Inputs, folder: RunFolder, results: dict[str, Any], found: dict[str, Any], dictionary: dict[str, Any]
 ) -> dict[str, Any]:
     """The report's data: see jaxneuro.reports for the keys."""
-    null_specific = np.asarray(found["null"]["specific"]).sum(0)
+    null_specific, neurons = np.asarray(found["null"]["specific"]).sum(0), neuron_cards(inputs, folder)
     return {
         "title": title(inputs.config, inputs.groups),
         "run": run_data(inputs, folder, results, notes(inputs, found), inputs.site),
@@ -166,9 +183,16 @@ def report_data(
         "selectivity": sizes(folder, found),
         "effect": results["effect"]
         | {"windows": np.bincount(inputs.measured.group, minlength=len(inputs.groups)).tolist()},
-        "neurons": neuron_cards(inputs, folder),
-        "dictionary": dictionary_data(dictionary),
+        "neurons": neurons,
+        **({"dictionary": dictionary_data(dictionary)} if dictionary else {}),
+        "matter": inputs.config.source,
+        "pictures": small(inputs, neurons, dictionary.get("latents")),
     }
+
+
+def small(inputs: Inputs, *cards: Any) -> dict[str, Any]:
+    """The pictures on these cards, where the rows are pictures."""
+    return thumbnails(inputs.windows, shown_in(*cards)) if isinstance(inputs.windows, PictureRows) else {}
 
 
 def run_data(
@@ -176,13 +200,12 @@ def run_data(
 ) -> dict[str, Any]:
     """The report's `run`, with notes and the site of neurons."""
     cfg, run = inputs.model.cfg, read_json(folder / "run.json")
+    sizes = {key: getattr(cfg, key, None) for key in ("n_layers", "d_model", "d_mlp")}  # a ResNet has other ones
     return {
         "model": {
             "name": inputs.config.model,
             "family": cfg.family,
-            "n_layers": cfg.n_layers,
-            "d_model": cfg.d_model,
-            "d_mlp": cfg.d_mlp,
+            **sizes,
             "n_parameters": sum(x.size for x in jax.tree.leaves(inputs.model.weights)),
             "site": site,
         },
@@ -193,7 +216,7 @@ def run_data(
         "started": run["started"],
         "seconds": round(sum(s["seconds"] for s in folder.records().values()), 1),
         "tokens": results["tokens"],
-        "text": inputs.config.groups,
+        "text": inputs.config.pictures or inputs.config.groups,
         "folder": folder.path.resolve().name,
         "notes": said,
     }
@@ -243,16 +266,17 @@ def recovered_values(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def notes(inputs: Inputs, neurons: dict[str, Any]) -> list[str]:
     """What a reader has to know to read the numbers right."""
+    words = inputs.words
     found = [
         *(line + "." for line in inputs.said()),
         f"A neuron is one coordinate of {inputs.site}; it fires where its value is above 0.",
-        "Special tokens and padding are in no statistic.",
-        f"Silenced and shown on cards: {_CHOSEN[inputs.config.select.by]}.",
-        f"Effects are measured on {len(inputs.measured)} windows of documents on which nothing was chosen or trained.",
-        "The null permutes labels between whole documents: windows of one document are not independent.",
-        *few_documents(inputs.groups, neurons),
+        f"{words.special} are in no statistic.",
+        f"Silenced and shown on cards: {words.say(_CHOSEN[inputs.config.select.by])}.",
+        words.measured.format(n=len(inputs.measured)),
+        words.null,
+        *few_documents(inputs.groups, neurons, words),
     ]
-    if not has_tokens(inputs.model.cfg, inputs.site):
+    if inputs.tokenizer is not None and not has_tokens(inputs.model.cfg, inputs.site):
         found.append(f"No tokens are shown: {inputs.site} writes nothing to the stream that an unembedding reads.")
     if not is_mlp_neuron(inputs.site):
         found.append(f"Coordinates of {inputs.site} are no neurons of an MLP.")
@@ -261,21 +285,36 @@ def notes(inputs: Inputs, neurons: dict[str, Any]) -> list[str]:
             f"Neurons are read and silenced at {inputs.site}, and held at {inputs.dosed_site} for the dose and "
             "response: that is what a neuron hands on, so a value there means the same in every model."
         )
-    if inputs.measure != "loss":
-        found.append("This model has no next-token loss; effects are shifts of its mean-pooled last hidden state.")
+    found += _MEASURED.get(inputs.measure, ())
     found += given_notes(inputs)
-    cut = int(inputs.windows.truncated_documents.sum())
-    if cut:
+    if inputs.tokenizer is None:
+        found.append("No tokens and no classes are decoded from neurons: what they promote is not in this report.")
+    if inputs.dictionary_site is None:
+        found.append("No dictionary is trained: of convolutional networks a study has statistics and effects only.")
+    if isinstance(inputs.windows, Windows) and (cut := int(inputs.windows.truncated_documents.sum())):
         found.append(f"{cut} documents were longer than {inputs.windows.length} tokens and were cut.")
     return found
 
 
-def few_documents(groups: Sequence[str], neurons: dict[str, Any]) -> list[str]:
-    """What cannot be claimed of groups with too few documents."""
+_MEASURED: Final = {
+    "embedding_shift": (
+        "This model has no next-token loss; effects are shifts of its mean-pooled last hidden state, 1 - cosine.",
+    ),
+    "own_loss": (
+        "The effect is the cross entropy of the class that the model itself predicts without silencing; labels of the "
+        "pictures are not used for it.",
+    ),
+    "picture_shift": ("This model has no classes; effects are shifts of its vector of the picture, 1 - cosine.",),
+}
+"""What a reader has to know of a measure."""
+
+
+def few_documents(groups: Sequence[str], neurons: dict[str, Any], words: Matter = MATTERS["text"]) -> list[str]:
+    """What cannot be claimed of groups with too few documents (or pictures)."""
     each = zip(groups, neurons["claim"], neurons["documents"], neurons["smallest_p"], strict=True)
     return [
-        f"Group {name} has {n} studied document{'s' * (n != 1)}: of its expert neurons nothing can be claimed beyond "
-        f"windows of these documents (no test over documents could give less than p = {p:.2g})."
+        f"Group {name} has {n} studied {words.documents if n != 1 else words.documents[:-1]}: of its expert neurons "
+        f"nothing can be claimed beyond {words.few} (no test over {words.documents} could give less than p = {p:.2g})."
         for name, claim, n, p in each
         if claim == "windows"
     ]
@@ -287,10 +326,11 @@ def given_notes(inputs: Inputs) -> list[str]:
         return []
     found = [
         f"The dictionary was not trained here: it is read from {shown(inputs.config.dictionary.path, 200)}.",
-        f"Its text: {inputs.conventions}. What stands around a text is in no number.",
-        "Rates, selectivity and examples are of the studied windows, the numbers of the others.",
+        f"Rates, selectivity and examples are of the studied {inputs.words.windows}, the numbers of the others.",
     ]
-    if inputs.measure != "loss":
+    if inputs.tokenizer is not None:
+        found.insert(1, f"Its text: {inputs.conventions}. What stands around a text is in no number.")
+    if inputs.tokenizer is not None and inputs.measure != "loss":
         found.append("This model has no next-token loss; what is lost is the shift of its pooled last hidden state.")
     return found
 

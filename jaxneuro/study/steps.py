@@ -11,10 +11,12 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ..activations import ActivationArray, rich_progress, run
+from ..axes import by_position
 from ..data import batches, in_turns
 from ..dictionaries import Placement, SparseCoder, Training, save_saelens, topk
 from ..io import write_json
 from ..neurons import (
+    MEASURES,
     Experts,
     GroupStatistics,
     LabelledStream,
@@ -28,7 +30,6 @@ from ..neurons import (
     permuted_rates,
 )
 from ..neurons.null import selectivity
-from ..neurons.rows import flat_neurons
 from ..reports.findings import FEWEST_WINDOWS
 from ..stats import merged_blocks
 from ..taps import capture
@@ -49,7 +50,8 @@ class Step(NamedTuple):
 
     def leaves(self, inputs: Inputs) -> tuple[str, ...]:
         """Its files in this study: a given dictionary stays where it is."""
-        return self.files[:1] if self.name == "dictionary" and inputs.given is not None else self.files
+        untrained = inputs.given is not None or inputs.dictionary_site is None
+        return self.files[:1] if self.name == "dictionary" and untrained else self.files
 
 
 def statistics(inputs: Inputs, folder: RunFolder) -> None:
@@ -235,9 +237,11 @@ def cards(inputs: Inputs, folder: RunFolder) -> None:
         neurons.tolist(),
         n=inputs.config.cards.examples,
         context=inputs.config.cards.context,
+        show=inputs.patches(),
     )
-    promoted, model, k = None, inputs.model, inputs.config.cards.tokens
-    decoded = decode_coordinates(model.weights, model.cfg, inputs.site, layers, neurons, k)
+    promoted, model, k, decoded = None, inputs.model, inputs.config.cards.tokens, None
+    if inputs.tokenizer is not None:
+        decoded = decode_coordinates(model.weights, model.cfg, inputs.site, layers, neurons, k)
     if decoded is not None:
         promoted = np.asarray(decoded.promoted) if inputs.measure == "loss" else None
         for side in ("promoted", "suppressed"):
@@ -263,7 +267,9 @@ def largest_values(inputs: Inputs, site: str) -> np.ndarray:
     """float32 [L, F]: the largest absolute value of every neuron over the measured windows."""
 
     def largest(counted, x):
-        return jnp.max(jnp.where(counted[..., None], jnp.abs(flat_neurons(x).astype(jnp.float32)), 0), (0, 1))
+        return jnp.max(
+            jnp.where(counted[..., None], jnp.abs(by_position(x, counted.shape).astype(jnp.float32)), 0), (0, 1)
+        )
 
     @jax.jit
     def one(weights, batch):
@@ -305,7 +311,7 @@ def _doses(
         found[n] = {
             "values": curves.values[i].tolist(),
             "unit": f"activation at {site}; the largest seen is {float(values[i].max() / multiples.max()):.3g}",
-            "y": f"increase of {curves.measure} ({curves.unit})" if inputs.measure == "loss" else curves.measure,
+            "y": MEASURES[inputs.measure].change + (f" ({curves.unit})" if "loss" in inputs.measure else ""),
             "curves": {g: increase[:, k].tolist() for k, g in enumerate(inputs.groups)},
             "probability": None if curves.probability is None else curves.probability[i].mean(-1).tolist(),
         }
@@ -314,6 +320,9 @@ def _doses(
 
 def dictionary(inputs: Inputs, folder: RunFolder) -> None:
     """Train a TopK dictionary on one site of the studied windows, or take the given one; judge it on the measured."""
+    if inputs.dictionary_site is None:
+        write_json(folder / "dictionary.json", {})
+        return
     studied, measured = activations(inputs, folder)
     learned = _trained(inputs, folder, studied) if inputs.given is None else inputs.given
     write_json(folder / "dictionary.json", judged_dictionary(inputs, folder, learned, studied, measured))
@@ -338,11 +347,11 @@ def _trained(inputs: Inputs, folder: RunFolder, acts: ActivationArray) -> Sparse
             log_every=max(1, c.steps // 200),
         )
     place = Placement(
-        site=(inputs.dictionary_site,),
+        site=(str(inputs.dictionary_site),),
         model=inputs.config.model,
         family=model.cfg.family,
-        context=inputs.windows.length,
-        prepend_bos=bool(inputs.tokenizer.prefix),
+        context=inputs.windows.length if inputs.tokenizer else None,
+        prepend_bos=bool(inputs.tokenizer.prefix) if inputs.tokenizer else None,
     )
     save_saelens(learned, folder / "dictionary", place=place)
     return learned

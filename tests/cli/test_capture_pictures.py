@@ -2,6 +2,8 @@
 """`jaxneuro capture --pictures`: patches of a ViT and of a ResNet, in stores and as moments, and what is refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxneuro.activations import open_activations
+from jaxneuro.activations.pictures import model_and_processor
 from jaxneuro.cli import main
 from jaxneuro.data import load_processor
 from jaxneuro.models import load
@@ -16,6 +19,7 @@ from jaxneuro.taps import capture
 
 from .. import picture_models
 
+PAIRS = Path(__file__).parents[1] / "parity" / "fixtures" / "pairs"
 VIT = ["blocks.0.mlp.post", "blocks.1.mlp.post", "embed"]
 RESNET = ["stage0.blocks.0.act1", "stage1.blocks.0.post", "stage1.blocks.1.post"]
 
@@ -107,6 +111,19 @@ def test_a_few_pictures_over_devices(vit, drawn, tmp_path):
     assert len(one) == 9 * 16
     np.testing.assert_array_equal(one.window, four.window)
     np.testing.assert_allclose(one.x, four.x, rtol=1e-4, atol=1e-5)
+
+
+def test_the_half_of_a_pair_that_reads_pictures(drawn, tmp_path, capsys):
+    pair = shutil.copytree(PAIRS / "clip", tmp_path / "clip")
+    side = json.loads((pair / "config.json").read_text())["vision_config"]["image_size"]
+    picture_models.processor(pair, side)
+    assert model_and_processor(str(pair))[0].cfg.image.size == side
+    assert main(command(pair, drawn, tmp_path / "acts")) == 2  # this one's pictures have two channels
+    assert f"takes pictures of {side} x {side} pixels and 2 channels" in capsys.readouterr().err
+    assert main(["sites", str(pair)]) == 0
+    listed = capsys.readouterr().out
+    assert listed.index("Of pictures:") < listed.index("Of text:")
+    assert listed.count("blocks.mlp.post") >= 2
 
 
 def test_what_cannot_be_done(vit, drawn, tmp_path, capsys):

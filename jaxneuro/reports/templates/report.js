@@ -36,6 +36,24 @@
     return element("div", { className: "example" }, head, text);
   }
 
+  let pictures = {};
+
+  function pictured([group, [file], values, peak, , [id, rows, columns, top]], most) {
+    const of = pictures[id] ?? {}, over = element("div", { className: "over", ariaHidden: "true" });
+    over.style.gridTemplate = `repeat(${rows}, 1fr) / repeat(${columns}, 1fr)`;
+    values.forEach((v, i) => {
+      const share = most && v !== null ? Math.min(Math.max(v / most, 0), 1) : 0;
+      const patch = element("i", { className: i === peak ? "peak" : "" });
+      patch.style.setProperty("--veil", (0.65 * (1 - share)).toFixed(2));
+      over.append(patch);
+    });
+    const at = Number.isInteger(peak);
+    const image = element("img", { src: of.src ?? "", alt: file, className: of.few ? "few" : "" });
+    const where = at ? `largest at row ${Math.floor(peak / columns) + 1}, column ${peak % columns + 1} of ${rows} x ${columns}` : "largest at no patch";
+    const words = element("figcaption", {}, element("b", { textContent: group, title: group }), " ", element("span", { textContent: shown(top), title: "largest activation" }));
+    return element("figure", { className: "pictured", title: `${file}: ${where}` }, element("div", {}, image, over), words);
+  }
+
   function fill(card, item) {
     const link = card.querySelector(".self");
     card.id = item.id;
@@ -44,7 +62,8 @@
     if (!item.examples.length) box.append(element("p", { className: "absent", textContent: "Not in the data of this run." }));
     const all = item.examples.flatMap((e) => e[2]).filter((v) => v !== null).map(Math.abs);
     const most = all.length ? Math.max(...all) : 0;
-    box.append(...item.examples.map((e) => example(e, most)));
+    box.append(...item.examples.map((e) => (e[5] ? pictured : example)(e, most)));
+    box.classList.toggle("gallery", item.examples.some((e) => e[5]));
     return card;
   }
 
@@ -93,7 +112,7 @@
     };
     const restart = () => { limit = PAGE; draw(); };
     controls.forEach((c) => c.addEventListener("input", restart));
-    part("values").addEventListener("change", (e) => section.classList.toggle("show-values", e.target.checked));
+    part("values")?.addEventListener("change", (e) => section.classList.toggle("show-values", e.target.checked));
     part("more").addEventListener("click", () => {
       const first = part("cards").children.length;
       limit += PAGE;
@@ -125,6 +144,7 @@
     });
 
     const data = JSON.parse(document.getElementById("data").textContent);
+    pictures = data.pictures ?? {};
     const jumps = [["neurons", "neuron"], ["latents", "latent"]].filter(([kind]) => data[kind].length).map(([kind, noun]) =>
       listing(document.getElementById(kind === "latents" ? "dictionary" : kind), data[kind], noun));
     const jump = () => { const id = decodeURIComponent(location.hash.slice(1)); if (id) jumps.forEach((j) => j(id)); };
