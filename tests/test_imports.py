@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "parallel": {"errors", "protocols"},
     "study": {
         "axes",
+        "excerpts",
         "errors",
         "console",
         "protocols",
