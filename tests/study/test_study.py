@@ -54,7 +54,8 @@ def test_results_say_what_the_readme_promises(done, config):
     assert set(results["dictionary"]) >= wanted
     assert results["dictionary"]["explained_variance"] == pytest.approx(1 - results["dictionary"]["fvu"], abs=1e-6)
     assert 0 < results["dictionary"]["l0"] <= config.dictionary.k
-    assert results["config"] == json.loads(json.dumps(config.identity()))
+    decided = {"text.bos": "auto"}
+    assert results["config"] == json.loads(json.dumps(config.identity() | decided))
 
 
 def test_effect_of_nothing_is_nothing(done):
