@@ -131,7 +131,7 @@ def _of(done: Sequence[Mapping[str, Any]], library: str, method: str) -> list[Ma
 
 def default_rate(steps: int) -> float:
     """What ours takes in a run of so many steps."""
-    return float(f"{float(d.Training(steps=steps).rate(N_LATENTS)(steps // 2)):.4g}")
+    return float(f"{float(d.Training(steps=steps).rate(N_LATENTS)(jnp.int32(steps // 2))):.4g}")
 
 
 def best_rate(done: Sequence[Mapping[str, Any]], library: str, method: str) -> float:

@@ -103,7 +103,7 @@ def sides(regions: tuple[str, ...], label: np.ndarray, n: int = 10_000) -> dict[
 
 def graphs() -> list[dict[str, Any]]:
     """Number of communities and agreement with the planted ones, per mixing."""
-    import networkx as nx
+    import networkx as nx  # pyright: ignore[reportMissingModuleSource]
     from sklearn.metrics import adjusted_mutual_info_score
 
     rows = []
