@@ -235,6 +235,9 @@ class RopeKeys:
 def ropes_from_hf(hf: Mapping[str, Any], keys: RopeKeys, d_head: int) -> dict[str, Rope | None]:
     """{"rope", "local_rope"} from the keys of transformers 4 or from `rope_parameters` (transformers 5).
 
+    Where a file has both, `rope_scaling` counts, as in transformers: 4 knows no other, and 5 puts it in the place of
+    `rope_parameters`, theta included (in a family with two ropes: on top of those of full_attention).
+
     Raises:
       UserError: a rope type that is not in `RULES`, a rule that lacks a key, a part of the head where there is none, a
         value of another type or out of range.
@@ -242,21 +245,30 @@ def ropes_from_hf(hf: Mapping[str, Any], keys: RopeKeys, d_head: int) -> dict[st
     if not isinstance(hf, Fields):
         with Fields(hf, "config.json") as fields:
             return ropes_from_hf(fields, keys, d_head)
-    given = hf.group("rope_parameters") or hf.group("rope_scaling")
-    by_kind = [name for name, value in given.items() if isinstance(value, Mapping)]
+    old, new = hf.group("rope_scaling"), hf.group("rope_parameters")
     theta = hf.read(keys.theta, null_or(THETA), None) or keys.default_theta
     if keys.local_theta is None:
-        if by_kind:
+        given = old or new  # the old name wins in both versions; nothing of the other is read
+        if _by_kind(given):
             raise UserError("config.json has one rope per kind of layer, which this model family cannot have.")
         return {"rope": _rope(given, theta, hf, keys, d_head), "local_rope": None}
-    local = given.group("sliding_attention")
-    whole = given.group("full_attention") if by_kind else given
+    if _by_kind(old) or (new and not _by_kind(new)):
+        raise UserError(
+            "config.json of this model family has one rope per kind of layer in rope_parameters (full_attention, "
+            "sliding_attention), and one rule for layers without a window in rope_scaling."
+        )
     local_theta = hf.read(keys.local_theta, null_or(THETA), None) or keys.default_local_theta
-    # Layers with a window are not stretched where one rule is written for both.
+    whole = Fields(
+        {**new.group("full_attention"), **old}, hf.where, inside="rope of full_attention.", problems=hf.problems
+    )
     return {
         "rope": _rope(whole, theta, hf, keys, d_head),
-        "local_rope": _rope(local, local_theta, hf, keys, d_head),
+        "local_rope": _rope(new.group("sliding_attention"), local_theta, hf, keys, d_head),
     }
+
+
+def _by_kind(given: Fields) -> bool:
+    return any(isinstance(value, Mapping) for value in given.values())
 
 
 def _rope(given: Fields, theta: float, hf: Fields, keys: RopeKeys, d_head: int) -> Rope:

@@ -85,6 +85,35 @@ def test_what_is_written_is_read(kind):
     hash(rope)
 
 
+@pytest.mark.parametrize("kind", RULES)
+def test_of_both_spellings_the_old_one_counts(kind):
+    """As transformers 4 and 5: theta and the part of the head are not taken from rope_parameters either."""
+    rule, plain = {"rope_type": kind, **RULES[kind]}, {"rope_type": "default", "rope_theta": 7.0}
+    alone = read({"rope_scaling": rule, "max_position_embeddings": 128})
+    assert type(alone.scaling).__name__.lower() == kind and alone.theta == 10000.0
+    longest = {"max_position_embeddings": 128}
+    assert read({"rope_parameters": plain, "rope_scaling": rule, **longest}) == alone
+    assert read({"rope_parameters": rule, "rope_scaling": plain}) == Rope(theta=7.0)
+    for nothing in ({}, None):
+        assert read({"rope_parameters": rule, "rope_scaling": nothing, **longest}) == alone
+    for wrong in (-3, True, "2", float("nan"), []):
+        with pytest.raises(UserError, match="rope_scaling"):
+            read({"rope_parameters": plain, "rope_scaling": {**rule, "factor": wrong}})
+
+
+def test_of_two_ropes_the_old_spelling_stretches_the_one_without_a_window():
+    keys = RopeKeys(default_theta=1e6, local_theta="rope_local_base_freq")
+    kinds = {"full_attention": {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 50.0}}
+    hf = {"rope_parameters": kinds, "rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_theta": 9.0}
+    both = {"rope": Rope(theta=5e5, scaling=Linear(factor=2.0)), "local_rope": Rope(theta=50.0)}
+    assert ropes_from_hf(hf, keys, 8) == both
+    with pytest.raises(UserError, match="factor = -3 is not"):
+        ropes_from_hf(hf | {"rope_scaling": {"type": "linear", "factor": -3}}, keys, 8)
+    for flat in (hf | {"rope_parameters": {"rope_theta": 5e5}}, {"rope_scaling": kinds}):
+        with pytest.raises(UserError, match="one rope per kind of layer in rope_parameters"):
+            ropes_from_hf(flat, keys, 8)
+
+
 def test_the_length_of_pretraining_is_found_where_it_may_be():
     given = {k: v for k, v in RULES["yarn"].items() if k != "original_max_position_embeddings"}
     hf = {"max_position_embeddings": 256, "rope_scaling": {"rope_type": "yarn", **given}}
