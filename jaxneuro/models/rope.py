@@ -278,6 +278,8 @@ def _rope(given: Fields, theta: float, hf: Fields, keys: RopeKeys, d_head: int) 
     kind = _ALIASES.get(kind, kind)
     turned = Rope(theta=theta, dims=None if dims == d_head else dims, interleaved=keys.interleaved)
     if kind == "default":
+        if not {"rope_type", "type"} & set(given) and (odd := set(given) - {"rope_theta", "partial_rotary_factor"}):
+            hf.note(f"{given.called(min(odd, key=str))} is given without a rope_type")  # 4 fails, 5 ignores it
         return turned
     if kind not in RULES:
         raise unknown("rope type", kind, ["default", *RULES], where="config.json")

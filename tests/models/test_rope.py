@@ -90,7 +90,8 @@ def test_of_both_spellings_the_old_one_counts(kind):
     """As transformers 4 and 5: theta and the part of the head are not taken from rope_parameters either."""
     rule, plain = {"rope_type": kind, **RULES[kind]}, {"rope_type": "default", "rope_theta": 7.0}
     alone = read({"rope_scaling": rule, "max_position_embeddings": 128})
-    assert type(alone.scaling).__name__.lower() == kind and alone.theta == 10000.0
+    assert type(alone.scaling).__name__.lower() == kind
+    assert alone.theta == 10000.0
     longest = {"max_position_embeddings": 128}
     assert read({"rope_parameters": plain, "rope_scaling": rule, **longest}) == alone
     assert read({"rope_parameters": rule, "rope_scaling": plain}) == Rope(theta=7.0)
@@ -169,6 +170,7 @@ def test_dynamic_scaling_changes_longer_texts_only():
 WRONG = {
     "an unknown type": ({"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "no rope type 'ntk'.*longrope"),
     "a typing mistake": ({"rope_scaling": {"rope_type": "yarm"}}, "Did you mean 'yarn'"),
+    "no type": ({"rope_scaling": {"factor": 2.0}}, "rope_scaling.factor is given without a rope_type"),
     "a missing key": ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "'llama3' needs low_freq_factor, high"),
     "a part of the head": ({"partial_rotary_factor": 0.5}, "only 0.5 of each head"),
     "kinds of layers": ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "one rope per kind of layer"),
