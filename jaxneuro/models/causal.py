@@ -28,7 +28,7 @@ def from_there_on(
     numbers = jnp.arange(values.shape[1], dtype=jnp.int32).reshape(-1, *[1] * (seen.ndim - 2))
     first = jnp.min(jnp.where(seen, jnp.int32(values.shape[1]), numbers), axis=1)[:, None]
     out = mixed(jnp.where(finite, values, jnp.zeros_like(values)))
-    own = jnp.asarray(start, jnp.int32).reshape(-1, 1) + jnp.arange(out.shape[1], dtype=jnp.int32)
+    own = jnp.asarray(start, jnp.int32).reshape(-1, 1) + jnp.arange(out.shape[1], dtype=jnp.int32)[None]
     reached = own.reshape(*own.shape, *[1] * (first.ndim - 2)) >= first
     return jnp.where(
         reached.reshape(*reached.shape, *[1] * (out.ndim - reached.ndim)), jnp.full_like(out, jnp.nan), out
