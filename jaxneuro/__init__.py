@@ -15,6 +15,7 @@ Names load on first use, so `import jaxneuro` is light.
 | `data` | how does text become batches? |
 | `activations` | how does a stream feed a learner? |
 | `neurons` | which neurons belong to a group, and is it true? |
+| `stats` | what would be found if the labels meant nothing? |
 | `dictionaries` | which features explain the activations? |
 | `training` | how is a dictionary trained in one command? |
 | `inference` | what does a model write while it is edited? |
@@ -28,6 +29,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import activations as activations
+    from . import data as data
+    from . import dictionaries as dictionaries
+    from . import errors as errors
+    from . import inference as inference
+    from . import io as io
+    from . import models as models
+    from . import neurons as neurons
+    from . import parallel as parallel
+    from . import protocols as protocols
+    from . import reports as reports
+    from . import stats as stats
+    from . import study as study
+    from . import taps as taps
+    from . import training as training
     from .activations import harvest as harvest
     from .activations import harvest_sites as harvest_sites
     from .activations import run as run
@@ -67,7 +83,7 @@ if TYPE_CHECKING:
     from .taps import wants as wants
     from .taps import zero as zero
 
-_ROOMS = {
+_ROOMS: dict[str, tuple[str, ...]] = {
     "activations": ("harvest", "harvest_sites", "run"),
     "data": ("batches", "load_tokenizer", "read_groups", "windows"),
     "errors": ("UserError",),
@@ -81,6 +97,9 @@ _ROOMS = {
         *("wants", "zero"),
     ),
 }
+"""Names of the package itself, by the room that they come from."""
+_MORE = ("dictionaries", "io", "neurons", "parallel", "stats", "training")
+"""Rooms that bring no name of theirs along."""
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [*sorted(_HOME), "__version__"]
@@ -91,10 +110,15 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name in (*_ROOMS, *_MORE):
+        return importlib.import_module(f".{name}", __name__)
     from .errors import unknown
 
-    raise AttributeError(str(unknown("public name", name, sorted(_HOME), where="jaxneuro")))
+    rooms = ", ".join(sorted((*_ROOMS, *_MORE)))
+    raise AttributeError(
+        str(unknown("public name", name, sorted(_HOME), where="jaxneuro", hint=f"More is in the rooms: {rooms}."))
+    )
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_ROOMS, *_MORE})

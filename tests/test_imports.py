@@ -159,6 +159,13 @@ def test_every_public_name_exists_and_has_a_docstring():
         assert name.startswith("__") or re.match(r"\S", value.__doc__ or ""), f"{name} has no docstring"
 
 
+def test_every_room_is_there_after_one_import():
+    rooms = {room for room in MAY_IMPORT if (PACKAGE / room / "__init__.py").exists()} - {"cli"}
+    code = f"import jaxneuro; print(all(getattr(jaxneuro, r).__name__ == 'jaxneuro.' + r for r in {sorted(rooms)}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_unknown_public_name_suggests():
     import jaxneuro
 
