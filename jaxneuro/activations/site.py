@@ -16,6 +16,7 @@ from ..protocols import Batch, Method
 from ..taps import capture
 from ..taps.definitions import LAST_SITES
 from ..taps.names import parse
+from .patterns import no_pattern
 from .together import apart
 
 _NO_POSITION = ("attn.scores", "attn.pattern")
@@ -35,11 +36,12 @@ def stop_at(*sites: str) -> int | None:
     """How many layers of the stack the sites need; None: all of it and what follows.
 
     Raises:
-      UserError: a site stands for a gradient, or for pairs of positions; sites of two stacks.
+      UserError: a site stands for a gradient, or for pairs of positions; a pattern; sites of two stacks.
     Example:
       >>> stop_at("blocks.3.mlp.post"), stop_at("embed", "blocks.1,2.mlp.post"), stop_at("embed"), stop_at("logits")
       (4, 3, 0, None)
     """
+    no_pattern(sites)
     if len({of_encoder(site) for site in sites}) > 1:
         raise UserError(
             f"{', '.join(sites)}: an encoder and its decoder are run apart, each over its own text. Ask for the sites "
@@ -112,7 +114,7 @@ def check_answers(model: Any, sites: Sequence[str], there: bool) -> None:
     """
     if getattr(getattr(model, "cfg", None), "encoder", None) and not (there or all(map(of_encoder, sites))):
         raise UserError(
-            f"{', '.join(sites)}: the decoder reads answers to what the encoder reads. Give both texts "
+            f"{', '.join(sites[:3])}: the decoder reads answers to what the encoder reads. Give both texts "
             f"(jaxneuro.data.Paired; jaxneuro capture --answers), or ask for the encoder's sites, 'encoder.{sites[0]}'."
         )
 
@@ -153,6 +155,7 @@ def reader(apply: Callable[..., Any], site: str) -> Callable[..., Float[Array, "
 
 def readers(apply: Callable[..., Any], sites: tuple[str, ...]) -> Callable[..., dict[str, Array]]:
     """(weights, tokens, mask) -> {site: [batch, pos, d]} of several sites, each of one layer; see `reader`."""
+    no_pattern(sites)
     for site in filter(several, sites):
         one = parse(site).name.replace("blocks.", "blocks.3.", 1)
         raise UserError(f"{site!r} stands for several layers. Name one, {one!r}.")

@@ -54,7 +54,8 @@ class Capture:
     model: Annotated[str, tyro.conf.Positional] = "bundled"
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     site: tuple[str, ...]
-    """Such as blocks.3.mlp.post; blocks.*.resid_post or blocks.2,5.resid_post are several. See `jaxneuro sites`.
+    """Such as blocks.3.mlp.post; blocks.*.resid_post or blocks.2,5.resid_post are several, "blocks.*.mlp.*" all that
+    match, "*" every site with a row for each token. See `jaxneuro sites`.
     pooled and projected are one row per text; encoder.blocks.3.mlp.post is of a T5's encoder, which reads the text."""
     out: Path = Path("jaxneuro-activations")
     """Folder: OUT/SITE is a store for each. An interrupted run goes on in it."""
@@ -169,12 +170,14 @@ def run_capture(config: Capture) -> Path:
 def _of_text(config: Capture, mesh: "DeviceMesh | None") -> tuple[Any, "Parts"]:
     import jax.numpy as jnp
 
+    from ..activations.patterns import spelled_out
     from ..activations.site import check_answers, of_encoder, passes
     from ..activations.text import model_and_tokenizer, read_pairs, read_windows
 
     model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh, bos=config.bos)
     encoder = model.cfg.encoder
-    sites = sites_of(config.site, {"": model.cfg.n_layers} | ({"encoder.": encoder.n_layers} if encoder else {}))
+    asked = spelled_out(config.site, model)
+    sites = sites_of(asked, {"": model.cfg.n_layers} | ({"encoder.": encoder.n_layers} if encoder else {}))
     if config.answers is None:
         texts = rows = read_windows(model, tokenizer, config.groups, length=config.context, fields=config.text)
     else:
@@ -189,12 +192,21 @@ def _of_text(config: Capture, mesh: "DeviceMesh | None") -> tuple[Any, "Parts"]:
 def _of_pictures(config: Capture, mesh: "DeviceMesh | None") -> tuple[Any, "Parts"]:
     import jax.numpy as jnp
 
-    from ..activations.pictures import alike, model_and_processor, picture_groups, picture_rows, stacks_of
+    from ..activations.patterns import spelled_out
+    from ..activations.pictures import (
+        Convolutional,
+        alike,
+        model_and_processor,
+        picture_groups,
+        picture_rows,
+        stacks_of,
+    )
 
     if config.groups != Capture.groups or config.answers is not None:
         raise UserError("--pictures and text (--groups, --answers) are both given. Leave one of them out.")
     model, processor = model_and_processor(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh)
-    sites = sites_of(config.site, stacks_of(model))
+    asked = spelled_out(config.site, model.model if isinstance(model, Convolutional) else model)
+    sites = sites_of(asked, stacks_of(model))
     pictures = picture_groups(config.pictures or "", config.picture, config.seed)
     first = picture_rows(model, processor, pictures, sites[0], config.picture.positions)
     parts: Parts = [

@@ -103,6 +103,7 @@ def sampler(config: Generate) -> Any:
 
 def steering(config: Generate, width: int) -> list[Any]:
     """The edit of --steer."""
+    from ..activations.patterns import no_pattern
     from ..taps import add
 
     if config.steer is None:
@@ -111,6 +112,7 @@ def steering(config: Generate, width: int) -> list[Any]:
         return []
     if config.site is None:
         raise UserError(f"--steer {config.steer} needs --site, such as blocks.3.resid_post.")
+    no_pattern([config.site])
     vector = read_vector(config.steer, config.tensor)
     if config.site.rpartition(".")[2].startswith("resid") and vector.shape != (width,):
         raise UserError(f"{config.steer}: the vector has shape {list(vector.shape)}; {config.site} has width {width}.")

@@ -16,6 +16,7 @@ import numpy as np
 from ..activations import array_batches, at_site, open_activations
 from ..activations.buffer import shuffled
 from ..activations.left_out import told, without_tokens
+from ..activations.patterns import no_pattern
 from ..activations.site import at_sites, by_text, check_answers, reached, several
 from ..activations.text import model_and_tokenizer, read_windows
 from ..data import Subset, Windows, batches
@@ -154,6 +155,7 @@ def _sites(place: Place) -> dict[str, tuple[str, ...]]:
 
 
 def _check_sites(sites: Sequence[str]) -> None:
+    no_pattern(sites)
     for site in filter(several, sites):
         one = parse(site).name.replace("blocks.", "blocks.3.", 1)
         raise UserError(

@@ -115,6 +115,34 @@ def test_what_cannot_be_done(kept, text, more, said, capsys):
     assert sorted(p.name for p in kept.iterdir()) == sorted([*SITES, "capture.json"])
 
 
+def test_a_pattern_of_sites_and_every_site(text, tmp_path, capsys):
+    asked = ["capture", "bundled", "--groups", str(text), "--context", "16", "--keep", "moments", "--max-tokens", "64"]
+    for pattern, some in {
+        "*": {"embed", "logits", "blocks.5.mlp.gate"},
+        "blocks.0.mlp.p*": {"blocks.0.mlp.pre"},
+    }.items():
+        out = tmp_path / f"of{len(pattern)}"
+        assert main([*asked, "--site", pattern, "--out", str(out)]) == 0
+        found = {name.partition("/")[0] for name in np.load(out / "moments.npz", allow_pickle=False)}
+        assert some < found
+        assert not {name for name in found if name.endswith("pattern")}
+    assert found == {f"blocks.0.mlp.{name}" for name in ("pre", "pre_linear", "post")}
+    assert "leaves out blocks.attn.scores, blocks.attn.pattern" in capsys.readouterr().err
+    assert main([*asked, "--site", "blocks.*.mpl.*", "--out", str(tmp_path / "none")]) == 2
+    assert "no site 'blocks.*.mpl.*'. Did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("site", ["*", "blocks.*", "blocks.*.mlp.*"])
+def test_where_one_site_is_meant_a_pattern_is_refused(site, text, tmp_path, capsys):
+    live = ["live", "--site", site, "--groups", str(text), "--context", "16", "topk", "--n-latents", "8", "--k", "2"]
+    steps = ["--steps", "2", "--batch", "32", "--evaluate-tokens", "0"]
+    assert main(["train-dictionary", "--out", str(tmp_path / "d"), *steps, *live]) == 2
+    assert "is a pattern of sites, and one site is meant here" in capsys.readouterr().err
+    np.save(tmp_path / "v.npy", np.ones(192, np.float32))
+    assert main(["generate", "bundled", "--prompt", "a", "--steer", str(tmp_path / "v.npy"), "--site", site]) == 2
+    assert "is a pattern of sites, and one site is meant here" in capsys.readouterr().err
+
+
 def test_text_of_other_fields_is_captured(tmp_path, capsys):
     rows = tmp_path / "rows.csv"
     rows.write_text('id,body\n1,"Die Datei ist nicht vorhanden, sagt er."\n2\n3,The file does not exist at all.\n')
