@@ -297,7 +297,7 @@ def open_activations(path: str | os.PathLike) -> ActivationArray:
     """
     path = Path(path)
     if not (path / META).is_file():
-        raise UserError(f"{path} holds no activations: it has no {META}. Write some there with harvest.")
+        raise UserError(f"{shown(path)} holds no activations: it has no {META}. {_elsewhere(path)}")
     layout, request = _described(path / META)
     every = (line for name in layout.columns for line in _wrong_files(path, layout, name))
     if wrong := list(itertools.islice(every, 9)):  # a layout that lies may name more files than can be looked for
@@ -307,6 +307,17 @@ def open_activations(path: str | os.PathLike) -> ActivationArray:
             f"and harvest again."
         )
     return ActivationArray(path, layout, request)
+
+
+def _elsewhere(path: Path, most: int = 8) -> str:
+    """The folders in this one that do hold some, one per site as `jaxneuro capture` writes them; else how to write."""
+    found = path.glob(f"*/{META}") if path.is_dir() else []
+    inside = sorted(p.parent.name for p in found if not p.parent.name.startswith("."))  # hidden: not complete
+    if not inside:
+        return "Write some with `jaxneuro capture` (in Python: activations.harvest)."
+    listed = [shown(path / name) for name in inside[:most]]
+    more = f", ... ({len(inside)} in all)" if len(inside) > most else ""
+    return f"Name one of its folders: {', '.join(listed)}{more}."
 
 
 def _described(file: Path) -> tuple[Layout, Mapping[str, Any]]:

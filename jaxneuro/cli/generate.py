@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from ..data import Bos
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,4 +170,10 @@ def silencing(config: Generate, cfg: Any) -> list[Any]:
     if chosen.shape[0] != cfg.n_layers:
         raise UserError(f"{config.silence} is a study of {chosen.shape[0]} layers, {config.model} has {cfg.n_layers}.")
     off = chosen[:, :, [names.index(g) for g in config.groups or names]].any(-1)
+    if not off.any():
+        of = f" for {', '.join(map(shown, config.groups))}" if config.groups else ""
+        raise UserError(
+            f"the study {shown(config.silence)} chose no neurons{of}: there is nothing to silence. Leave --silence out, "
+            "or run the study with more text."
+        )
     return [scale(site, np.where(off, np.float32(0), np.float32(1)), per_layer=True)]

@@ -35,6 +35,8 @@ FORMAT: Final = 1
 FLOATS: Final = tuple(jnp.dtype(t) for t in ("float32", "bfloat16", "float16", "float64"))
 RECORD: Final = "dictionary.json"
 ARRAYS: Final = "dictionary.safetensors"
+BELOW: Final = "dictionary"
+"""Folder of what was trained, in the folder of the run that trained it."""
 _ACTIVATIONS: Final = (TopK, AbsTopK, GroupMax, JumpReLU, Relu, Gated)
 _DICTIONARIES: Final = (
     *(SparseCoder, CrossLayerTranscoder, MatchingPursuit, PCADictionary, KMeansDictionary, SemiNMFDictionary),

@@ -24,12 +24,13 @@ class ShowDictionary(TextFields):
     """Judge a dictionary on a model and show its latents: FVU, L0, loss recovered, examples, tokens, group rates."""
 
     path: Annotated[str, tyro.conf.Positional]
-    """A folder, file or repository of the Hub, of any library that `jaxneuro.dictionaries.load_dictionary` reads."""
+    """A folder, file or repository of the Hub, of any library that `jaxneuro.dictionaries.load_dictionary` reads; or the
+    --out of `jaxneuro train-dictionary`."""
     model: str | None = None
     """A folder, a name on the Hub, or `bundled`; None: the model that the dictionary's files name."""
     groups: str = "bundled"
     """Text, as `jaxneuro study --groups` takes it; one group is enough."""
-    out: Path = Path("jaxneuro-dictionary")
+    out: Path = Path("jaxneuro-dictionary-report")
     """Folder for report.html and results.json."""
     site: str | None = None
     """One site of one layer; None: the one that the files name (TransformerLens' hook names too)."""
@@ -60,7 +61,7 @@ def show_dictionary(asked: ShowDictionary) -> Path:
       UserError: what cannot be done, in flags, before anything is written.
     Example:
       >>> show_dictionary(ShowDictionary(path="study/dictionary", model="bundled"))             # doctest: +SKIP
-      PosixPath('jaxneuro-dictionary')
+      PosixPath('jaxneuro-dictionary-report')
     """
     config = study_of(asked)
     with RunFolder(config.out, {"command": "show-dictionary"} | config.identity()).opened() as folder:

@@ -12,6 +12,7 @@ import jax
 from ..activations.identity import differences
 from ..activations.lock import NAME as LOCK
 from ..activations.lock import exclusive
+from ..dictionaries.native import BELOW
 from ..errors import UserError
 from ..io import read_json, write_json
 from ..versions import versions
@@ -21,7 +22,7 @@ from .strict import plain
 CONFIG: Final = "config.json"
 RESULTS: Final = "results.json"
 CHECKPOINTS: Final = "checkpoints"
-DICTIONARY: Final = "dictionary"
+DICTIONARY: Final = BELOW
 
 
 @contextlib.contextmanager

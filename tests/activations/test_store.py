@@ -583,3 +583,17 @@ def test_a_store_without_attributes_is_read(tmp_path):
     acts = open_activations(tmp_path / "acts")
     np.testing.assert_array_equal(acts.x[:], expected(layout, acts))
     assert verify(tmp_path / "acts") > 0
+
+
+def test_a_folder_of_stores_names_them(tmp_path):
+    """What `jaxneuro capture --out` makes is a folder with a store per site."""
+    with pytest.raises(UserError, match="no meta.json. Write some with `jaxneuro capture`"):
+        open_activations(tmp_path)
+    for i in range(9):
+        (tmp_path / f"blocks.{i}.embed").mkdir()
+        (tmp_path / f"blocks.{i}.embed" / META).write_text("{}")
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError) as e:
+        open_activations(tmp_path)
+    assert f"Name one of its folders: {tmp_path}/blocks.0.embed, {tmp_path}/blocks.1.embed, " in str(e.value)
+    assert str(e.value).endswith("blocks.7.embed, ... (9 in all).")

@@ -80,6 +80,17 @@ def test_silencing_what_a_study_chose(bundled, capsys, study):
     assert expected(bundled, [de, en]) != expected(bundled)
 
 
+@pytest.mark.parametrize("asked", [["--groups", "de"], []])
+def test_a_study_that_chose_nothing_is_refused(capsys, study, asked):
+    chosen = np.zeros((6, 512, 2), bool)
+    chosen[0, :, 1] = bool(asked)  # of en alone, or nothing at all
+    save_npz(study / "neurons.npz", chosen=chosen)
+    assert main(["generate", "bundled", "--prompt", PROMPT, "--silence", str(study), *asked]) == 2
+    shown = capsys.readouterr()
+    assert f"chose no neurons{' for de' if asked else ''}: there is nothing to silence" in shown.err
+    assert shown.out == ""
+
+
 WRONG = {
     "empty": (["--prompt", ""], "prompt 0 is empty"),
     "long": (["--prompt", "Datei " * 600], "exceed the context of 512"),

@@ -15,7 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxneuro.dictionaries import AbsTopK, GroupMax, JumpReLU, Relu, SparseCoder, TopK, formats
+from jaxneuro.cli import main
+from jaxneuro.dictionaries import (
+    AbsTopK,
+    GroupMax,
+    JumpReLU,
+    Relu,
+    SparseCoder,
+    TopK,
+    formats,
+    save_native,
+    save_saelens,
+)
 from jaxneuro.dictionaries.formats import load_dictionary, load_metadata, openai, strict
 from jaxneuro.errors import UserError
 from jaxneuro.io import read_safetensors, write_safetensors
@@ -623,9 +634,33 @@ def test_an_npz_is_looked_at_before_it_is_read(copy):
 def test_a_folder_of_dictionaries_names_them(copy, tmp_path):
     copy("saelens/topk")
     copy("saelens/gated")
-    with pytest.raises(UserError, match=r"Choose one of its folders with subfolder=: saelens/gated, saelens/topk\."):
+    named = r"Choose one of its folders: subfolder='saelens/gated', subfolder='saelens/topk'\."
+    with pytest.raises(UserError, match=named):
         load_dictionary(tmp_path)
     assert load_dictionary(tmp_path, subfolder="saelens/topk").k == 3
+
+
+def test_the_folder_of_a_run_stands_for_the_one_dictionary_in_it(tmp_path):
+    save_native(coder(activation=TopK(2)), tmp_path / "run/dictionary")
+    save_saelens(coder(activation=TopK(2)), tmp_path / "run/dictionary/saelens", {"hook_name": "blocks.1.hook_mlp_out"})
+    assert load_dictionary(tmp_path / "run").activation.k == 2
+    assert load_dictionary(tmp_path, subfolder="run").activation.k == 2
+    assert load_metadata(tmp_path / "run") == {}  # of ours, not of the export
+    save_native(coder(), tmp_path / "run/other")
+    with pytest.raises(UserError, match=r"folders: subfolder='dictionary', subfolder='other', subfolder='dictionary/s"):
+        load_dictionary(tmp_path / "run")
+    for k in (1, 2):
+        save_native(coder(activation=TopK(k)), tmp_path / f"sweep/dictionary/k={k}")
+    with pytest.raises(UserError, match="subfolder='dictionary/k=1', subfolder='dictionary/k=2'"):
+        load_dictionary(tmp_path / "sweep")
+
+
+def test_the_command_names_its_flag_for_one_of_several(tmp_path, capsys):
+    for seed in (0, 1):
+        save_native(coder(), tmp_path / f"dictionary/seed={seed}")
+    assert main(["show-dictionary", str(tmp_path), "--model", "bundled"]) == 2
+    named = "--subfolder dictionary/seed=0, --subfolder dictionary/seed=1."
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", [TopK, AbsTopK, GroupMax])

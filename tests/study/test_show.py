@@ -2,6 +2,7 @@
 """A dictionary that no study trained, judged and shown by a command."""
 
 import dataclasses
+import inspect
 import json
 
 import jax
@@ -18,6 +19,7 @@ from jaxneuro.study.inputs import load_inputs
 from jaxneuro.study.latents import default_latents
 from jaxneuro.study.run import with_begin
 from jaxneuro.study.show import numbers, study_of
+from jaxneuro.training import TrainConfig
 
 HOOK = {"hook_name": "blocks.1.hook_resid_post", "context_size": 16, "prepend_bos": False}
 
@@ -217,3 +219,8 @@ def test_a_study_takes_it_in_place_of_its_own(saved, model_folder, groups_file, 
     assert 'id="neurons"' in page
     assert "It was not trained here" in page
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), load_dictionary(saved), coder()))
+
+
+def test_its_folder_is_not_that_of_training():
+    """Both commands without --out, one after the other."""
+    assert ShowDictionary(path="a").out != inspect.signature(TrainConfig).parameters["out"].default

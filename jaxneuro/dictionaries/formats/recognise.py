@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from ...errors import UserError, shown, unknown
+from ...errors import UserError, quoted, shown, unknown
 from ...io.torch_file import read_torch
 from .. import native
 from ..cross_layer import CrossLayerTranscoder
@@ -137,7 +137,8 @@ def load_dictionary(
     What a format needs besides its files (a scaling factor, flags) only its own function takes: `load_saelens`, ...
 
     Args:
-      name: a folder or file, or a repository of the Hugging Face Hub.
+      name: a folder or file, or a repository of the Hugging Face Hub. The --out of a command that trained one dictionary
+        stands for the folder `dictionary` in it.
       format: one of the table; None: the one that the files show.
       subfolder: inside the folder or repository. On the Hub only it is fetched: name it where you can.
       revision: branch, tag or commit of a Hub repository.
@@ -151,8 +152,8 @@ def load_dictionary(
       >>> load_dictionary(folder).n_latents, load_metadata(folder)["hook_name"]
       (2, 'blocks.3.hook_resid_post')
     """
-    path = _folder(name, subfolder, revision)
-    return _recognised(path, format).load(path)
+    path, found = _opened(name, format, subfolder, revision)
+    return found.load(path)
 
 
 def load_metadata(
@@ -162,8 +163,8 @@ def load_metadata(
 
     SAELens' metadata, which `save_saelens` takes; else the whole config of the format; {} where it has none.
     """
-    path = _folder(name, subfolder, revision)
-    return dict(_recognised(path, format).metadata(path))
+    path, found = _opened(name, format, subfolder, revision)
+    return dict(found.metadata(path))
 
 
 def load_placement(
@@ -181,14 +182,30 @@ def load_placement(
       >>> load_placement(folder).site, load_placement(folder).context
       (('blocks.3.resid_post',), 64)
     """
-    path = _folder(name, subfolder, revision)
-    found = _recognised(path, format)
+    path, found = _opened(name, format, subfolder, revision)
     return found.place(found.metadata(path), path)
 
 
-def _folder(name: str | os.PathLike, subfolder: str | None, revision: str | None) -> Path:
+def _opened(
+    name: str | os.PathLike, format: str | None, subfolder: str | None, revision: str | None
+) -> tuple[Path, _Format]:
+    """Where the dictionary lies, and its format."""
     path = Path(name).expanduser()
-    return path if path.is_file() else strict.folder_of(name, subfolder, revision, _FETCHED)
+    path = path if path.is_file() else strict.folder_of(name, subfolder, revision, _FETCHED)
+    if format is None and _of_a_run(path):
+        path = path / native.BELOW
+    return path, _recognised(path, format)
+
+
+def _fitting(path: Path) -> list[str]:
+    return [name for name, f in _FORMATS.items() if f.fits(path)]
+
+
+def _of_a_run(path: Path) -> bool:
+    """Whether this is what a command wrote to its --out: a folder with a dictionary in `dictionary`, and no other."""
+    if not (path / native.BELOW).is_dir() or _fitting(path):
+        return False
+    return [p.name for p in path.iterdir() if p.is_dir() and _fitting(p)] == [native.BELOW]
 
 
 def _recognised(path: Path, format: str | None) -> _Format:
@@ -196,14 +213,15 @@ def _recognised(path: Path, format: str | None) -> _Format:
         if format not in _FORMATS:
             raise unknown("format", format, _FORMATS, where="load_dictionary")
         return _FORMATS[format]
-    found = [name for name, f in _FORMATS.items() if f.fits(path)]
+    found = _fitting(path)
     if len(found) == 1:
         return _FORMATS[found[0]]
     there = [path] if path.is_file() else sorted(path.iterdir())
     what = f"could be {' or '.join(found)}" if found else f"is none of {', '.join(_FORMATS)}"
     text = f"{shown(path)} {what}: it holds {', '.join(strict.some(shown(p.name) for p in there)) or 'nothing'}."
     if not found and (inside := _inside(path)):
-        raise UserError(f"{text} Choose one of its folders with subfolder=: {', '.join(strict.some(inside))}.")
+        listed = ", ".join(strict.some(f"subfolder={quoted(p, 200)}" for p in inside))
+        raise UserError(f"{text} Choose one of its folders: {listed}.")
     raise UserError(f"{text} Give format= or the folder of one dictionary.")
 
 
@@ -213,5 +231,5 @@ def _inside(path: Path, most: int = 500) -> list[str]:
     while level and asked < most:
         level = [p for folder in level for p in sorted(folder.iterdir()) if p.is_dir() and not p.is_symlink()]
         level, asked = level[: most - asked], asked + len(level)
-        found += [p for p in level if any(f.fits(p) for f in _FORMATS.values())]
-    return [shown(str(p.relative_to(path))) for p in found]
+        found += [p for p in level if _fitting(p)]
+    return [str(p.relative_to(path)) for p in found]
