@@ -35,6 +35,7 @@ command `jaxneuro train-dictionary`.
 | file | what |
 |---|---|
 | `dictionary.py`, `activations.py`, `cross_layer.py` | `SparseCoder`, its activations, `CrossLayerTranscoder` |
+| `shapes.py` | what is read: width, heads, number of latents, indices |
 | `evaluate.py`, `judges.py` | FVU, explained variances, L0, dead, density; loss and KL recovered |
 | `formats/`, `native.py` | other libraries' files, strict both ways; our own |
 | `places.py` | where a dictionary belongs: our sites and other libraries' hooks, model, text |

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from ..axes import aligned
 from ..taps import reprs
 from .activations import Activation
+from .shapes import of_width
 
 
 @jax.tree_util.register_dataclass
@@ -63,13 +64,23 @@ class CrossLayerTranscoder:
         return self.W_enc.shape[2]
 
     def encode(self, x: Float[Array, "*batch n_layers d_in"]) -> Float[Array, "*batch n_layers n_latents"]:
-        """Latents of every layer."""
+        """Latents of every layer.
+
+        Raises:
+          UserError: values of other layers or of another width.
+        """
+        x = of_width(x, self.n_layers, self.d_in, what="values of a cross-layer transcoder")
         pre = _einsum("...ld,ldm->...lm", x, self.W_enc)
         pre = pre + aligned(self.b_enc.astype(jnp.float32), pre)
         return self.activation(pre).astype(x.dtype)
 
     def decode(self, z: Float[Array, "*batch n_layers n_latents"]) -> Float[Array, "*batch n_layers d_out"]:
-        """What the latents write to every layer."""
+        """What the latents write to every layer.
+
+        Raises:
+          UserError: another number of latents.
+        """
+        z = of_width(z, self.n_layers, self.n_latents, what="latents to decode")
         y = jnp.broadcast_to(self.b_dec.astype(jnp.float32), (*z.shape[:-1], self.d_out))
         for s, w in enumerate(self.W_dec):
             y = y.at[..., s:, :].add(_einsum("...m,lmd->...ld", z[..., s, :], w))

@@ -14,6 +14,7 @@ from ..axes import aligned
 from ..errors import UserError
 from ..taps import reprs
 from .activations import Activation, Bounded, Code, dense
+from .shapes import apart, code, joined, of_width
 
 
 @jax.tree_util.register_dataclass
@@ -70,10 +71,10 @@ class SparseCoder:
         return self.activation.k if isinstance(self.activation, Bounded) else None
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
-        """Latents of x, in x's dtype. Values with a head axis ([*batch, n_heads, d_head]) are joined.
+        """Latents of x, in x's dtype. Heads are joined in [batch, pos, n_heads, d_head].
 
         Raises:
-          UserError: values of another width.
+          UserError: values of another width; heads without a batch, which could be tokens of another model.
         """
         x = joined(x, self.d_in)
         if isinstance(self.activation, Bounded):
@@ -97,25 +98,35 @@ class SparseCoder:
         return self.activation.encode(centred, w.T, self.b_enc)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_out"]:
-        """The reconstruction from latents, in z's dtype (without the skip, which is not a function of z)."""
+        """The reconstruction from latents, in z's dtype (without the skip, which is not a function of z).
+
+        Raises:
+          UserError: another number of latents.
+        """
+        z = of_width(z, self.n_latents, what="latents to decode")
         dtype = _common(z, self.W_dec)
         x_hat = jnp.dot(z.astype(dtype), self.W_dec.astype(dtype), preferred_element_type=jnp.float32)
         return (x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)).astype(z.dtype)
 
     def decode_sparse(self, vals: Float[Array, "*batch k"], idx: Array) -> Float[Array, "*batch d_out"]:
-        """The reconstruction from what `encode_sparse` returned, float32."""
+        """The reconstruction from what `encode_sparse` returned, float32.
+
+        Raises:
+          UserError: no such code, or an index of no latent.
+        """
+        return self._decoded(*code(vals, idx, self.n_latents))
+
+    def _decoded(self, vals: Array, idx: Array) -> Array:
         x_hat = sparse_decode(vals, idx, self.W_dec)
         return x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_out"]:
         """The reconstruction of x, in x's dtype; of values with a head axis with theirs, where widths are equal."""
-        shape, x = x.shape, joined(x, self.d_in)
-        out = self._reconstruction(x)
-        return out.reshape(shape) if out.size == x.size and len(shape) > x.ndim else out
+        return apart(self._reconstruction(joined(x, self.d_in)), jnp.shape(x))
 
     def _reconstruction(self, x: Array) -> Array:
         if isinstance(self.activation, Bounded):
-            x_hat = self.decode_sparse(*self.encode_sparse(x))
+            x_hat = self._decoded(*self.encode_sparse(x))
         else:
             x_hat = self.decode(self.encode(x)).astype(jnp.float32)
         _, back = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))
@@ -132,25 +143,6 @@ class SparseCoder:
             x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))[0]
         x = x.astype(dtype)
         return (x - aligned(self.b_dec.astype(dtype), x) if self.apply_b_dec_to_input else x), self.W_enc.astype(dtype)
-
-
-def joined(x: Array, d_in: int) -> Float[Array, "*batch d_in"]:
-    """Values as a dictionary reads them, heads joined where they come with an axis of their own.
-
-    Raises:
-      UserError: values of another width.
-    Example:
-      >>> joined(jnp.zeros((2, 4, 8)), 32).shape
-      (2, 32)
-    """
-    if x.ndim and x.shape[-1] == d_in:
-        return x
-    if x.ndim > 1 and x.shape[-2] * x.shape[-1] == d_in:
-        return x.reshape(*x.shape[:-2], d_in)
-    raise UserError(
-        f"the dictionary reads values of width {d_in}; these have the shape {list(x.shape)}. Give it the site and the "
-        "model that it was trained on."
-    )
 
 
 class Normalised(NamedTuple):

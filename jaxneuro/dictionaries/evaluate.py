@@ -19,6 +19,8 @@ from ..taps.names import parse
 from .dictionary import SparseCoder
 from .judges import Judge, next_token_loss
 from .parts.decoder import unit_rows
+from .parts.inputs import given
+from .shapes import of_width
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ def _sums(dictionary: Dictionary, batch: Mapping[str, Array]) -> dict[str, Array
     valid = batch.get("mask", jnp.ones(x.shape[0], bool))
     on = valid[:, None]
     y_hat, fired = _reconstructed(dictionary, jnp.where(on, x, 0), on)
+    y = of_width(y, y_hat.shape[-1], what="targets of this dictionary")
     n = jnp.sum(valid, dtype=jnp.int32)
     mean = jnp.sum(jnp.where(on, y, 0), 0) / jnp.maximum(n, 1).astype(jnp.float32)
     error = jnp.where(on, y - y_hat, 0)
@@ -89,7 +92,8 @@ def reconstruction(dictionary: Dictionary, batches: Iterable[Mapping[str, Any]])
     tokens are cut into batches, up to float32 rounding inside a batch.
 
     Raises:
-      UserError: no valid token, values that are not finite, or tokens that are all equal (FVU has no meaning).
+      UserError: arrays missing, of wrong rank, type, length or width; no valid token, values that are not finite, or
+        tokens that are all equal (FVU has no meaning).
     Source: arXiv:2406.04093 (normalised MSE) and the definitions in each field of `Reconstruction`.
     Example:
       >>> from jaxneuro.dictionaries import SparseCoder, TopK
@@ -101,7 +105,7 @@ def reconstruction(dictionary: Dictionary, batches: Iterable[Mapping[str, Any]])
     n, mean, deviation = 0, np.zeros(()), 0.0
     total: dict[str, Any] = {}
     for batch in batches:
-        sums = jax.tree.map(lambda a: np.asarray(a, np.float64), _sums(dictionary, {k: batch[k] for k in _keys(batch)}))
+        sums = jax.tree.map(lambda a: np.asarray(a, np.float64), _sums(dictionary, given(batch)))
         m = int(sums["n"])
         if not m:
             continue
@@ -153,10 +157,6 @@ def decoder_cosine(W_dec: Float[Array, "n_latents d_out"], *, rows: int = 1024) 
         return jnp.max(jnp.where(every == i, -jnp.inf, unit @ unit[i]))
 
     return jax.lax.map(nearest, every, batch_size=rows)
-
-
-def _keys(batch: Mapping[str, Any]) -> list[str]:
-    return [k for k in ("x", "y", "mask") if k in batch]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from .parts.reseed import drawn_tokens, step_key
 from .parts.silence import LONGEST, silent_tokens
 from .parts.start import deviation, masked_mean
 from .parts.untargeted import check_first, read_x
+from .shapes import apart, code, joined, of_width
 
 _EXACT = lax.Precision.HIGHEST
 
@@ -62,7 +63,12 @@ class KMeansDictionary:
         return self.W_dec.shape[0]
 
     def encode_sparse(self, x: Float[Array, "*batch d_in"]) -> tuple[Float[Array, "*batch 1"], Int[Array, "*batch 1"]]:
-        """(value, index) of the one active latent, float32."""
+        """(value, index) of the one active latent, float32.
+
+        Raises:
+          UserError: values of another width.
+        """
+        x = joined(x, self.d_in)
         rows, centroids = x.reshape(-1, self.d_in).astype(jnp.float32), self.W_dec.astype(jnp.float32)
         if self.spherical:
             index = nearest(unit_rows(rows), centroids)[1]
@@ -74,22 +80,40 @@ class KMeansDictionary:
         return value.reshape(*x.shape[:-1], 1), index.reshape(*x.shape[:-1], 1)
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
-        """Latents of x, one nonzero per token, in x's dtype. Holds [batch, n_latents]; see `encode_sparse`."""
+        """Latents of x, one nonzero per token, in x's dtype. Holds [batch, n_latents]; see `encode_sparse`.
+
+        Raises:
+          UserError: values of another width.
+        """
+        x = joined(x, self.d_in)
         value, index = self.encode_sparse(x)
         every = jnp.arange(self.n_latents, dtype=jnp.int32)
         return jnp.where(index == aligned(every, index), value, jnp.float32(0)).astype(x.dtype)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
-        """z W_dec, in z's dtype."""
+        """z W_dec, in z's dtype.
+
+        Raises:
+          UserError: another number of latents.
+        """
+        z = of_width(z, self.n_latents, what="latents to decode")
         return jnp.matmul(z.astype(jnp.float32), self.W_dec.astype(jnp.float32), precision=_EXACT).astype(z.dtype)
 
     def decode_sparse(self, vals: Float[Array, "*batch k"], idx: Int[Array, "*batch k"]) -> Float[Array, "*batch d_in"]:
-        """The reconstruction from what `encode_sparse` returned, float32."""
+        """The reconstruction from what `encode_sparse` returned, float32.
+
+        Raises:
+          UserError: no such code, or an index of no latent.
+        """
+        return self._decoded(*code(vals, idx, self.n_latents))
+
+    def _decoded(self, vals: Array, idx: Array) -> Array:
         return jnp.sum(vals[..., None] * self.W_dec.astype(jnp.float32)[idx], -2)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """The nearest centroid (spherical: times the token's length along it), in x's dtype."""
-        return self.decode_sparse(*self.encode_sparse(x)).astype(x.dtype)
+        shape, x = jnp.shape(x), joined(x, self.d_in)
+        return apart(self._decoded(*self.encode_sparse(x)).astype(x.dtype), shape)
 
 
 class KMeansState(NamedTuple):

@@ -22,6 +22,7 @@ from .parts.learner import Now, Outcome, Parameters, Recipe, Scales, learner
 from .parts.pursuit import Pursuit, Until, merged, pursue
 from .parts.silence import fired
 from .parts.training import Training
+from .shapes import apart, code, joined, of_width
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +83,12 @@ class MatchingPursuit:
         return self.max_steps
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
-        """Latents of x, in x's dtype."""
+        """Latents of x, in x's dtype.
+
+        Raises:
+          UserError: values of another width.
+        """
+        x = joined(x, self.d_in)
         found = self._pursued(x)
         return dense(found.vals, found.idx, self.n_latents).astype(x.dtype)
 
@@ -90,25 +96,41 @@ class MatchingPursuit:
         """(values, indices) of the active latents, float32 and int32: each latent once, unused entries 0.
 
         Rounds are compared with each other: of hundreds, `encode` needs less memory.
+
+        Raises:
+          UserError: values of another width.
         """
-        found = self._pursued(x)
+        found = self._pursued(joined(x, self.d_in))
         return merged(found.vals, found.idx, self.n_latents)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
-        """The reconstruction from latents, in z's dtype."""
+        """The reconstruction from latents, in z's dtype.
+
+        Raises:
+          UserError: another number of latents.
+        """
+        z = of_width(z, self.n_latents, what="latents to decode")
         x_hat = jnp.dot(z.astype(jnp.float32), self.W_dec.astype(jnp.float32))
         return (x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)).astype(z.dtype)
 
     def decode_sparse(self, vals: Float[Array, "*batch k"], idx: Int[Array, "*batch k"]) -> Float[Array, "*batch d_in"]:
-        """The reconstruction from what `encode_sparse` returned, float32."""
+        """The reconstruction from what `encode_sparse` returned, float32.
+
+        Raises:
+          UserError: no such code, or an index of no latent.
+        """
+        return self._decoded(*code(vals, idx, self.n_latents))
+
+    def _decoded(self, vals: Array, idx: Array) -> Array:
         x_hat = sparse_decode(vals, idx, self.W_dec.astype(jnp.float32))
         return x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """The reconstruction of x, in x's dtype."""
+        shape, x = jnp.shape(x), joined(x, self.d_in)
         _, back = INPUT_NORMS[self.input_norm](x.astype(jnp.float32))
         found = self._pursued(x)
-        return back(self.decode_sparse(found.vals, found.idx)).astype(x.dtype)
+        return apart(back(self._decoded(found.vals, found.idx)).astype(x.dtype), shape)
 
     def _pursued(self, x: Array) -> Pursuit:
         x = INPUT_NORMS[self.input_norm](x.astype(jnp.float32)).x

@@ -15,6 +15,7 @@ from ..protocols import Method
 from ..taps import reprs
 from .parts.moments import Scatter, Summary, nothing_yet, row_count, summary, with_rows
 from .parts.untargeted import check_first, read_x
+from .shapes import apart, joined, of_width
 
 LARGEST = 8192
 """Widest input whose scatter matrix is held: 2 x 256 MiB, and an eigendecomposition of minutes."""
@@ -72,19 +73,30 @@ class PCADictionary:
         return self.variance / self.total_variance
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
-        """Coordinates of x, signed, in x's dtype."""
+        """Coordinates of x, signed, in x's dtype.
+
+        Raises:
+          UserError: values of another width.
+        """
+        x = joined(x, self.d_in)
         wide = x.astype(jnp.float32)
         centred = wide - aligned(self.b_dec.astype(jnp.float32), wide)
         return (centred @ self.W_enc.astype(jnp.float32)).astype(x.dtype)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
-        """The reconstruction from coordinates, in z's dtype."""
+        """The reconstruction from coordinates, in z's dtype.
+
+        Raises:
+          UserError: another number of latents.
+        """
+        z = of_width(z, self.n_latents, what="latents to decode")
         x_hat = z.astype(jnp.float32) @ self.W_dec.astype(jnp.float32)
         return (x_hat + aligned(self.b_dec.astype(jnp.float32), x_hat)).astype(z.dtype)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """decode(encode(x)), in x's dtype."""
-        return self.decode(self.encode(x.astype(jnp.float32))).astype(x.dtype)
+        shape, x = jnp.shape(x), joined(x, self.d_in)
+        return apart(self.decode(self.encode(x.astype(jnp.float32))).astype(x.dtype), shape)
 
 
 class PCAState(NamedTuple):

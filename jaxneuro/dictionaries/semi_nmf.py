@@ -21,6 +21,7 @@ from .parts.reseed import drawn_tokens, step_key
 from .parts.silence import silent_tokens
 from .parts.start import deviation
 from .parts.untargeted import check_first, read_x
+from .shapes import apart, joined, of_width
 
 
 @jax.tree_util.register_dataclass
@@ -63,18 +64,29 @@ class SemiNMFDictionary:
         return self.W_dec.shape[0]
 
     def encode(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch n_latents"]:
-        """Non-negative coefficients of x, in x's dtype."""
+        """Non-negative coefficients of x, in x's dtype.
+
+        Raises:
+          UserError: values of another width.
+        """
+        x = joined(x, self.d_in)
         rows = x.reshape(-1, self.d_in).astype(jnp.float32)
         z = coefficients(rows, self.W_dec.astype(jnp.float32), self.steps)
         return z.reshape(*x.shape[:-1], self.n_latents).astype(x.dtype)
 
     def decode(self, z: Float[Array, "*batch n_latents"]) -> Float[Array, "*batch d_in"]:
-        """The reconstruction from coefficients, in z's dtype."""
+        """The reconstruction from coefficients, in z's dtype.
+
+        Raises:
+          UserError: another number of latents.
+        """
+        z = of_width(z, self.n_latents, what="latents to decode")
         return (z.astype(jnp.float32) @ self.W_dec.astype(jnp.float32)).astype(z.dtype)
 
     def __call__(self, x: Float[Array, "*batch d_in"]) -> Float[Array, "*batch d_in"]:
         """decode(encode(x)), in x's dtype."""
-        return self.decode(self.encode(x.astype(jnp.float32))).astype(x.dtype)
+        shape, x = jnp.shape(x), joined(x, self.d_in)
+        return apart(self.decode(self.encode(x.astype(jnp.float32))).astype(x.dtype), shape)
 
 
 class SemiNMFState(NamedTuple):

@@ -33,14 +33,23 @@ def check_half(apply: Any, weights: Weights, cfg: Config, where: str) -> None:
     Raises:
       UserError: what comes out is not finite although every weight is.
     """
-    rng = np.random.default_rng(0)
     if cfg.image is not None:
-        inputs = jnp.asarray(rng.normal(size=(1, cfg.image.size, cfg.image.size, cfg.image.channels)), jnp.float16)
-    else:
-        n = min(_TOKENS, cfg.n_ctx) if cfg.learned_positions else _TOKENS
-        inputs = jnp.asarray(np.linspace(0, cfg.d_vocab - 1, n).astype(np.int32)[None])
+        check_half_pictures(apply, weights, cfg.image.size, cfg.image.channels, where)
+        return
+    n = min(_TOKENS, cfg.n_ctx) if cfg.learned_positions else _TOKENS
+    inputs = jnp.asarray(np.linspace(0, cfg.d_vocab - 1, n).astype(np.int32)[None])
     given = {"context": inputs} if cfg.encoder is not None else {}
     check_finite(jax.jit(apply)(weights, inputs, **given), where)
+
+
+def check_half_pictures(apply: Any, weights: Weights, size: int, channels: int, where: str) -> None:
+    """The same of a model of pictures, on one of noise.
+
+    Raises:
+      UserError: as `check_half`.
+    """
+    noise = np.random.default_rng(0).normal(size=(1, size, size, channels))
+    check_finite(jax.jit(apply)(weights, jnp.asarray(noise, jnp.float16)), where)
 
 
 def check_finite(out: Array, where: str) -> None:

@@ -132,3 +132,21 @@ def test_a_file_that_is_not_finite_is_still_one(tmp_path):
 def test_float64_is_not_taken_for_float32():
     with pytest.raises(UserError, match="no weights of dtype 'float64'"):
         load(FIXTURES / "gpt2", dtype="float64")
+
+
+CONVNETS = FIXTURES.parent / "convnets"
+
+
+@pytest.mark.parametrize("case", ["resnet-basic", "timm-densenet"])
+def test_a_convolutional_network_beyond_float16_is_refused_too(case, tmp_path):
+    folder = folders.copy(CONVNETS, case, tmp_path)
+    folders.rewrite(folder, lambda tensors: {n: a * np.float32(300) if a.ndim == 4 else a for n, a in tensors.items()})
+    with pytest.raises(UserError, match=r"overflows in float16.*dtype='bfloat16'"):
+        load(folder, dtype="float16")
+    pixels = load(folder).example() + jnp.float32(1)
+    assert jnp.isfinite(load(folder, dtype="bfloat16")(pixels)).all()
+    raw = load(folder, dtype="float16", allow_nonfinite=True)  # to look at it as it is
+    with pytest.raises(UserError, match=r"this \w+ model overflows in float16"):
+        raw(pixels)
+    plain = [load(CONVNETS / case, dtype=dtype)(pixels).astype(jnp.float32) for dtype in ("float16", "float32")]
+    np.testing.assert_allclose(*plain, atol=1e-2 * float(jnp.abs(plain[1]).max()))

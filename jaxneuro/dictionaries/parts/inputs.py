@@ -79,7 +79,7 @@ def check(batch: Any) -> None:
     """Raises: UserError: arrays missing, of wrong rank, type or length."""
     if not isinstance(batch, Mapping) or "x" not in batch:
         found = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise UserError(f"a dictionary learns from batches {{'x': [n, d_in], ...}}; this one is {found}.")
+        raise UserError(f"a batch of a dictionary is {{'x': [n, d_in], ...}}; this one is {found}.")
     shapes = {name: batch[name] for name in NAMES if batch.get(name) is not None}
     fits = all(a.shape[:1] == batch["x"].shape[:1] for a in shapes.values())
     for name, a in shapes.items():

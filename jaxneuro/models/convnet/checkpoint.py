@@ -15,6 +15,7 @@ from ...io.fields import Fields
 from ...io.files import write_json
 from ...io.safetensors import Tensors, read_checkpoint, write_safetensors
 from ..families.family import classes_of
+from ..half import check_half_pictures, in_half
 from ..layout import flatten
 from ..match import Row, fit, listed
 from ..reader import read_weights, tensors_of
@@ -49,7 +50,10 @@ def load_convnet(
         folder, tensors, sources, shapes, dtype=dtype, placed=placed, allow_nonfinite=allow_nonfinite
     )
     counters = _counters(tensors, names)
-    return ConvModel(cfg, weights, json.dumps(hf, sort_keys=True), json.dumps(counters, sort_keys=True))
+    model = ConvModel(cfg, weights, json.dumps(hf, sort_keys=True), json.dumps(counters, sort_keys=True))
+    if in_half(weights) and not allow_nonfinite:
+        check_half_pictures(model.apply, weights, model.example().shape[1], cfg.channels, str(folder))
+    return model
 
 
 def _counters(tensors: Tensors, names: dict[str, str]) -> dict[str, int]:

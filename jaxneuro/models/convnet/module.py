@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...taps import SiteTable, sites
+from ..half import check_finite
 from ..layout import Weights
 from ..owner import Owner
 from .forward import convnet
@@ -53,7 +54,10 @@ class ConvModel(Owner):
 
     def __call__(self, pixels: Float[Array, "batch row column channel"]) -> Array:
         """Logits, or the last map of a model without a head."""
-        return self.apply(self.weights, pixels)
+        out = self.apply(self.weights, pixels)
+        if out.dtype == jnp.float16:
+            check_finite(out, f"this {self.cfg.family} model")
+        return out
 
     def sites(self, pixels: Array | None = None) -> SiteTable:
         """All sites of the model; nothing runs. pixels: None: `example()`."""
