@@ -28,6 +28,16 @@ class Method(NamedTuple):
     finish: Callable[[State], Any]
     """state -> Dictionary, table of scores, probe. Runs once, outside jit."""
 
+    def __repr__(self) -> str:
+        return f"Method({', '.join(f'{name}={_name(fn)}' for name, fn in zip(self._fields, self, strict=True))})"
+
+
+def _name(fn: Any) -> str:
+    """A function in a word, what wraps it taken off."""
+    while not hasattr(fn, "__qualname__") and hasattr(fn, "func"):
+        fn = next((a for a in fn.args if callable(a)), fn.func)
+    return getattr(fn, "__qualname__", type(fn).__name__).replace(".<locals>", "")
+
 
 @runtime_checkable
 class Dictionary(Protocol):

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..protocols import Method, State
 from .checkpoint import Checkpoints, shapes
 from .feed import Feed, placer
@@ -92,6 +92,7 @@ def run(
       >>> run(total, [{"x": jnp.ones(3)}, {"x": jnp.ones(3)}], key=jax.random.key(0))
       6.0
     """
+    _check_method(method)
     _check_arguments(steps, checkpoint_every, log_every)
     with Held() as signals, contextlib.ExitStack() as stack:  # signals outermost: raised again when all is closed
         if checkpoint_dir is not None and jax.process_index() == 0:
@@ -228,6 +229,14 @@ def _with(batch: Any, constants: Mapping[str, Any]) -> Any:
     if both:
         raise UserError(f"{', '.join(map(repr, both))}: in the batches and in the constants. Rename one of them.")
     return {**batch, **constants}
+
+
+def _check_method(method: Any) -> None:
+    if not all(callable(getattr(method, name, None)) for name in Method._fields):
+        name = getattr(method, "__name__", "")
+        hint = f" Call it with its settings first: run({name}(...), ...)." if name and callable(method) else ""
+        what = name or shown(method)
+        raise UserError(f"run: {what} is not a Method, which has three functions, init, step and finish.{hint}")
 
 
 def _check_arguments(steps: int | None, every: int | None, log_every: int) -> None:

@@ -219,6 +219,11 @@ class ActivationArray:
     meta: Mapping[str, Any]
     """The request the rows came from: site, seed, fingerprints of model and data."""
 
+    def __repr__(self) -> str:
+        site = self.meta.get("site")
+        of = f" of {shown(site)}" if site is not None else ""
+        return f"ActivationArray({len(self):,} rows of {self.layout.d} {self.layout.dtype}{of}, {shown(self.path)})"
+
     def __len__(self) -> int:
         return self.layout.n
 

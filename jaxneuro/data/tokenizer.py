@@ -176,7 +176,8 @@ class Tokenizer:
         return without(_ints(ids), self.prefix, self.suffix)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids, special tokens included."""
+        """The text of token ids, special tokens included. An id that the tokenizer does not have adds nothing to it;
+        `token_strings` shows where one is."""
         return self.hf.decode(_ints(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def token_strings(self, ids: Iterable[int]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..errors import UserError, unknown
+from ..errors import UserError, quoted, shown, unknown
 from ..stats import permuted_labels
 from .packing import PACKINGS, Apart, Concatenated, OneDocument, Packing
 from .store import Progress, TokenStore, tokenize
@@ -143,6 +143,7 @@ def windows(
       UserError: unknown packing, no room in `length`, no groups, an empty group, or, in "windows" packing, a group
         with fewer tokens than one row.
     """
+    _check_groups(groups)
     if packing not in PACKINGS:
         raise unknown("packing", packing, PACKINGS)
     capacity = length - len(tokenizer.prefix) - len(tokenizer.suffix)
@@ -150,8 +151,6 @@ def windows(
         raise UserError(f"length {length} leaves no room beside the {length - capacity} special tokens of each row.")
     if max_tokens_per_group is not None and max_tokens_per_group < 1:
         raise UserError(f"max_tokens_per_group is {max_tokens_per_group}; give at least 1, or None for all.")
-    if not groups:
-        raise UserError("no groups were given.")
     pack = PACKINGS[packing]
     packers: dict[str, Packing] = {}
     stores = []
@@ -169,6 +168,19 @@ def windows(
         packers[name] = pack(store, capacity, tokenizer.separator_id)
         _enough(name, packers[name], store, capacity, max_tokens_per_group, padded=pack is not Concatenated)
     return Windows(packers, tokenizer, length, stores)
+
+
+def _check_groups(groups: Any) -> None:
+    if not isinstance(groups, Mapping):
+        raise UserError(
+            f"windows: groups are texts by group name, not {shown(groups)}. Write {{'name': [text, ...]}}, or take what "
+            "read_groups gives."
+        )
+    if not groups:
+        raise UserError("no groups were given.")
+    for name, texts in groups.items():
+        if isinstance(texts, str | bytes):
+            raise UserError(f"group {quoted(name)} is one text, where a sequence of texts belongs. Write [text].")
 
 
 def _enough(name: str, packer: Packing, store: TokenStore, capacity: int, limit: int | None, *, padded: bool) -> None:

@@ -14,6 +14,7 @@ from ..models import Config, Transformer, Weights, encode, forward, init_cache
 from ..models.cache import Carried
 from ..taps import intervene, sweep
 from ..taps.ranges import traced
+from ..taps.transforms import check_points
 from .checks import (
     Rows,
     check_ids,
@@ -96,6 +97,7 @@ def steer_sweep(
     ids, real = check_prompt(cfg, tokens, mask, max_new)
     source = check_source(cfg, context, context_mask, len(ids))
     rows = Rows.of(real)
+    check_points("steer_sweep", points, chunk, "chunk")
     made = jax.vmap(edits)(points)
     check_positions(made, rows, max_new, longest(*source))
     shortest, even = last_real(real)

@@ -42,6 +42,8 @@ def resolve(name: str | os.PathLike, *, revision: str | None = None, files: tupl
       >>> resolve(tempfile.gettempdir()) == Path(tempfile.gettempdir())
       True
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f"a model is named by text or by a folder's path, not {shown(name)}. Example: 'bundled'.")
     text = os.fspath(name)
     special = _NAMED.get(text)
     _check_length(text)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..io.files import read_json, write_json
 from ..io.generation import GENERATION, generation_config, token_names
 from ..io.safetensors import Tensors, read_checkpoint, write_safetensors
@@ -124,6 +124,10 @@ def save_pretrained(model: Transformer | ConvModel, folder: str | os.PathLike, t
       UserError: the family's transformers class cannot express the architecture, the weights are quantised, or the disk
         is full.
     """
+    if not isinstance(model, Transformer | ConvModel):
+        raise UserError(f"save_pretrained writes a model that load gives or one made here, not {shown(model)}.")
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"save_pretrained writes into a folder, given as text or path, not {shown(folder)}.")
     folder = Path(folder)
     if isinstance(model, ConvModel):
         return save_convnet(model, folder)

@@ -57,6 +57,7 @@ def apply_fn(cfg: Config) -> Callable[..., Array]:
         }
         return forward(weights, tokens, cfg=cfg, mask=mask, token_types=token_types, **part)
 
+    apply.__qualname__ = "Transformer.apply"  # what shows of `model.apply`, and in a TypeError of Python's
     apply.__dict__["check"] = functools.partial(check_call, cfg)  # `capture` and `intervene` call it
     return apply
 
@@ -69,6 +70,7 @@ def encode_fn(cfg: Config) -> Callable[..., Array]:
         """See `jaxneuro.models.encode`."""
         return encode(weights, tokens, cfg=cfg, mask=mask, stop_at=stop_at)
 
+    run.__qualname__ = "Transformer.encode"
     run.__dict__["check"] = functools.partial(check_call, cfg.encoder or cfg)  # `capture` and `intervene` call it
     return run
 
@@ -83,6 +85,7 @@ def pooled_fn(cfg: Config) -> Callable[..., Array]:
         """See `jaxneuro.models.pooled`."""
         return pooled(weights, inputs, cfg, mask, stop_at=stop_at, **part)
 
+    run.__qualname__ = "Transformer.pooled"
     run.__dict__["check"] = functools.partial(check_call, cfg)  # `capture` and `intervene` call it
     return run
 

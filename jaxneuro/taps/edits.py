@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array
 
 from ..axes import aligned
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
 from . import reprs
 from .definitions import definition
 from .names import parse
@@ -117,6 +117,10 @@ def _set_to(x, value):
     return jnp.broadcast_to(value, x.shape)
 
 
+def _patch(x, source):
+    return _set_to(x, source)
+
+
 def _add(x, vector):
     return x + vector
 
@@ -175,9 +179,30 @@ def _make(
         raise unknown("axis", wrong[0], sorted(AXES), where=repr(site))
     layer = None if layer is None else _index(site, "layer", layer)
     at = {axis: _index(site, axis, index) for axis, index in at.items() if index is not None}
-    args = tuple(np.asarray(a) if isinstance(a, list | tuple) else a for a in args)
+    args = tuple(_listed(site, a) for a in args) if fn is not None else tuple(_numbers(site, op, a) for a in args)
     _check_where(site, where)
     return Edit(site=site, op=op, args=args, fn=fn, layer=layer, at=at, where=where, per_layer=per_layer)
+
+
+def _listed(site: str, value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise UserError(f"{site!r}: the rows of {shown(value)} have unequal lengths. Give an array.") from None
+
+
+def _numbers(site: str, op: Callable[..., Any], value: Any) -> Any:
+    """The value of an edit: numbers, which None is only as a missing bound."""
+    if value is None and op is _clamp:
+        return None
+    value = _listed(site, value)
+    kind = np.dtype(getattr(value, "dtype", None) or np.asarray(value).dtype)
+    if not jnp.issubdtype(kind, np.number) and kind != np.bool_:
+        what = op.__name__.strip("_")
+        raise UserError(f"{what}({site!r}, {reprs.brief(value)}): the value is a number or an array of numbers.")
+    return value
 
 
 def _index(site: str, axis: str, index: Any) -> Any:
@@ -287,13 +312,19 @@ def patch(site: str, source: Any, **at: Unpack[Selectors]) -> Edit:
         if site not in source:
             raise unknown("captured site", site, source, where="patch")
         source = source[site]
-    return _make(site, _set_to, (source,), **{"per_layer": None, **at})
+    return _make(site, _patch, (source,), **{"per_layer": None, **at})
 
 
 def apply_fn(site: str, fn: Callable[..., Any], *args: Any, **at: Unpack[Selectors]) -> Edit:
     """Replace the site by a function of it: x' = fn(x, *args). Selectors: see `zero`.
 
     `fn` is part of the program: define it once, a new function object compiles anew. What changes goes into `args`
-    (or into the arguments of a `jax.tree_util.Partial`). It sees the site's own axes, without those of vmap.
+    (or into the arguments of a `jax.tree_util.Partial`). It sees the site's own axes, without those of vmap, and
+    returns the same shape, or one number for all of it.
+
+    Raises:
+      UserError: fn is not a function; (when it runs) fn returned another shape.
     """
+    if not callable(fn):
+        raise UserError(f"apply_fn({site!r}, {shown(fn)}): the second argument is a function of the site's value.")
     return _make(site, _set_to, args, fn=fn if isinstance(fn, Partial) else Partial(fn), **at)

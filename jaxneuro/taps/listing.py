@@ -6,12 +6,12 @@ import html
 from collections.abc import Callable
 from typing import Any, Final
 
-from ..errors import unknown
+from ..errors import UserError, unknown
 from . import checks
 from .definitions import definition
 from .names import parse
 from .primitive import EVERYTHING
-from .staging import stage
+from .staging import check_callable, stage
 from .survey import Occurrence, survey
 
 _HEAD: Final = ("site", "layers", "axes", "shape", "dtype", "what", "TransformerLens")
@@ -101,6 +101,8 @@ def _cells(site: Site) -> tuple[str, ...]:
 def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteTable:
     """All sites of a function, as records; shown as a table. Nothing runs: arguments may be `ShapeDtypeStruct`s.
 
+    Raises:
+      UserError: fn is not a function, or a model without inputs.
     Example:
       >>> from jaxneuro.taps import tap
       >>> table = sites(lambda x: tap(2 * x, "double", axes=("pos",)), jnp.arange(3))
@@ -110,6 +112,12 @@ def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteTable:
       >>> table["double"].axes
       ('pos',)
     """
+    check_callable(fn)
+    if not args and not kwargs and callable(getattr(fn, "sites", None)):
+        what = type(fn).__name__
+        raise UserError(
+            f"sites: a {what} without inputs. Write model.sites(), or sites(model.apply, model.weights, tokens)."
+        )
     found = survey(stage(fn, args, kwargs, frozenset({EVERYTHING})).program)
     by_name: dict[str, list[Occurrence]] = {}
     for o in found.all:

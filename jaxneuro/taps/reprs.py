@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.core import Tracer
 
+from ..errors import shown
+
 
 def value(x: Any) -> str:
     """One value in a few words.
@@ -25,6 +27,11 @@ def value(x: Any) -> str:
     if x.shape == () and known:
         return f"{there.item():.6g}" if x.dtype.kind == "f" else str(x)
     return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
+
+
+def brief(x: Any) -> str:
+    """`value`, where an object could say pages: for messages."""
+    return shown(x) if isinstance(x, str) or not hasattr(x, "dtype") else value(x)
 
 
 def fields(obj: Any) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.extend.core import Jaxpr
 
+from ..errors import UserError, shown
 from .names import parse
 from .primitive import EVERYTHING, wanted
 from .survey import Survey, survey
@@ -43,9 +44,20 @@ def stage(fn: Callable[..., Any], args: Any, kwargs: Any, names: frozenset[str])
     return Staged(program, inputs, functools.partial(jax.tree.unflatten, jax.tree.structure(shape)))
 
 
+def check_callable(fn: Any) -> None:
+    """What is transformed is a function.
+
+    Raises:
+      UserError: it is not.
+    """
+    if not callable(fn):
+        raise UserError(f"{shown(fn)} is not a function: give a model's as model.apply, which takes (weights, tokens).")
+
+
 def check_arguments(fn: Callable[..., Any], args: Any, kwargs: Any) -> None:
     """What a function says of its arguments while their values can still be looked at: its attribute `check`, called
     with them, raises. Wrappers of the function keep it."""
+    check_callable(fn)
     check = getattr(fn, "check", None)
     if callable(check):
         check(*args, **kwargs)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from . import checks, collect
 from .compiled import eagerly
 from .edits import Edit, numbers_as_arrays
@@ -135,10 +136,30 @@ def sweep(fn: Callable[[Any], Any], points: Any, *, batch_size: int = 64) -> Any
     Returns:
       fn's results, stacked along a leading axis.
     Raises:
-      UserError: outside of jit, a point that selects a layer, neuron, head ... which its site does not have; inside,
-        where points are not known, the site is NaN for it (see `zero`).
+      UserError: points without a leading axis or of unequal length, a batch_size below 1; outside of jit, a point that
+        selects a layer, neuron, head ... which its site does not have; inside, where points are not known, the site is
+        NaN for it (see `zero`).
     Example:
       >>> sweep(lambda p: p * p, jnp.arange(4))
       Array([0, 1, 4, 9], dtype=int32)
     """
+    check_points("sweep", points, batch_size, "batch_size")
     return eagerly(lambda points: jax.lax.map(fn, points, batch_size=batch_size), points)
+
+
+def check_points(who: str, points: Any, size: Any, size_name: str) -> None:
+    """Points are arrays of one leading length, and a chunk holds at least one of them.
+
+    Raises:
+      UserError: they are not.
+    """
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise UserError(f"{who}: {size_name} is the number of points that run together, at least 1, not {shown(size)}.")
+    shapes: list[tuple[int, ...]] = [getattr(a, "shape", ()) for a in jax.tree.leaves(points)]
+    if not shapes or () in shapes:
+        raise UserError(
+            f"{who}: points are arrays with a leading axis, one entry per point, not {shown(points)}. Write a list of "
+            "numbers as jnp.array([...])."
+        )
+    if len(lengths := {shape[0] for shape in shapes}) > 1:
+        raise UserError(f"{who}: the arrays of the points have {sorted(lengths)} entries. Give one per point in each.")

@@ -62,7 +62,12 @@ class View:
 
         def one(value):
             new = jnp.asarray(fn(value, *args))
-            self._check(new.shape, self.shape, f"what {getattr(fn.func, '__name__', 'the function')} returned")
+            if new.ndim and new.shape != value.shape:  # rows that broadcast over others are a slip, not an edit
+                raise UserError(
+                    f"{self.site!r}: what {getattr(fn.func, '__name__', 'the function')} returned has shape "
+                    f"{new.shape}, which is not that of {describe(self.shape, self.params['axes'])}. Return the same "
+                    "shape (jnp.broadcast_to), or one number."
+                )
             return jnp.broadcast_to(new, value.shape).astype(value.dtype)
 
         for _ in range(self.x.ndim - self.ndim):

@@ -12,7 +12,7 @@ import pytest
 
 import jaxneuro
 from jaxneuro.cli import main
-from jaxneuro.dictionaries import JumpReLU, SparseCoder, TopK
+from jaxneuro.dictionaries import JumpReLU, SparseCoder, TopK, topk
 from jaxneuro.errors import UserError
 from jaxneuro.inference import generate
 from jaxneuro.models import Config, Transformer, init
@@ -44,12 +44,22 @@ def model():
         (scale("blocks.*.mlp.post", 0.5, layer=[0, 1]), "scale('blocks.*.mlp.post', 0.5, layer=int64[2])"),
         (clamp("embed", hi=2), "clamp('embed', None, 2)"),
         (apply_fn("embed", jnp.tanh), "apply_fn('embed', tanh)"),
-        (patch("embed", jnp.ones((2, 3))), "set_to('embed', float32[2, 3])"),
+        (patch("embed", jnp.ones((2, 3))), "patch('embed', float32[2, 3])"),
     ],
 )
 def test_an_edit_is_shown_as_it_is_written(edit, shown):
     assert repr(edit) == shown
     jax.make_jaxpr(lambda e: (repr(e), 0)[1])(edit)  # with tracers in it
+
+
+def test_methods_and_pure_functions_are_shown_in_a_line(model):
+    shown = repr(topk(n_latents=4, k=2))
+    assert " at 0x" not in shown
+    assert shown.startswith("Method(init=")
+    assert len(shown) < 200
+    assert "Transformer.apply" in repr(model.apply)
+    with pytest.raises(TypeError, match=r"Transformer\.apply"):
+        model.apply()
 
 
 def test_models_and_configurations_are_shown_by_what_differs(model):

@@ -23,6 +23,7 @@ def apply_fn(cfg: ConvNet) -> Callable[..., Array]:
         """See `jaxneuro.models.convnet.convnet`."""
         return convnet(weights, pixels, cfg=cfg)
 
+    apply.__qualname__ = "ConvModel.apply"  # what shows of `model.apply`, and in a TypeError of Python's
     return apply
 
 
