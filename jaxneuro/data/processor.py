@@ -11,9 +11,18 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ..errors import UserError, unknown
+from ..io.fields import FLAG, many, null_or, number, whole
 
 FILTERS: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters; the place of one is the number that it has in a preprocessor_config.json."""
+
+LONGEST: Final = 8192
+"""Pixels of a side: 8192 x 8192 of three channels are 2 GB while they are rescaled."""
+SIDE: Final = whole(1, LONGEST)
+SCALE: Final = number(low=1e-12, high=1e6)
+MEAN: Final = many(number(low=-1e6, high=1e6), least=1, most=64)
+STD: Final = many(number(low=1e-6, high=1e6), least=1, most=64)
+"""What the settings of a processor may be, in files too: within these every pixel is finite."""
 
 type Picture = Any
 """A `PIL.Image.Image`, or a uint8 array [row, column, channel]."""
@@ -57,10 +66,14 @@ class Processor:
         if self.resample not in FILTERS:
             raise unknown("filter", self.resample, FILTERS, where="Processor")
         sides = [*(self.resize if isinstance(self.resize, tuple) else (self.resize,)), *(self.crop or ())]
-        if bad := [n for n in sides if n is not None and (type(n) is not int or n < 1)]:
-            raise UserError(f"a side of {bad[0]!r} pixels: resize and crop take positive whole numbers.")
-        if len(self.mean or ()) != len(self.std or ()) or self.mean == () or 0 in (self.std or ()):
-            raise UserError(f"mean={self.mean} and std={self.std}: one number per channel each, and no std of 0.")
+        for side in sides:
+            null_or(SIDE).of(side, "a side of resize or crop")
+        for name, kind in {"rescale": SCALE, "mean": MEAN, "std": STD}.items():
+            null_or(kind).of(getattr(self, name), name)
+        for name in ("crop_to_even", "to_rgb"):
+            FLAG.of(getattr(self, name), name)
+        if len(self.mean or ()) != len(self.std or ()):
+            raise UserError(f"mean={self.mean} and std={self.std}: one number per channel each.")
 
     def __call__(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch row column channel"]:
         """The batch that a model takes.
@@ -151,6 +164,11 @@ def _sides(have: tuple[int, int], want: int | tuple[int, int]) -> tuple[int, int
         return want
     rows, columns = have
     long = int(want * max(have) / min(have))
+    if long > LONGEST:
+        raise UserError(
+            f"a picture of {rows} x {columns} pixels has {long} on its longer side when the shorter has {want}: more "
+            f"than {LONGEST}. Crop it first."
+        )
     return (long, want) if columns <= rows else (want, long)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ..errors import UserError, unknown
+from ..io.fields import FLAG, Fields, Kind, choice, many, number
 from ..io.files import read_json
 from ..io.sources import resolve
-from .processor import FILTERS, Processor
+from .processor import FILTERS, LONGEST, MEAN, SCALE, SIDE, STD, Processor
 
 _HALF: Final = (0.5, 0.5, 0.5)
 _CLIP: Final = {
@@ -105,67 +106,59 @@ def processor_from_hf(config: dict[str, Any], where: str = "preprocessor_config.
     given = {key: value for key, value in config.items() if value is not None and key not in _SILENT}
     if odd := [key for key in given if key not in usual]:
         raise unknown(f"setting of a {kind}", odd[0], usual, where=where)
-    s = {**usual, **given}
-    for key in ("do_pad", "use_square_size"):
-        if s[key]:
-            raise UserError(f"{where}: {key}={s[key]!r} is not ported.")
-    square, crop = s["default_to_square"], None
-    resize = _size(s["size"], "size", square, where) if s["do_resize"] else None
-    if s["do_center_crop"]:
-        crop = _size(s["crop_size"], "crop_size", True, where)
-    if "crop_pct" in s and resize is not None:
-        resize, crop = _cropped_part(resize, s["crop_pct"], crop, where)
-    normalised = s["do_normalize"]
-    return _made(
-        where,
-        resize=resize,
-        resample=_filter(s["resample"], where),
-        crop=crop,
-        rescale=_number(s["rescale_factor"], "rescale_factor", where) if s["do_rescale"] else None,
-        mean=_channels(s["image_mean"], "image_mean", where) if normalised else None,
-        std=_channels(s["image_std"], "image_std", where) if normalised else None,
-        to_rgb=bool(s["do_convert_rgb"]),
-    )
+    with Fields({**usual, **given}, where) as s:
+        for key in ("do_pad", "use_square_size"):
+            if s.read(key, FLAG):
+                s.note(f"{key}=True is not ported")
+        square = s.read("default_to_square", FLAG)
+        resize = s.read("size", _size(square, edge=True)) if s.read("do_resize", FLAG) else None
+        crop = s.read("crop_size", _size(True)) if s.read("do_center_crop", FLAG) else None
+        if "crop_pct" in s and resize is not None:
+            resize, crop = _cropped_part(resize, s.read("crop_pct", _SHARE), crop, where)
+        normalised = s.read("do_normalize", FLAG)
+        found: dict[str, Any] = {
+            "resize": resize,
+            "resample": FILTERS[s.read("resample", _FILTER)],
+            "crop": crop,
+            "rescale": s.read("rescale_factor", SCALE) if s.read("do_rescale", FLAG) else None,
+            "mean": s.read("image_mean", MEAN) if normalised else None,
+            "std": s.read("image_std", STD) if normalised else None,
+            "to_rgb": s.read("do_convert_rgb", FLAG),
+        }
+    return _made(where, **found)
 
 
-def _size(value: Any, key: str, square: bool, where: str) -> Any:
-    """The shorter side, or rows and columns."""
-    match value:
-        case {"height": int(rows), "width": int(columns), **rest} if not rest:
-            return rows, columns
-        case {"shortest_edge": int(side), **rest} if not rest and key == "size":
-            return side
-        case int():
-            return (value, value) if square else value
-        case [int(rows), int(columns)]:
-            return rows, columns
-    raise UserError(f"{where}: {key}={value!r} is not ported: it is a number, {{height, width}} or {{shortest_edge}}.")
+_SHARE: Final = number(low=0.01, high=1)
+_FILTER: Final = Kind[int](
+    f"one of Pillow's numbers of filters, 0 to {len(FILTERS) - 1}",
+    lambda v: type(v) is int and 0 <= v < len(FILTERS),
+    int,
+    0,
+)
+
+
+def _size(square: bool, *, edge: bool = False) -> Kind[Any]:
+    """The shorter side, or rows and columns; `edge`: {shortest_edge} is known."""
+
+    def sides(v: Any) -> Any:
+        if isinstance(v, dict):
+            wanted = ["height", "width"] if len(v) == 2 else ["shortest_edge"] if edge else []
+            found = [v.get(key) for key in wanted] if set(v) == set(wanted) else []
+        else:
+            found = list(v) if isinstance(v, list | tuple) and len(v) == 2 else [v] * (1 + square)
+        if not found or not all(map(SIDE.fits, found)):
+            return None
+        return found[0] if len(found) == 1 else tuple(found)
+
+    ways = "[height, width], {height, width}" + (" or {shortest_edge}" if edge else "")
+    return Kind(f"a whole number of pixels from 1 to {LONGEST}, {ways}", lambda v: sides(v) is not None, sides, 1)
 
 
 def _cropped_part(resize: Any, share: float, crop: Any, where: str) -> tuple[Any, tuple[int, int] | None]:
     """ConvNeXT's rule: below 384 pixels resize to more and cut the middle out, else squeeze the whole into a square."""
     if isinstance(resize, tuple) or crop is not None:
         raise UserError(f"{where}: a ConvNextImageProcessor has size={{shortest_edge}} and no do_center_crop.")
-    share = _number(share, "crop_pct", where)
     return (int(resize / share), (resize, resize)) if resize < 384 else ((resize, resize), None)
-
-
-def _filter(value: Any, where: str) -> str:
-    if type(value) is not int or not 0 <= value < len(FILTERS):
-        raise unknown("filter", value, range(len(FILTERS)), where=where, hint="These are Pillow's numbers.")
-    return FILTERS[value]
-
-
-def _number(value: Any, key: str, where: str) -> float:
-    if not isinstance(value, int | float) or value <= 0:
-        raise UserError(f"{where}: {key}={value!r} is not a positive number.")
-    return float(value)
-
-
-def _channels(value: Any, key: str, where: str) -> tuple[float, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(v, int | float) for v in value):
-        raise UserError(f"{where}: {key}={value!r} is not a list of numbers, one per channel.")
-    return tuple(map(float, value))
 
 
 def _made(where: str, **fields: Any) -> Processor:
@@ -194,25 +187,19 @@ def processor_from_timm(config: dict[str, Any], where: str = "config.json") -> P
       >>> processor_from_timm({"input_size": [3, 224, 224], "crop_pct": 0.95}).resize
       235
     """
-    s = {key: config.get(key) or usual for key, usual in _TIMM.items()}
-    channels, rows, columns = s["input_size"]
-    fits = rows == columns and channels == len(s["mean"]) and 0 < s["crop_pct"] <= 1
-    if not fits or s["crop_mode"] not in ("center", "squash"):
-        asked = {key: s[key] for key in ("input_size", "mean", "crop_pct", "crop_mode")}
-        raise UserError(
-            f"{where}: {asked} is not ported: pictures are square, with a mean per channel, no larger than before "
-            "the crop, and crop_mode is center or squash."
-        )
-    side = math.floor(rows / s["crop_pct"])
-    return _made(
-        where,
-        resize=side if s["crop_mode"] == "center" else (side, side),
-        resample=s["interpolation"],
-        crop=(rows, columns),
-        crop_to_even=True,
-        mean=_channels(s["mean"], "mean", where),
-        std=_channels(s["std"], "std", where),
-    )
+    given = {key: usual if config.get(key) is None else config[key] for key, usual in _TIMM.items()}
+    with Fields(given, where) as s:
+        channels, rows, columns = s.read("input_size", many(SIDE, least=3, most=3))
+        mean, share = s.read("mean", MEAN), s.read("crop_pct", _SHARE)
+        mode = s.read("crop_mode", choice(["center", "squash"]))
+        found = {"resample": s.read("interpolation", choice(FILTERS)), "mean": mean, "std": s.read("std", STD)}
+        if rows != columns or channels != len(mean):
+            s.note(
+                f"input_size={given['input_size']}, mean={given['mean']}: pictures are square, with a mean per channel"
+            )
+    side = math.floor(rows / share)
+    resize = side if mode == "center" else (side, side)
+    return _made(where, resize=resize, crop=(rows, columns), crop_to_even=True, **found)
 
 
 _FILES: Final[tuple[tuple[str, str, Callable[[dict[str, Any], str], Processor]], ...]] = (

@@ -14,7 +14,14 @@ import pytest
 from PIL import Image
 
 from jaxneuro.data.processor import FILTERS, Processor
-from jaxneuro.data.processor_config import PROCESSORS, load_processor, processor_from_hf, processor_from_timm
+from jaxneuro.data.processor_config import (
+    _ALL,
+    _TIMM,
+    PROCESSORS,
+    load_processor,
+    processor_from_hf,
+    processor_from_timm,
+)
 from jaxneuro.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "processors"
@@ -154,26 +161,26 @@ WRONG_CONFIGS = {
     "an unknown setting": ({**HF, "crop_pct": 0.9}, "no setting of a CLIPImageProcessor 'crop_pct'. Did you mean"),
     "padding": ({**HF, "do_pad": True}, "do_pad=True is not ported"),
     "an old switch": ({**HF, "use_square_size": True}, "use_square_size=True is not ported"),
-    "two edges": ({**HF, "size": {"shortest_edge": 8, "longest_edge": 9}}, "size=.*is not ported: it is a number"),
-    "a crop of an edge": ({**HF, "crop_size": {"shortest_edge": 8}}, "crop_size=.*is not ported"),
-    "half a size": ({**HF, "size": {"height": 8}}, "size=.*is not ported"),
-    "a size of text": ({**HF, "size": "8"}, "size='8' is not ported"),
-    "a size of nothing": ({**HF, "size": 0}, "a side of 0 pixels"),
-    "a filter": ({**HF, "resample": 6}, "no filter 6.*Pillow's numbers"),
-    "one mean for all": ({**HF, "image_mean": 0.5}, "image_mean=0.5 is not a list of numbers, one per channel"),
+    "two edges": ({**HF, "size": {"shortest_edge": 8, "longest_edge": 9}}, "size = .* is not a whole number of pixels"),
+    "a crop of an edge": ({**HF, "crop_size": {"shortest_edge": 8}}, "crop_size = .* is not a whole number of pixels"),
+    "half a size": ({**HF, "size": {"height": 8}}, "size = .*height, width"),
+    "a size of text": ({**HF, "size": "8"}, "size = .8. is not a whole number"),
+    "a size of nothing": ({**HF, "size": 0}, "size = 0 is not a whole number of pixels from 1 to 8192"),
+    "a filter": ({**HF, "resample": 6}, "resample = 6 is not one of Pillow's numbers"),
+    "one mean for all": ({**HF, "image_mean": 0.5}, "image_mean = 0.5 is not a list"),
     "two means": ({**HF, "image_mean": [0.5, 0.5]}, r"mean=\(0.5, 0.5\) and std=.*one number per channel each"),
-    "no deviation": ({**HF, "image_std": [1, 0, 1]}, "no std of 0"),
-    "a scale": ({**HF, "rescale_factor": "1/255"}, "rescale_factor='1/255' is not a positive number"),
+    "no deviation": ({**HF, "image_std": [1, 0, 1]}, "image_std = .* is not a list of 1 to 64"),
+    "a scale": ({**HF, "rescale_factor": "1/255"}, "rescale_factor = .1/255. is not a finite number"),
     "a square of convnext": ({**CONVNEXT, "size": {"height": 8, "width": 8}}, "has size={shortest_edge} and no"),
     "a crop of convnext": ({**CONVNEXT, "do_center_crop": True}, "has size={shortest_edge} and no do_center_crop"),
-    "a share": ({**CONVNEXT, "crop_pct": 0}, "crop_pct=0 is not a positive number"),
+    "a share": ({**CONVNEXT, "crop_pct": 0}, "crop_pct = 0 is not a finite number"),
     "timm, borders": (
         {"pretrained_cfg": {"crop_mode": "border"}},
-        "'crop_mode': 'border'} is not ported: .* center or squash",
+        "no crop_mode 'border'. Known: center, squash",
     ),
-    "timm, no square": ({"pretrained_cfg": {"input_size": [3, 8, 9]}}, r"'input_size': \[3, 8, 9\].*is not ported"),
+    "timm, no square": ({"pretrained_cfg": {"input_size": [3, 8, 9]}}, r"input_size=\[3, 8, 9\].*square"),
     "timm, one channel": ({"pretrained_cfg": {"input_size": [1, 8, 8]}}, "with a mean per channel"),
-    "timm, a filter": ({"pretrained_cfg": {"interpolation": "random"}}, "no filter 'random'"),
+    "timm, a filter": ({"pretrained_cfg": {"interpolation": "random"}}, "no interpolation 'random'"),
     "neither": ({"pretrained_cfg": {}}, "does not say how its pictures are prepared"),
 }
 
@@ -185,6 +192,53 @@ def test_configurations_that_are_refused(config, message, tmp_path):
     with pytest.raises(UserError, match=message) as e:
         load_processor(tmp_path)
     assert str(tmp_path) in str(e.value)
+
+
+SWITCHES = [key for key, value in _ALL.items() if type(value) is bool]
+NO_NUMBERS = [True, "0.5", float("nan"), float("inf"), [], {}, 1e30]
+SCALES = [*NO_NUMBERS, 0, -1, 1e-300]
+MEANS = [5, "0.5", [], ["0.5"] * 3, *([v] * 3 for v in NO_NUMBERS)]
+STDS = [*MEANS, [0.0] * 3, [-1.0] * 3, [1e-300] * 3]
+SIZES = [10**9, True, 2.0, "8", [8], [8, True], {"height": True, "width": 8}, {"height": 8, "width": 10**9}]
+VALUES = {
+    **{key: ["false", "no", 0, 1, [], {}, 0.0] for key in SWITCHES},
+    "rescale_factor": SCALES,
+    "crop_pct": SCALES,
+    "image_mean": MEANS,
+    "mean": MEANS,
+    "image_std": STDS,
+    "std": STDS,
+    "size": SIZES,
+    "crop_size": SIZES,
+    "resample": [True, 2.0, "2", -1, [2]],
+    "input_size": [5, [3, 8], [3, 8, 8, 8], [3, True, 8], [3, 10**9, 10**9], "388", [3, 8.0, 8.0]],
+    "interpolation": [3, True, [], {}],
+    "crop_mode": [3, True, []],
+}
+
+
+@pytest.mark.parametrize("key", VALUES)
+def test_every_setting_is_typed(key):
+    for value in VALUES[key]:
+        if key in _TIMM and key != "crop_pct":
+            read, config = processor_from_timm, {key: value}
+        else:
+            kind = CONVNEXT if key == "crop_pct" else HF
+            read, config = processor_from_hf, {**kind, "do_center_crop": kind is HF, key: value}
+        with pytest.raises(UserError, match=rf"{key} = .* is not "):
+            read(config)
+        if key == "crop_pct":
+            with pytest.raises(UserError, match=r"crop_pct = .* is not "):
+                processor_from_timm({key: value})
+
+
+def test_a_processor_made_by_hand_is_checked_too():
+    wrong = {"resize": 10**9, "crop": (8, True), "rescale": float("nan"), "mean": (float("nan"),), "std": (0.0,)}
+    for name, value in {**wrong, "to_rgb": "no", "crop_to_even": 1}.items():
+        with pytest.raises(UserError, match="is not"):
+            Processor(**{"mean": (0.5,), "std": (0.5,), name: value})
+    with pytest.raises(UserError, match=r"a picture of 1 x 9000 pixels has 72000 on its longer side"):
+        Processor(resize=8)(np.zeros((1, 9000, 3), np.uint8))
 
 
 def test_files_are_looked_for_in_transformers_order(tmp_path):
