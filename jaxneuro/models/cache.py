@@ -125,5 +125,5 @@ def _write(buffer: Array, layer: Array, new: Array, at: Any) -> Array:
         rest = [jnp.int32(0)] * (buffer.ndim - 3)
         return jax.lax.dynamic_update_slice(buffer, new[None], (layer, jnp.int32(0), at, *rest))
     rows = jnp.arange(new.shape[0], dtype=jnp.int32)[:, None]
-    slots = at[:, None] + jnp.arange(new.shape[1], dtype=jnp.int32)
+    slots = at[:, None] + jnp.arange(new.shape[1], dtype=jnp.int32)[None]
     return buffer.at[layer, rows, slots].set(new, mode="drop")

@@ -15,7 +15,7 @@ from ..errors import UserError, unknown
 from .definitions import OTHERS
 from .edits import Edit
 from .names import SiteName, parse
-from .ranges import Have, check_index, ranges, within
+from .ranges import Ends, Have, check_index, marked, missing, ranges
 from .spans import SPAN_OF
 from .survey import Occurrence, Survey
 from .views import broadcasts, describe
@@ -102,16 +102,17 @@ def bind_edit(edit: Edit, survey: Survey) -> Edit:
     here = find(edit.site, survey, "intervene")
     _check_editable(asked, here, where)
     at, outside = dict(edit.at), []
-    for axis, index in edit.at.items():
-        at[axis] = _in_range(index, edit.site, axis, _length(axis, index, here, where), outside)
-    layer = None if edit.layer is None else _layer(edit, here, where, outside)
+    lengths = {axis: _length(axis, index, here, where) for axis, index in edit.at.items()}
     per_layer = edit.per_layer
     if per_layer is None:
         per_layer = _has_layer_axis(np.shape(edit.args[0]), here[0], where)
+    ends = _ends(edit, bool(per_layer), here)
+    for axis, index in edit.at.items():
+        at[axis] = _in_range(index, edit.site, axis, lengths[axis], ends.get(axis, ()), outside)
+    layer = None if edit.layer is None else _layer(edit, here, where, ends.get("layer", ()), outside)
     rows = _rows(edit, asked, here, where) if per_layer else None
-    _check_order(edit, bool(per_layer), here, where)
-    missing = functools.reduce(jnp.logical_or, outside) if outside else None
-    return dataclasses.replace(edit, at=at, layer=layer, per_layer=per_layer, rows=rows, outside=missing)
+    wrong = functools.reduce(jnp.logical_or, outside) if outside else None
+    return dataclasses.replace(edit, at=at, layer=layer, per_layer=per_layer, rows=rows, outside=wrong)
 
 
 def _check_editable(asked: SiteName, here: list[Occurrence], where: str) -> None:
@@ -132,19 +133,21 @@ def _concrete(x: Any) -> np.ndarray | None:
     return None if isinstance(x, Tracer) else np.asarray(x)
 
 
-def _in_range(index: Any, site: str, axis: str, have: Have | None, outside: list[Any]) -> Any:
+def _in_range(index: Any, site: str, axis: str, have: Have | None, ends: Ends, outside: list[Any]) -> Any:
     """An index after its check: now if its numbers are known; else marked, and `outside` says when it is wrong."""
-    if have is None or jnp.asarray(index).dtype == bool:
+    ends = ends if np.ndim(index) == 1 else ()
+    if (have is None and not ends) or jnp.asarray(index).dtype == bool:
         return index
     if (known := _concrete(index)) is not None:
-        check_index(known, site, axis, have)
+        check_index(known, site, axis, have, ends=ends)
         return index
-    index, wrong = within(index, site, axis, have)
-    outside.append(wrong)
+    index = marked(index, site, axis, have, ends)
+    if have is not None:
+        outside.append(missing(index, have))
     return index
 
 
-def _layer(edit: Edit, here: list[Occurrence], where: str, outside: list[Any]) -> Any:
+def _layer(edit: Edit, here: list[Occurrence], where: str, ends: Ends, outside: list[Any]) -> Any:
     """Layer indices: masks turned into numbers (-1: none), negative ones counted from the end."""
     layer = edit.layer
     if all(o.layer is None for o in here):
@@ -155,9 +158,10 @@ def _layer(edit: Edit, here: list[Occurrence], where: str, outside: list[Any]) -
         if np.ndim(layer) != 1 or (n is not None and len(layer) != n):
             raise UserError(f"{where}: the mask layer= has shape {np.shape(layer)}; the site has {n} layers.")
         return jnp.where(layer, np.arange(len(layer), dtype=np.int32), -1)
+    layer = _in_range(layer, edit.site, "layer", None if n is None else tuple(numbers or ()), ends, outside)
     if n is None:
         return layer
-    layer = jnp.asarray(_in_range(layer, edit.site, "layer", tuple(numbers or ()), outside), jnp.int32)
+    layer = jnp.asarray(layer, jnp.int32)
     return jnp.where(layer < 0, layer + n, layer)
 
 
@@ -166,49 +170,33 @@ def _length(axis: str, index: Any, here: list[Occurrence], where: str) -> int | 
     axes = here[0].axes or ()
     if axis not in axes:
         raise unknown("axis", axis, axes, where=where, hint=f"The site has shape {here[0].shape}.")
+    mask = jnp.asarray(index).dtype == bool
+    if mask and np.ndim(index) != 1:
+        raise UserError(f"{where}: the mask {axis}= has shape {np.shape(index)}; a mask has one axis.")
     span = SPAN_OF.get(axis, "")
     if any(o.spans.get(span, 0) is None for o in here):
         return None
     sizes = {o.shape[axes.index(axis)] for o in here}  # the steps of a decoding loop see other sizes than the prompt
     n = max(sizes)
-    if jnp.asarray(index).dtype == bool and (np.ndim(index) != 1 or np.shape(index)[0] not in sizes):
+    if mask and np.shape(index)[0] not in sizes:
         raise UserError(f"{where}: the mask {axis}= has shape {np.shape(index)}; the axis has {n} entries.")
     return n
 
 
-def _check_order(edit: Edit, per_layer: bool, here: list[Occurrence], where: str) -> None:
-    """A list selects a set: in another order, a value with this axis would not be what it looks like."""
+def _ends(edit: Edit, per_layer: bool, here: list[Occurrence]) -> dict[str, Ends]:
+    """Of every axis that is selected along, whether its list must ascend: a list selects a set, so in another order a
+    value with this axis would not be what it looks like."""
     if edit.fn is not None:
-        return
+        return {}
     axes, sizes = here[0].axes or (), [np.shape(a) for a in jax.tree.leaves(edit.args)]
-    own = [shape[1:] if per_layer else shape for shape in sizes]
-    for axis, index in edit.at.items():
-        k = axes.index(axis) - len(axes)
-        has_it = any(len(shape) >= -k and shape[k] != 1 for shape in own)
-        # where the end of a row is not known, its negative positions are below all others
-        n = here[0].shape[k] if SPAN_OF.get(axis, "") not in here[0].spans else None
-        if has_it and not _ascends(index, n):
-            raise _unordered(where, axis, index)
-    numbers = known_layers(here)
-    if per_layer and any(sizes) and not _ascends(edit.layer, numbers[-1] + 1 if numbers else None):
-        raise _unordered(where, "layer", edit.layer)
-
-
-def _ascends(index: Any, n: int | None) -> bool:
-    """Whether a list of indices is in the order of its axis of n entries, if it is a list that is known."""
-    known = None if index is None else _concrete(index)
-    if known is None or known.ndim != 1 or known.dtype == bool:
-        return True
-    mixed = n is None and known.size and known.min() < 0 <= known.max()
-    return not mixed and bool(np.all(np.diff(known if n is None else np.where(known < 0, known + n, known)) > 0))
-
-
-def _unordered(where: str, axis: str, index: Any) -> UserError:
-    return UserError(
-        f"{where}: {axis}={np.asarray(index).tolist()} does not ascend, and the value has this axis: entry i of the "
-        "value belongs to entry i of the site, in whatever order they are named. Name them in ascending order, and "
-        "the first ones and those counted from the end in edits of their own."
-    )
+    found: dict[str, Ends] = {}
+    for k, axis in ((k - len(axes), axis) for k, axis in enumerate(axes) if axis in edit.at):
+        if any(len(own) >= -k and own[k] != 1 for own in (s[1:] if per_layer else s for s in sizes)):
+            found[axis] = (here[0].shape[k] if SPAN_OF.get(axis, "") not in here[0].spans else None,)
+    if per_layer and any(sizes):
+        numbers = known_layers(here)
+        found["layer"] = (numbers[-1] + 1 if numbers else None,)
+    return found
 
 
 def _has_layer_axis(shape: tuple[int, ...], o: Occurrence, where: str) -> bool:

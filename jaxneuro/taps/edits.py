@@ -188,7 +188,7 @@ def _listed(site: str, value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return value
     try:
-        return np.asarray(value)
+        return _array(value)
     except ValueError:
         raise UserError(f"{site!r}: the rows of {shown(value)} have unequal lengths. Give an array.") from None
 
@@ -205,9 +205,15 @@ def _numbers(site: str, op: Callable[..., Any], value: Any) -> Any:
     return value
 
 
+def _array(numbers: Any) -> Any:
+    """A list of numbers as an array; some may be traced."""
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(numbers))
+    return jnp.asarray(numbers) if traced else np.asarray(numbers)
+
+
 def _index(site: str, axis: str, index: Any) -> Any:
     if isinstance(index, list | tuple | range):
-        index = np.asarray(index, dtype=np.int32 if len(index) == 0 else None)
+        index = _array(index) if len(index) else np.zeros(0, np.int32)
     dtype = getattr(index, "dtype", np.asarray(index).dtype if isinstance(index, int) else None)
     if dtype is None or np.dtype(dtype).kind not in "iub":
         raise UserError(
@@ -228,8 +234,11 @@ def _check_numbers(site: str, axis: str, index: np.ndarray) -> None:
 
 
 def _check_where(site: str, where: Any) -> None:
-    if where is not None and np.dtype(getattr(where, "dtype", np.asarray(where).dtype)).kind not in "iub":
-        raise UserError(f"{site!r}: where= is boolean, this is {getattr(where, 'dtype', type(where).__name__)}.")
+    if where is None:
+        return
+    dtype = where.dtype if hasattr(where, "dtype") else np.asarray(where).dtype
+    if np.dtype(dtype).kind not in "iub":
+        raise UserError(f"{site!r}: where= is boolean, this is {dtype}.")
 
 
 def zero(site: str, **at: Unpack[Selectors]) -> Edit:

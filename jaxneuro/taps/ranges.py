@@ -26,12 +26,24 @@ range_p: Final = Primitive("in_range")
 """Identity of an index. Its parameters are what `check_index` is told."""
 
 type Have = int | tuple[int, ...]
+type Ends = tuple[int | None, ...]
+"""() where any order will do; (n,) where a list must ascend along n entries; (None,) where each row has its end."""
 
 
 def within(index: Array, site: str, axis: str, have: Have) -> tuple[Int[Array, "..."], Array]:
     """(the index, marked; whether any of it is not there). `have`: an axis's length, or layer numbers."""
-    index = range_p.bind(jnp.asarray(index), site=site, axis=axis, have=have)
-    return index, jnp.any(_outside(index, have))
+    index = marked(index, site, axis, have)
+    return index, missing(index, have)
+
+
+def marked(index: Array, site: str, axis: str, have: Have | None, ends: Ends = ()) -> Int[Array, "..."]:
+    """The index, marked with what `check_index` asks of it."""
+    return range_p.bind(jnp.asarray(index), site=site, axis=axis, have=have, ends=ends)
+
+
+def missing(index: Array, have: Have) -> Array:
+    """Whether any of an index is not there."""
+    return jnp.any(_outside(index, have))
 
 
 def check(program: Jaxpr, inputs: Sequence[Any]) -> None:
@@ -53,20 +65,39 @@ def traced(program: Any, *args: Any, **static: Any) -> Any:
     return made.out_info
 
 
-def check_index(index: np.ndarray, site: str, axis: str, have: Have, who: str = "intervene") -> None:
+def check_index(
+    index: np.ndarray, site: str, axis: str, have: Have | None, who: str = "intervene", ends: Ends = ()
+) -> None:
     """Indices of an axis, or layers, that are known.
 
     Raises:
-      UserError: one is not there.
+      UserError: one is not there, or they do not ascend where they must.
     """
-    if not (bad := index[np.asarray(_outside(index, have, np))]).size:
-        return
     where = f"{who}({site!r})"
-    if isinstance(have, int):
+    if have is not None and (bad := index[np.asarray(_outside(index, have, np))]).size:
+        raise _not_there(where, site, axis, have, bad)
+    if not all(_ascends(index, n) for n in ends):
         raise UserError(
+            f"{where}: {axis}={index.tolist()} does not ascend, and the value has this axis: entry i of the value "
+            "belongs to entry i of the site, in whatever order they are named. Name them in ascending order, and the "
+            "first ones and those counted from the end in edits of their own."
+        )
+
+
+def _not_there(where: str, site: str, axis: str, have: Have, bad: np.ndarray) -> UserError:
+    if isinstance(have, int):
+        return UserError(
             f"{where}: {axis}={bad.flat[0]} is out of range; the axis has {have} entries, {-have} to {have - 1}."
         )
-    raise UserError(f"{where}: no layer {bad.flat[0]} at {parse(site).name!r}. It has {ranges(list(have))}.")
+    return UserError(f"{where}: no layer {bad.flat[0]} at {parse(site).name!r}. It has {ranges(list(have))}.")
+
+
+def _ascends(index: np.ndarray, n: int | None) -> bool:
+    """Whether a list, or each of several, is in the order of its axis of n entries."""
+    if n is None and index.size and index.min() < 0 <= index.max():
+        return False  # where rows end is not known, so negative positions may be below all others or above
+    index = index.astype(np.int64)
+    return bool(np.all(np.diff(index if n is None else np.where(index < 0, index + n, index)) > 0))
 
 
 def ranges(numbers: list[int]) -> str:
@@ -79,10 +110,14 @@ def ranges(numbers: list[int]) -> str:
 
 
 def _outside(index: Any, have: Have, xp: Any = jnp) -> Any:
+    if index.dtype.itemsize < 4:
+        index = index.astype(np.int32)  # which holds what the axis has
+    n = have if isinstance(have, int) else have[-1] + 1 if have else 0
+    if np.issubdtype(index.dtype, np.signedinteger):
+        index = xp.where(index < 0, index + np.asarray(n, index.dtype), index)
     if isinstance(have, int):
-        return (index < -have) | (index >= have)
-    n = have[-1] + 1 if have else 0
-    return ~xp.isin(xp.where(index < 0, index + n, index), np.array(have, np.int32))
+        return (index < 0) | (index >= np.asarray(n, index.dtype))
+    return ~xp.isin(index, np.array(have, index.dtype))
 
 
 def _input(x: Any) -> Known:

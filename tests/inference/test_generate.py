@@ -208,6 +208,9 @@ class Said:
         "site": ({"edits": [zero("blocks.0.resid_pots")]}, "Did you mean 'blocks.resid_post'"),
         "layer": ({"edits": [zero("blocks.3.resid_post")]}, "no layer 3"),
         "shape": ({"edits": [add("blocks.0.resid_post", np.ones(5, np.float32))]}, "does not broadcast"),
+        "order": ({"edits": [add("blocks.0.resid_post", np.ones(16), d_model=[3, 1])]}, r"d_model=\[3, 1\] does not"),
+        "mask of rows": ({"edits": [zero("blocks.0.resid_post", pos=[[True] * 7])]}, "a mask has one axis"),
+        "no mask": ({"edits": [zero("blocks.0.resid_post", pos=True)]}, "a mask has one axis"),
         "every": ({"every": 0}, "every=0"),
     }
 

@@ -8,7 +8,7 @@ import pytest
 import toy_decoder as toy
 
 from jaxneuro.errors import UserError
-from jaxneuro.taps import capture, intervene, sweep, tap, zero
+from jaxneuro.taps import capture, intervene, set_to, sweep, tap, zero
 from jaxneuro.taps.ranges import within
 
 N_LAYERS, N_UNITS = 3, 8
@@ -108,3 +108,46 @@ def test_nothing_is_left_in_the_program():
     plain = jax.jit(lambda i: i + 1).lower(jnp.int32(0)).as_text()
     count = lambda text: sum("stablehlo." in line for line in text.splitlines())  # noqa: E731
     assert count(marked) == count(plain)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint16, np.uint32])
+def test_an_index_of_any_integer_type_is_its_number(dtype):
+    """300 and -300, the bounds of the axis, are no numbers of a byte: what is compared with them is widened first."""
+    x = jnp.arange(300.0)
+
+    def silenced(i):
+        return intervene(lambda x: tap(x, "s", axes=("neuron",)) * 1, zero("s", neuron=i))(x)
+
+    assert float(jax.jit(silenced)(dtype(50)).sum()) == float(x.sum()) - 50
+    found = sweep(silenced, jnp.array([1, 2], dtype))
+    np.testing.assert_array_equal(found.sum(1), float(x.sum()) - np.array([1, 2]))
+
+
+def test_a_wide_index_does_not_wrap_into_the_axis():
+    x = jnp.arange(300.0)
+    f = jax.jit(lambda i: intervene(lambda x: tap(x, "s", axes=("neuron",)) * 1, zero("s", neuron=i))(x))
+    assert np.isnan(f(np.uint32(2**32 - 1))).all()
+    assert np.isnan(f(np.uint32(300))).all()
+
+
+def test_traced_masks_and_lists_of_traced_indices_select(chain, ws, x):
+    mask = np.arange(N_UNITS) < 2
+
+    def edited(**at):
+        return intervene(chain, zero("blocks.1.post", **at))(ws, x)
+
+    toy.close(jax.jit(lambda m: edited(where=m))(mask), edited(where=mask))
+    toy.close(sweep(lambda m: edited(where=m), jnp.array([mask, ~mask]))[0], edited(where=mask))
+    toy.close(jax.jit(lambda i: edited(unit=[i, i + 1]))(2), edited(unit=[2, 3]))
+
+
+def test_the_order_of_a_list_is_checked_where_its_numbers_can_be_known(chain, ws, x):
+    v = jnp.arange(float(N_UNITS))
+
+    def written(units):
+        return intervene(chain, set_to("blocks.1.post", v, unit=units))(ws, x)
+
+    toy.close(sweep(written, jnp.array([[1, 2], [3, 6]]))[1], written([3, 6]))
+    sweep(written, jnp.array([2, 1]))  # single ones have no order
+    with pytest.raises(UserError, match="does not ascend"):
+        sweep(written, jnp.array([[1, 2], [6, 3]]))

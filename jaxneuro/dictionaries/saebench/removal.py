@@ -50,7 +50,7 @@ def logits_without(
     """
     each = jnp.matmul(W_dec[chosen.latents], probes.w.T, precision="highest")
     each = jnp.where(chosen.on[:, None], each, 0)
-    among = (jnp.arange(each.shape[0], dtype=jnp.int32)[:, None] < jnp.asarray(ns, jnp.int32)).astype(jnp.float32)
+    among = (jnp.arange(each.shape[0], dtype=jnp.int32)[:, None] < jnp.asarray(ns, jnp.int32)[None]).astype(jnp.float32)
     gone = jnp.einsum("ni,ip,ik->npk", examples.z[:, chosen.latents], each, among, precision="highest")
     return probes(examples.x)[..., None] - gone
 
