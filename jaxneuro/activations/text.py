@@ -9,6 +9,7 @@ from ..console import say
 from ..data import BOS, Paired, TextFields, Tokenizer, Windows, load_tokenizer, read_groups, windows
 from ..errors import UserError, unknown
 from ..models import Transformer, load
+from ..models.pair import is_pair
 
 
 def model_and_tokenizer(
@@ -21,6 +22,11 @@ def model_and_tokenizer(
     Raises:
       UserError: as these; a model of pictures; the model has no embedding for what stands around every text.
     """
+    if is_pair(name):
+        raise UserError(
+            f"{name} holds two models, of pictures and of text, and no command reads text with them. Give it pictures "
+            "with --pictures FOLDER (commands study and capture), or choose a model of text."
+        )
     model = load(name, dtype=dtype, mesh=mesh)
     if not isinstance(model, Transformer) or model.cfg.image is not None:
         raise UserError(

@@ -60,7 +60,7 @@ def batches(
     if drop_remainder and rows < per_step:
         raise UserError(
             f"{rows} windows do not fill one batch of {batch_size} on {shard[1]} shard(s), and drop_remainder leaves "
-            f"none. Use a smaller batch_size or drop_remainder=False."
+            f"none. Use a smaller `batch_size` or drop_remainder=False."
         )
     import grain
 

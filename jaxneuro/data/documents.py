@@ -3,6 +3,7 @@
 
 import bisect
 import hashlib
+import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
@@ -78,6 +79,13 @@ def _spans() -> Spans:
     return array("q"), array("q")
 
 
+def _what_is_wrong(message: str) -> str:
+    """The message up to its advice to pass over what has been passed over."""
+    sentences = re.split(r"(?<=\.) (?=[A-Z])", message)
+    end = next((i for i, sentence in enumerate(sentences) if "skip_bad=True" in sentence), len(sentences))
+    return " ".join(sentences[:end])
+
+
 class Collector:
     """Groups under construction: what was found of each, file by file, with a running hash of the texts."""
 
@@ -114,7 +122,7 @@ class Collector:
                 raise
             self.n_skipped += 1
             if len(self.skipped) < KEPT_REASONS:
-                self.skipped.append(str(e))
+                self.skipped.append(_what_is_wrong(str(e)))
             return None
 
     def feed(self, name: str, text: str) -> None:

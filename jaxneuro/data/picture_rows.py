@@ -68,6 +68,7 @@ class PictureRows(Sequence[dict[str, np.ndarray]]):
         self._mode, self._counted = ("L" if channels == 1 else "RGB"), places.mask()
         self.block = self._blocks()
         self.of_all = np.array([pictures.of_all.get(name, len(files)) for name, files in pictures.items()], np.int64)
+        self.bad = np.array([pictures.bad.get(name, 0) for name in pictures], np.int64)
         self.shape = self._pixels(0).shape
         about = [repr(processor), self._mode, [*places], self.group_names, self.group.tolist()]
         about += [[f.digest, f.document] for f in self.files]
@@ -81,6 +82,8 @@ class PictureRows(Sequence[dict[str, np.ndarray]]):
     """A hash of the files' contents, the processor and the places."""
     of_all: np.ndarray
     """int64 [n_groups]: pictures of each group before any were drawn."""
+    bad: np.ndarray
+    """int64 [n_groups]: files of each group that were found to be no whole pictures and passed over."""
 
     def _blocks(self) -> np.ndarray:
         keys = [(int(g), f.document or f.digest) for g, f in zip(self.group, self.files, strict=True)]

@@ -99,7 +99,8 @@ class PictureFiles(Sequence[Picture]):
 
 
 class Pictures(dict[str, PictureFiles]):
-    """Pictures by group name, in sorted order; `source` is where they came from, `of_all` how many each group has.
+    """Pictures by group name, in sorted order; `source` is where they came from, `of_all` how many each group has, and
+    `bad` how many of its files were found to be no whole pictures and passed over.
 
     `n_skipped` counts bad files that were passed over, `skipped` says what was wrong with the first of them.
     """
@@ -111,9 +112,10 @@ class Pictures(dict[str, PictureFiles]):
         of_all: Mapping[str, int],
         skipped: Sequence[str] = (),
         n_skipped: int = 0,
+        bad: Mapping[str, int] | None = None,
     ):
         super().__init__(sorted(groups.items()))
-        self.source, self.of_all = source, dict(of_all)
+        self.source, self.of_all, self.bad = source, dict(of_all), dict(bad or {})
         self.skipped, self.n_skipped = tuple(skipped), n_skipped
 
     def skipped_note(self) -> str:
@@ -199,14 +201,15 @@ def read_pictures(
             places = _of_file(at, one_group, bad, Table(path_field, group_field, document_field))
     except OSError as e:
         raise UserError(f"cannot read {e.filename or source}: {e.strerror or e}.") from e
-    found = {}
+    found, of_all, damaged = {}, {}, {}
     for number, name in enumerate(sorted(places)):
-        files = places[name]
+        files, before = places[name], bad.n_skipped
         if most_per_group is not None:
             files = [files[i] for i in np.random.default_rng([seed, number]).permutation(len(files))]
         found[name] = PictureFiles(_checked(files, most_per_group, bad))
-    of_all = {name: len(files) for name, files in places.items()}
-    pictures = Pictures(found, source, of_all, bad.skipped, bad.n_skipped)
+        damaged[name] = bad.n_skipped - before
+        of_all[name] = len(files) - damaged[name]
+    pictures = Pictures(found, source, of_all, bad.skipped, bad.n_skipped, damaged)
     _none_empty(pictures)
     return pictures
 

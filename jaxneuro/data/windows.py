@@ -190,7 +190,7 @@ def _enough(name: str, packer: Packing, store: TokenStore, capacity: int, limit:
         cut = f" (max_tokens_per_group={limit})" if limit is not None and limit < capacity else ""
         raise UserError(
             f"group {name!r} has {len(store.ids)} tokens{cut}, fewer than one window of {capacity}. Add text to it, "
-            f"choose a smaller length, or use packing='apart' or 'documents' (padded rows)."
+            f"choose a smaller `length`, or use packing='apart' or packing='documents' (padded rows)."
         )
 
 

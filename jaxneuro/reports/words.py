@@ -64,9 +64,11 @@ def _text_read(t: Mapping[str, Any]) -> str:
 def _pictures_read(t: Mapping[str, Any]) -> str:
     drawn = "" if t["windows_used"] == t["windows_of_all"] else f" of {t['windows_of_all']:,}, drawn at random"
     of = f" of {t['documents_used']} documents" if t["documents_used"] < t["windows_used"] else ""
+    bad = t.get("windows_bad", 0)
+    passed = f"; {bad:,} bad {'file' if bad == 1 else 'files'} passed over" if bad else ""
     return (
         f"{t['windows_used']:,} pictures{drawn}{of}; {t['windows_studied']} of them studied, "
-        f"{t['windows_measured']} measured"
+        f"{t['windows_measured']} measured{passed}"
     )
 
 

@@ -66,6 +66,7 @@ class Inputs:
             mine = found[name] = {"tokens_of_all": int(self.windows.tokens_per_group[k])}
             if isinstance(self.windows, PictureRows):
                 mine["windows_of_all"] = int(self.windows.of_all[k])
+                mine["windows_bad"] = int(self.windows.bad[k])
             for part, rows in parts.items():
                 mine[f"tokens_{part}"] = int(rows.tokens_per_group[k])
                 mine[f"windows_{part}"] = int(np.sum(rows.group == k))

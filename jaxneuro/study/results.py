@@ -60,7 +60,8 @@ _LEGENDS: Final[dict[str, dict[str, str]]] = {
     "text": {},
     "pictures": {
         "tokens_of_all": "counted patches of the group's pictures that were drawn",
-        "windows_of_all": "pictures in the group before any were drawn",
+        "windows_of_all": "pictures in the group before any were drawn; files found to be bad are not counted",
+        "windows_bad": "files that were found to be no whole pictures and passed over",
         "windows": "pictures",
         "documents": "pictures that are no copies of each other, or the documents of a table: what the null permutes",
     },

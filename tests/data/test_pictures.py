@@ -77,6 +77,17 @@ def test_drawn_with_the_seed_over_the_whole_folder(folder):
     assert read_pictures(folder, most_per_group=3).of_all == {"cats": 6, "dogs": 6}
 
 
+def test_a_bad_file_is_no_picture_that_was_not_drawn(folder):
+    (folder / "cats" / "z.png").write_bytes(b"none")
+    found = read_pictures(folder, skip_bad=True)
+    assert (found.of_all, found.bad) == ({"cats": 6, "dogs": 6}, {"cats": 1, "dogs": 0})
+    note = found.skipped_note()
+    assert "1 bad file was skipped" in note
+    assert "no whole picture of a known kind" in note
+    assert "skip_bad" not in note
+    assert "Replace it" not in note
+
+
 @pytest.mark.parametrize(
     ("mode", "colour", "kind", "seen"),
     [

@@ -222,7 +222,7 @@ def _recognised(path: Path, format: str | None) -> _Format:
     if not found and (inside := _inside(path)):
         listed = ", ".join(strict.some(f"subfolder={quoted(p, 200)}" for p in inside))
         raise UserError(f"{text} Choose one of its folders: {listed}.")
-    raise UserError(f"{text} Give format= or the folder of one dictionary.")
+    raise UserError(f"{text} Give the folder of one dictionary, or pass format=.")
 
 
 def _inside(path: Path, most: int = 500) -> list[str]:
