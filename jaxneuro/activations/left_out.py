@@ -1,12 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokens that are left out of a stream by id or position, such as sinks: real for the model, counted nowhere."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from ..errors import UserError
 from ..protocols import Method
+
+
+def leaving_out(ids: Sequence[int], positions: Sequence[int], d_vocab: int) -> Callable[[Mapping[str, Any]], dict]:
+    """`without_tokens` of these ids and positions, after their check.
+
+    Raises:
+      UserError: an id outside the vocabulary; a position before a window's first token.
+    """
+    if bad := [i for i in ids if not 0 <= i < d_vocab]:
+        raise UserError(f"without_ids = {bad[0]} is not in the vocabulary of {d_vocab}.")
+    if bad := [i for i in positions if i < 0]:
+        raise UserError(f"without_positions = {bad[0]}: positions count from 0, each window's first real token.")
+    return functools.partial(without_tokens, ids, positions)
 
 
 def without_tokens(ids: Sequence[int], positions: Sequence[int], batch: Mapping[str, Any]) -> dict[str, Any]:

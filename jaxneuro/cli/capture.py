@@ -2,7 +2,6 @@
 """`jaxneuro capture`: values of a model's sites over text or pictures, to disk; or their moments, which never do."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -252,14 +251,14 @@ def _moments_of(config: Capture, model: Any, rows: Any, sites: tuple[str, ...], 
 
     from ..activations import at_sites, moments, rich_progress, run
     from ..activations.harvest import draw, rows_of
-    from ..activations.left_out import told, without_tokens
+    from ..activations.left_out import leaving_out, told
     from ..activations.site import reached
     from ..data import Subset, batches
 
     if config.max_tokens is not None:
         rows = Subset(rows, np.sort(draw(rows_of(rows, sites), config.max_tokens, config.seed)[0]))
     method = at_sites(reached(model, sites), {site: (site, moments()) for site in sites})
-    method = told(functools.partial(without_tokens, config.without_ids, config.without_positions), method)
+    method = told(leaving_out(config.without_ids, config.without_positions, model.cfg.d_vocab), method)
     with rich_progress("capture") as progress:
         return run(
             method,

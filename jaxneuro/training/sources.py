@@ -15,7 +15,7 @@ import numpy as np
 
 from ..activations import array_batches, at_site, open_activations
 from ..activations.buffer import shuffled
-from ..activations.left_out import told, without_tokens
+from ..activations.left_out import leaving_out, told
 from ..activations.patterns import no_pattern
 from ..activations.site import at_sites, by_text, check_answers, reached, several
 from ..activations.text import model_and_tokenizer, read_windows
@@ -86,7 +86,7 @@ def _live(source: Live, config: TrainConfig) -> Data:
     studied = Subset(rows, np.setdiff1d(np.arange(len(rows)), held)) if kept else rows
     at = places(config)
     _check_sites([site for place in at.values() for site in (*place.site, *place.target)])
-    without = functools.partial(without_tokens, source.without_ids, source.without_positions)
+    without = leaving_out(source.without_ids, source.without_positions, model.cfg.d_vocab)
     apply = _function(model, [site for place in at.values() for site in (*place.site, *place.target)])
     size = config.batch // source.context
     if not without(next(iter(batches(studied, batch_size=size, seed=config.seed, epochs=None))))["counted"].any():

@@ -128,3 +128,13 @@ def test_end_tokens_are_all_that_the_folder_names(bpe_folder, tmp_path, config, 
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
     with pytest.raises(UserError, match=r"eos_token_id of generation_config.json is '</s>'; it is a token id"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"), [(["a", "b\ud800c"], "text 1 holds half .* character 1"), ([3], "a int")]
+)
+def test_what_is_no_text_is_said(texts, message):
+    tokenizer = load_tokenizer("bundled")
+    for call in (tokenizer.batch, tokenizer.rows, tokenizer.encode_batch):
+        with pytest.raises(UserError, match=message):
+            call(texts)

@@ -9,6 +9,7 @@ import pytest
 
 from jaxneuro.dictionaries.native import load_native
 from jaxneuro.errors import UserError
+from jaxneuro.models import load
 from jaxneuro.training import OPTIONS, Live, TrainConfig, train_dictionary
 
 
@@ -122,9 +123,12 @@ def test_ids_and_positions_are_left_out_of_training_and_judging(live, changed):
     train_dictionary(most)
     lines = [json.loads(line) for line in (most.out / "metrics.jsonl").read_text().splitlines()]
     assert 0 < max(line["tokens"] for line in lines) <= 64 // 4
-    everything = tuple(range(2**16))
-    with pytest.raises(UserError, match="leave no token of the first batch"):
-        train_dictionary(changed(live, out=live.out.with_name("none"), source__without_ids=everything))
+    everything = tuple(range(load(live.source.model).cfg.d_vocab))
+    for ids, message in [(everything, "leave no token of the first batch"), ((2**16,), "not in the vocabulary")]:
+        with pytest.raises(UserError, match=message):
+            train_dictionary(changed(live, out=live.out.with_name("none"), source__without_ids=ids))
+    with pytest.raises(UserError, match="positions count from 0"):
+        train_dictionary(changed(live, out=live.out.with_name("none"), source__without_positions=(-1,)))
 
 
 def test_a_site_of_several_layers_is_refused_with_the_way_out(live, changed):
