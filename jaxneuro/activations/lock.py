@@ -68,6 +68,8 @@ def _open(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as e:
+        if e.errno == errno.ENAMETOOLONG:
+            raise UserError(f"cannot use {shown(path, 400)}: the name is too long. Choose a shorter one.") from e
         raise UserError(f"cannot use the folder {path.parent}: {e.strerror or e}. Choose another one.") from e
 
 

@@ -141,6 +141,7 @@ def run_capture(config: Capture) -> Path:
     from jax.sharding import NamedSharding, PartitionSpec
 
     from ..io import write_json
+    from ..io.files import clear_temporary
     from ..models.sharding import device_mesh
     from ..versions import versions
 
@@ -152,6 +153,8 @@ def run_capture(config: Capture) -> Path:
             "without_ids and without_positions are of --keep moments of text. Values are stored with their window and "
             "position (labels), by which they can be left out later."
         )
+    if config.out.exists():  # an impossible name is refused here
+        clear_temporary(config.out, deep=True)
     mesh = device_mesh(dataclasses.asdict(config.devices))
     if config.batch % config.devices.data:
         raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ..errors import UserError
-from ..io.fields import FLAG, TEXT, Fields, Kind, many, whole
+from ..io.fields import FLAG, TEXT, Fields, Kind, many, null_or, whole
 from ..io.sources import hub_name
 from ..taps.names import hook_name, parse
 
@@ -82,13 +82,19 @@ def saelens_words(place: Placement) -> dict[str, Any]:
 
 
 def of_saelens(metadata: Mapping[str, Any], where: str | os.PathLike) -> Placement | None:
-    """The place that SAELens' metadata name: ours, where we wrote them; else by their hooks."""
+    """The place that SAELens' metadata name: ours, where we wrote them; else by their hooks.
+
+    Raises:
+      UserError: a model, a context or a begin token of another type.
+    """
     if OURS in metadata:
         return own_place(metadata[OURS], where)
     site, target = (_sites(metadata, *keys) for keys in _HOOKS.values())
     if not site:
         return None
-    known = {name: metadata[key] for name, key in _TEXTS.items() if _KINDS[name].fits(metadata.get(key))}
+    with Fields(metadata, where) as fields:
+        read = {name: fields.read(key, null_or(_KINDS[name]), None) for name, key in _TEXTS.items()}
+    known = {name: value for name, value in read.items() if value is not None}
     return Placement(site=site, target=target, **known)
 
 

@@ -2,6 +2,7 @@
 """Whole-file writes: to a temporary name beside the target, flushed to disk, then renamed over it."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -43,6 +44,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
+        if e.errno == errno.ENAMETOOLONG:
+            raise UserError(f"cannot write {shown(path, 400)}: the name is too long. Choose a shorter one.") from e
         raise UserError(
             f"cannot write {path}: {e.strerror or e}. Nothing was changed there; "
             f"free some space or choose another folder, then run the same command again to go on."
@@ -57,8 +60,11 @@ _numbers: Final = itertools.count()
 _TEMPORARY: Final = re.compile(r"^\..+\.(\d+)(-\d+)?\.tmp$")
 
 
-def clear_temporary(folder: str | os.PathLike) -> None:
+def clear_temporary(folder: str | os.PathLike, *, deep: bool = False) -> None:
     """Remove what `atomic_write` of processes that are gone left in a folder and in those in it; the folder is ours.
+
+    Args:
+      deep: in all folders below too.
 
     Example:
       >>> import tempfile, pathlib
@@ -70,7 +76,7 @@ def clear_temporary(folder: str | os.PathLike) -> None:
       []
     """
     with contextlib.suppress(OSError):
-        for path in [*Path(folder).glob(".*.tmp"), *Path(folder).glob("*/.*.tmp")]:
+        for path in [f for p in (("**/.*.tmp",) if deep else (".*.tmp", "*/.*.tmp")) for f in Path(folder).glob(p)]:
             found = _TEMPORARY.match(path.name)
             if found and not _alive(int(found[1])):
                 path.unlink(missing_ok=True)

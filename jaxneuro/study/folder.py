@@ -69,7 +69,7 @@ class RunFolder:
                 raise UserError(
                     f"another process is writing {self.path}. Wait for it to finish or choose another --out."
                 ) from None
-            clear_temporary(self.path)
+            clear_temporary(self.path, deep=True)
             try:
                 if {p.name for p in self.path.iterdir()} <= _CLAIM:
                     record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing

@@ -15,6 +15,7 @@ from ..activations.lock import exclusive
 from ..dictionaries.native import BELOW
 from ..errors import UserError
 from ..io import read_json, write_json
+from ..io.files import clear_temporary
 from ..versions import versions
 from .config import FREE, LENGTH, TrainConfig
 from .strict import plain
@@ -42,6 +43,7 @@ def claimed(config: TrainConfig) -> Iterator[Path]:
     if out.exists() and not (out / CONFIG).exists() and {p.name for p in out.iterdir()} - {LOCK}:
         raise UserError(f"{out} holds something that is no training run. Choose an empty or a new folder for --out.")
     with exclusive(out):
+        clear_temporary(out, deep=True)
         begun = any((out / name).exists() for name in (CHECKPOINTS, DICTIONARY, RESULTS))
         before = read_json(out / CONFIG) if begun else None
         write_json(out / CONFIG, _record(config, before))

@@ -85,6 +85,27 @@ def test_the_same_command_again_is_done(kept, text, capsys):
     assert "is complete" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("keep", ["values", "moments"])
+def test_what_dead_processes_left_goes(keep, text, tmp_path):
+    """In a folder that is finished too."""
+    out = tmp_path / "acts"
+    assert main(command(text, out, "--keep", keep)) == 0
+    left = [out / ".capture.json.999999999-1.tmp", out / ".moments.npz.999999999.tmp"]
+    left += [p / ".meta.json.999999999-1.tmp" for p in out.iterdir() if p.is_dir()]
+    for path in left:
+        path.write_text("{")
+    assert main(command(text, out, "--keep", keep)) == 0
+    assert not [path for path in left if path.exists()]
+
+
+@pytest.mark.parametrize("keep", ["values", "moments"])
+def test_a_name_that_is_too_long_is_said(keep, text, capsys):
+    assert main(command(text, "x" * 300, "--keep", keep)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("jaxneuro: cannot use xxx")
+    assert "a name may have 255 bytes" in said
+
+
 def test_spread_over_devices(kept, text, tmp_path):
     assert main(command(text, tmp_path / "acts", "--devices.data", "2", "--devices.model", "2")) == 0
     for site in SITES:

@@ -30,6 +30,7 @@ from jaxneuro.dictionaries import (
     save_saelens,
     save_sparsify,
 )
+from jaxneuro.dictionaries.places import of_saelens
 from jaxneuro.errors import UserError
 from jaxneuro.io.sources import hub_name
 
@@ -231,3 +232,19 @@ def test_an_input_norm_that_saelens_lacks_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r"input_norm 'constant_nrom'\. Did you mean 'constant_norm'"):
         save_saelens(coder(input_norm="constant_nrom"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"prepend_bos": "false"}, "prepend_bos = 'false' is not true or false"),
+        ({"prepend_bos": 1}, "prepend_bos = 1 is not true or false"),
+        ({"context_size": "128"}, "context_size = '128' is not"),
+        ({"model_name": 3}, "model_name = 3 is not text"),
+    ],
+)
+def test_metadata_of_another_type_are_refused(wrong, said):
+    hook = {"hook_name": "blocks.1.hook_resid_post"}
+    with pytest.raises(UserError, match=said):
+        of_saelens(hook | wrong, "cfg.json")
+    assert of_saelens(hook | dict.fromkeys(wrong), "cfg.json") == Placement(site=("blocks.1.resid_post",))

@@ -4,7 +4,10 @@
 import os
 import threading
 
-from jaxneuro.io.files import atomic_write, clear_temporary
+import pytest
+
+from jaxneuro.errors import UserError
+from jaxneuro.io.files import atomic_write, clear_temporary, write_text
 
 
 def test_threads_that_write_one_file_do_not_write_into_each_other(tmp_path):
@@ -34,3 +37,16 @@ def test_temporary_files_of_the_dead_go_and_ours_stay(tmp_path):
         path.write_text("")
     clear_temporary(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(ours)
+    below = tmp_path / "a" / "b" / ".a.json.999999999-1.tmp"
+    below.parent.mkdir(parents=True)
+    below.write_text("")
+    clear_temporary(tmp_path)
+    assert below.exists()
+    clear_temporary(tmp_path, deep=True)
+    assert not below.exists()
+
+
+def test_a_name_that_is_too_long_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"x{80}.*the name is too long\. Choose a shorter one\.") as e:
+        write_text(tmp_path / ("x" * 300), "a")
+    assert "space" not in str(e.value)
