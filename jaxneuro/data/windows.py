@@ -173,8 +173,8 @@ def windows(
 def _check_groups(groups: Any) -> None:
     if not isinstance(groups, Mapping):
         raise UserError(
-            f"windows: groups are texts by group name, not {shown(groups)}. Write {{'name': [text, ...]}}, or take what "
-            "read_groups gives."
+            f"windows: groups are texts by group name, not {shown(groups)}. Write {{'name': [text, ...]}}, or take "
+            "what read_groups gives."
         )
     if not groups:
         raise UserError("no groups were given.")

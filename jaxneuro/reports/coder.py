@@ -6,7 +6,7 @@ from typing import Any
 from . import figures
 from .sections import Data, Panel, Table
 from .svg import brief, finite, fixed, number
-from .words import METRICS, SITES, Matter, matter_of
+from .words import CURVES, METRICS, SITES, Matter, matter_of
 
 
 def dictionary(data: Data) -> dict[str, Any] | None:
@@ -16,7 +16,7 @@ def dictionary(data: Data) -> dict[str, Any] | None:
         return None
     recovered = part.get("recovered") or {}
     return {
-        "facts": _facts(part.get("metrics") or {}, recovered.get("short") or "CE", matter_of(data)),
+        "facts": _facts(part, recovered.get("short") or "CE", matter_of(data)),
         "path": part.get("path"),
         "site": part.get("site", "–"), "n_latents": number(part.get("n_latents")), "k": number(part.get("k")),
         "kept": _kept(recovered), "tokens": number(n) if finite(n := part.get("tokens")) else None,
@@ -24,10 +24,13 @@ def dictionary(data: Data) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _facts(metrics: Data, what: str, m: Matter) -> list[tuple[str, str, str]]:
+def _facts(part: Data, what: str, m: Matter) -> list[tuple[str, str, str]]:
     """(name, printed value, meaning); the FVU stands beside the explained variance, of which it is the rest."""
+    metrics, n = part.get("metrics") or {}, part.get("tokens")
     known = {k: metrics[k] for k in METRICS if finite(metrics.get(k))}
     meanings = {k: m.say(METRICS[k].meaning) for k in known}
+    if "dead_fraction" in known and finite(n):
+        meanings["dead_fraction"] = f"share of the latents that none of the {number(n)} judged {m.tokens} activates"
     if "explained_variance" in known and "fvu" in known:
         meanings["explained_variance"] += f"; the rest, the fraction unexplained (FVU), is {number(known.pop('fvu'))}"
     return [(METRICS[k].name.format(what=what), METRICS[k].show(v), meanings[k]) for k, v in known.items()]
@@ -53,7 +56,7 @@ def _curves(curves: Data) -> list[Panel]:
     for key, row in curves.items():
         if key not in METRICS or not row:
             continue
-        name = METRICS[key].name
+        name = CURVES.get(key, METRICS[key].name)
         last = next((v for v in reversed(row) if finite(v)), None)
         words = (
             f"{name} over {brief(x[-1]) if x and finite(x[-1]) else '–'} training tokens; last value {number(last)}."

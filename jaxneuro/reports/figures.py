@@ -16,6 +16,7 @@ from .matrices import colour_bar as colour_bar
 from .matrices import comparison as comparison
 from .matrices import heat_map as heat_map
 from .svg import (
+    LABEL,
     Number,
     breadth,
     check_shape,
@@ -123,10 +124,11 @@ def _bar(box: tuple[float, float, float, float], style: str, words: str) -> str:
 
 
 def _places(labels: Sequence[object], left: float, step: float, y: float) -> list[str]:
-    """Names under the bars; every second, third ... one where they would run into each other."""
-    every = max(1, math.ceil((longest(labels, 8) + 4) / step)) if labels else 1
+    """Names under the bars, as long as there is room; every second, third ... one where they would run together."""
+    most = min(LABEL, max(8, int((step - 4) / breadth("n"))))
+    every = max(1, math.ceil((longest(labels, most) + 4) / step)) if labels else 1
     return [
-        text(left + step * (i + 0.5), y, shortened(n, 8), text_anchor="middle", class_="name")
+        text(left + step * (i + 0.5), y, shortened(n, most), text_anchor="middle", class_="name")
         for i, n in enumerate(labels)
         if i % every == 0
     ]

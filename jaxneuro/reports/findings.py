@@ -87,15 +87,16 @@ def _experts(data: Mapping[str, Any]) -> Finding | None:
     found, null = counts.get("expert"), (counts.get("shuffled") or {}).get("expert")
     if not found or not null:
         return None
-    low, high = min(found.values()), max(found.values())
-    below = [g for g, v in found.items() if not _above(v, null.get(g))]
-    claim = f"{number(low)} to {number(high)} neurons" if low < high else f"{number(low)} neurons"
+    least, most = min(found.values()), max(found.values())
+    high = _high(counts, "expert")
+    below = [g for g, v in found.items() if not _above(v, null.get(g), high.get(g))]
+    claim = f"{number(least)} to {number(most)} neurons" if least < most else f"{number(least)} neurons"
     claim += f" per group detect its {m.name} better than shuffled labels explain; "
     claim += f"with shuffled labels, {number(_sum(null.values()) / len(null), 2)} on average."
     detail = f"Average precision over {m.windows}; at most 5 % of a group's are false, with 95 % confidence. "
     detail += f"Per group: {_listed(found)}."
     if below:
-        detail += f" Not above chance: {_names(below)}."
+        detail += f" Not above chance{' (95 % point)' if high else ''}: {_names(below)}."
     claims = (counts.get("null") or {}).get("claim") or {}
     if few := [g for g in found if claims.get(g) == "windows"]:
         detail = f"Too few {m.documents} to say more than of {m.few} ({_names(few)}). {detail}"
@@ -116,21 +117,19 @@ def _neurons(data: Mapping[str, Any]) -> Finding | None:
     shuffled = counts.get("shuffled") or {}
     if not shuffled.get("specific"):
         return Finding(f"{number(total)} neurons are specific to one group.", f"{detail} No shuffled baseline.", None)
-    chance = _sum(shuffled["specific"].values())
-    n, below = (
-        shuffled.get("n_shuffles"),
-        [g for g, v in specific.items() if not _above(v, shuffled["specific"].get(g))],
-    )
+    chance, n, high = _sum(shuffled["specific"].values()), shuffled.get("n_shuffles"), _high(counts, "specific")
+    below = [g for g, v in specific.items() if not _above(v, shuffled["specific"].get(g), high.get(g))]
     claim = f"{number(total)} neurons are specific to one group; "
     claim += f"under shuffled labels the same rule finds {number(chance)}."
     if finite(n):
         detail += f" The shuffled number is the mean of {number(n)} shuffle{'s' if n != 1 else ''}."
     if below and total > 0:
-        detail += f" Not above chance: {_names(below)}."
-    if not total > chance:
+        detail += f" Not above chance{' (95 % point)' if high else ''}: {_names(below)}."
+    more = _more_than_chance(counts)
+    if not more:
         claim += " That is no more than chance."
     size, even = _size(data)
-    return Finding(claim + even, f"{detail} {size}".strip(), None if even else total > chance and not below)
+    return Finding(claim + even, f"{detail} {size}".strip(), None if even else more and not below)
 
 
 def _size(data: Mapping[str, Any]) -> tuple[str, str]:
@@ -154,6 +153,8 @@ def _size(data: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _layers(data: Mapping[str, Any]) -> Finding | None:
+    if not _more_than_chance(data.get("counts") or {}):
+        return None  # where neurons of chance lie says nothing
     table = (data.get("profile") or {}).get("specific")
     layers = [_sum(c) for c in zip(*table, strict=True)] if table else []
     total = sum(layers)
@@ -224,8 +225,10 @@ def _dictionary(data: Mapping[str, Any]) -> Finding | None:
     claim = f"A dictionary of {number(part.get('n_latents'))} latents explains {percent(explained)} of the variance"
     claim += f" with {number(m['l0'])} active per {matter_of(data).token}." if finite(m.get("l0")) else "."
     what = str((part.get("recovered") or {}).get("measure") or "cross entropy").lower()
+    judged = f"{number(part['tokens'])} judged" if finite(part.get("tokens")) else "judged"
+    never = f"of the latents are on at none of the {judged} {matter_of(data).tokens}"
     said = [
-        f"{percent(m['dead_fraction'])} of the latents are dead" if finite(m.get("dead_fraction")) else "",
+        f"{percent(m['dead_fraction'])} {never}" if finite(m.get("dead_fraction")) else "",
         f"{percent(m['ce_recovered_zero'])} of the {what} is recovered (baseline: site set to zero)"
         if finite(m.get("ce_recovered_zero"))
         else "",
@@ -237,8 +240,23 @@ def _dictionary(data: Mapping[str, Any]) -> Finding | None:
     return Finding(claim, f"Site {part.get('site', '–')}. {detail[:1].upper()}{detail[1:]}.", None)
 
 
-def _above(value: Number, chance: Number) -> bool:
-    return finite(value) and (not finite(chance) or value > chance)
+def _above(value: Number, chance: Number, high: Number) -> bool:
+    """Above what shuffled labels give: their 95 % point where it is known, at least their mean."""
+    return finite(value) and all(value > v for v in (chance, high) if finite(v))
+
+
+def _high(counts: Mapping[str, Any], kind: str) -> Mapping[str, Number]:
+    """The 95 % points over shuffles of a class's numbers, by group; older studies have none."""
+    return ((counts.get("shuffled") or {}).get("point_95") or {}).get(kind) or {}
+
+
+def _more_than_chance(counts: Mapping[str, Any]) -> bool:
+    """Whether the specific neurons of all groups are more than under shuffled labels; so too without a baseline."""
+    shuffled = counts.get("shuffled") or {}
+    if not counts.get("specific") or not shuffled.get("specific"):
+        return True
+    chance = _sum(shuffled["specific"].values())
+    return _above(_sum(counts["specific"].values()), chance, (shuffled.get("point_95") or {}).get("specific_in_all"))
 
 
 def _listed(counts: Mapping[str, Number]) -> str:

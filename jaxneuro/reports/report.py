@@ -77,7 +77,7 @@ def render(data: Mapping[str, Any]) -> str:
         counts=sections.counts(data), experts=sections.counts(data, "Expert neurons per group", ("expert",)),
         n_shuffles=((data.get("counts") or {}).get("shuffled") or {}).get("n_shuffles"),
         profile=sections.profile(data), expert_profile=sections.profile(data, ("expert",)),
-        effect=sections.effect(data), dictionary=coder.dictionary(data),
+        effect=sections.effect(data), unchosen=sections.unchosen(data), dictionary=coder.dictionary(data),
         m=(m := words.matter_of(data)), meanings={k: m.say(v) for k, v in words.CLASSES.items()},
         glossary=[(word, m.say(meaning)) for word, meaning in (*words.GLOSSARIES[m.name], *words.GLOSSARY)],
         lists={"neurons": neurons, "latents": latents}, scales=palette.SCALES, script=script, digest=digest,

@@ -169,12 +169,15 @@ def effect(data: Data) -> dict[str, Any] | None:
     part, groups = data.get("effect"), data["groups"]
     if not part:
         return None
+    if said := unchosen(data):
+        return {"unchosen": said}
     unit, what = part.get("unit", ""), part.get("measure", "effect")
     lowest, largest = _range(part)
     rows = effect_rows(groups, part)
     matrix, mean, std = (_tested(rows, part.get(k)) for k in ("matrix", "random_mean", "random_std"))
     own, chance = (f"{what.capitalize()}, {sets} silenced" for sets in ("own neurons", "random sets"))
     return {
+        "unchosen": "",
         "main": matrix and _matrix(part, groups, matrix, None, own),
         "random": mean and _matrix(part, groups, mean, std, chance),
         # The scale goes both ways; its negative half is shown where it is used.
@@ -188,6 +191,18 @@ def effect(data: Data) -> dict[str, Any] | None:
         "windows": _windows(part.get("windows"), matter_of(data)),
         "few": too_few(part, groups, matter_of(data).windows),
     }
+
+
+def unchosen(data: Data) -> str:
+    """A sentence with advice if no group has neurons to silence; else ""."""
+    sizes, m = (data.get("effect") or {}).get("set_size"), matter_of(data)
+    if not sizes or any(n != 0 for n in sizes):
+        return ""
+    more = "more and larger group texts" if m.name == "text" else "more pictures of each group"
+    return (
+        "No group has neurons that were chosen: only those that shuffled labels do not explain are. So none is "
+        f"silenced or shown. More {m.documents} per group find more: give {more}."
+    )
 
 
 def _windows(each: Sequence[Any] | None, m: Matter) -> str:

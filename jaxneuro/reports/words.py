@@ -93,11 +93,14 @@ METRICS: Final[dict[str, Metric]] = {
     "explained_variance": Metric("Explained variance", "of the site's values, by their reconstruction", percent),
     "fvu": Metric("FVU", "squared error of the reconstruction over squared distance from the mean; 0 is exact", number),
     "l0": Metric("L0", "mean number of active latents per {token}", number),
-    "dead_fraction": Metric("Dead latents", "share that fired on no {token}", percent),
+    "dead_fraction": Metric("Never on", "share of the latents that no judged {token} activates", percent),
     "ce_recovered_zero": Metric("{what} recovered, zero baseline", _WON.format("to zero"), percent),
     "ce_recovered_mean": Metric("{what} recovered, mean baseline", _WON.format("to its mean"), percent),
 }
 """The numbers of a dictionary that the page shows, in this order. A key that is not here is not shown."""
+
+CURVES: Final = {"dead_fraction": "Dead latents"}
+"""Names of numbers that training counts otherwise: a latent is dead after far more tokens than the judged ones."""
 
 SITES: Final = {
     "original": "as it is",

@@ -46,6 +46,7 @@ LEGEND: Final = {
     "significant": "of those, the ones whose entropy is lower than permuted labels explain",
     "expert": "neurons whose average precision for the group is higher than permuted labels explain",
     "shuffled": "means over permuted labellings, which find nothing but for a few that find much; share_with_any",
+    "point_95": "what one labelling in twenty exceeds, of shuffled's numbers; _in_all: of all groups together",
 }
 
 TEXT_LEGEND: Final = {
@@ -150,6 +151,10 @@ def counts(inputs: Inputs, found: dict[str, Any]) -> dict[str, Any]:
             **{kind: named(np.sum(null[kind], -1)) for kind in kinds},
             "agnostic": float(np.sum(null["agnostic"])),
             "n_shuffles": found["n_shuffles"],
+            "point_95": {
+                k: dict(zip(inputs.groups, v, strict=True)) if isinstance(v, list) else v
+                for k, v in found.get("null_high", {}).items()
+            },
             "share_with_any": found["null_any"],
         },
         "null": {

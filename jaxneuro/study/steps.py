@@ -108,6 +108,7 @@ def select(inputs: Inputs, folder: RunFolder) -> None:
         {
             "counts": counts,
             "null": null | {"expert": expert.null_significant.mean(0).tolist()},
+            "null_high": null_high(specific=found.null.specific, expert=expert.null_significant),
             "null_any": {
                 "expert": float(expert.null_significant.any((1, 2)).mean()),
                 "significant": float(found.null.significant.any((1, 2)).mean()),
@@ -123,6 +124,23 @@ def select(inputs: Inputs, folder: RunFolder) -> None:
             "tau": found.tau,
         },
     )
+
+
+def null_high(**counts: np.ndarray) -> dict[str, Any]:
+    """The 95 % points over permuted labellings: of each group's number, and of all groups together ("..._in_all").
+
+    Args:
+      counts: [S, K, L] of each class.
+    Example:
+      >>> null_high(a=np.arange(21).reshape(21, 1, 1))
+      {'a': [19], 'a_in_all': 19}
+    """
+    sums = {k: v.sum(-1) for k, v in counts.items() if len(v)}
+
+    def point(a: np.ndarray) -> Any:
+        return np.quantile(a, 1 - LEVEL, axis=0, method="higher").tolist()
+
+    return {k: point(a) for k, a in sums.items()} | {f"{k}_in_all": point(a.sum(-1)) for k, a in sums.items()}
 
 
 LEVEL: Final = 0.05
@@ -177,6 +195,7 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
     """Silence every group's chosen neurons, measure every group, beside layer-matched random sets."""
     config = inputs.config
     chosen = np.moveaxis(folder.arrays("neurons.npz")["chosen"], -1, 0)
+    n_random = config.effect.random_sets if chosen.any() else min(2, config.effect.random_sets)  # of nothing: all alike
     with rich_progress("3/6 silencing") as progress:
         result = effect_matrix(
             inputs.output,
@@ -184,7 +203,7 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
             inputs.site,
             chosen,
             inputs.measured_batches(),
-            n_random=config.effect.random_sets,
+            n_random=n_random,
             seed=config.seed,
             measure=inputs.measure,
             chunk=config.effect.chunk,
@@ -207,7 +226,7 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
             "matrix": result.matrix.tolist(),
             "random_mean": result.random_mean.tolist(),
             "random_std": result.random_std.tolist(),
-            "n_random": config.effect.random_sets,
+            "n_random": n_random,
             "axes": {
                 "matrix": ["silenced group", "measured group"],
                 "random_mean": ["silenced group", "measured group"],

@@ -10,7 +10,7 @@ def shown(part):
 def test_known_metrics_in_their_order_and_no_other():
     metrics = {"my_score": 1.5, "recovered_values": {"zero": 1.0}, "dead_fraction": 0.25, "l0": 2.0, "cosine": 0.9}
     out = shown({"metrics": metrics, "curves": {"tokens": [1, 2], "my_curve": [1.0, 2.0], "l0": [2.0, 2.0]}})
-    assert [(name, value) for name, value, _ in out["facts"]] == [("L0", "2"), ("Dead latents", "25%")]
+    assert [(name, value) for name, value, _ in out["facts"]] == [("L0", "2"), ("Never on", "25%")]
     assert [c.title for c in out["curves"]] == ["L0: 2 at the end"]
 
 

@@ -210,3 +210,8 @@ def test_emphasis_is_drawn_last_and_alone_has_markers():
 
 def test_lines_without_points_are_an_empty_frame():
     assert words(lines([], {"a": []}, title="t"))
+
+
+def test_a_name_under_a_bar_is_as_long_as_there_is_room():
+    assert ">copyright<" in bars(["copyright", "b", "c"], {"n": [1, 2, 3]}, title="t", size=(312, 150))
+    assert ">copyrig…<" in bars(["copyright", "b", "c"], {"n": [1, 2, 3]}, title="t", size=(210, 150))

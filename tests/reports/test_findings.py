@@ -97,6 +97,28 @@ def test_counts_no_better_than_chance_are_called_so():
     assert f.detail.endswith("Not above chance: b.")
 
 
+def with_points(found, each, in_all):
+    data = counts({"a": 30, "b": 8}, {"a": 7.0, "b": 7.06})
+    data["counts"]["specific"] = found
+    data["counts"]["shuffled"]["point_95"] = {"specific": each, "specific_in_all": in_all}
+    return data | {"profile": {"specific": [[9, 0, 0], [1, 0, 0]]}}
+
+
+def test_chance_is_what_one_shuffle_in_twenty_exceeds():
+    f, layers = findings(with_points({"a": 30, "b": 8}, {"a": 12, "b": 12}, 20))
+    assert f.holds is False
+    assert f.detail.endswith("Not above chance (95 % point): b.")
+    assert "in layer 0" in layers.claim
+    assert findings(with_points({"a": 30, "b": 13}, {"a": 12, "b": 12}, 20))[0].holds is True
+
+
+def test_where_neurons_of_chance_lie_is_not_said():
+    f = only(with_points({"a": 12, "b": 8}, {"a": 12, "b": 12}, 20))  # above the mean, 14, not above the point
+    assert f.claim.endswith("That is no more than chance.")
+    data = counts({"a": 1, "b": 0}, {"a": 1.0, "b": 0.5}) | {"profile": {"specific": [[1, 0, 0], [0, 0, 0]]}}
+    assert len(findings(data)) == 1
+
+
 def test_counts_without_a_baseline_claim_nothing():
     f = only(counts({"a": 30, "b": 1}))
     assert f.holds is None
@@ -164,7 +186,8 @@ def test_dictionary_quality():
     metrics = {"fvu": 0.25, "l0": 32.0, "dead_fraction": 0.02, "ce_recovered_zero": 0.9, "ce_recovered_mean": None}
     f = only({"groups": [], "dictionary": {"site": "blocks.3.mlp.post", "n_latents": 4096, "metrics": metrics}})
     assert f.claim == "A dictionary of 4,096 latents explains 75% of the variance with 32 active per token."
-    assert "2% of the latents are dead; 90% of the cross entropy is recovered (baseline: site set to zero)" in f.detail
+    assert "2% of the latents are on at none of the judged tokens; 90% of the cross entropy is recovered" in f.detail
+    assert "recovered (baseline: site set to zero)" in f.detail
     assert "mean" not in f.detail
 
 

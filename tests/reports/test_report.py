@@ -245,3 +245,14 @@ def test_a_large_study_is_a_small_file_and_quick():
     page = render(data)
     assert len(page.encode()) < 3_000_000
     assert time.process_time() - start < 20
+
+
+def test_without_chosen_neurons_one_sentence_stands_for_the_figures(study):
+    k = len(study["groups"])
+    nothing = study["effect"] | {"set_size": [0] * k, "matrix": np.zeros((k, k))}
+    page = render(study | {"effect": nothing, "neurons": []})
+    assert page.count("No group has neurons that were chosen") == 2, "in the effects and among the cards"
+    assert "give more and larger group texts" in page
+    assert "Colour scale" not in page
+    assert "No neurons in" not in page
+    assert "that were chosen" not in render(study | {"effect": nothing | {"set_size": [0] * (k - 1) + [1]}})
