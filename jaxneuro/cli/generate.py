@@ -125,16 +125,17 @@ def read_vector(path: Path, name: str | None) -> np.ndarray:
     Raises:
       UserError: no such file or array, several arrays and no name, Python objects, numbers that are not finite.
     """
+    from jax import numpy as jnp
+
     arrays = _arrays(path)
     if name is None and len(arrays) != 1:
         raise UserError(f"{path} has the arrays {', '.join(arrays) or 'none'}: choose one with --tensor.")
     if name is not None and name not in arrays:
         raise unknown("array", name, arrays, where=str(path))
     found = np.asarray(arrays[name or next(iter(arrays))])
-    try:
-        found = found.astype(np.float32)
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: {name or 'its array'} does not hold numbers.") from None
+    if not any(jnp.issubdtype(found.dtype, kind) for kind in (np.floating, np.integer, np.bool_)):
+        raise UserError(f"{path}: {name or 'its array'} is {found.dtype}: a vector of real numbers is added.")
+    found = found.astype(np.float32)
     if not np.isfinite(found).all():
         raise UserError(f"{path}: {name or 'its array'} has values that are not finite.")
     return found

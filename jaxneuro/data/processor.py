@@ -2,6 +2,7 @@
 """Pictures as a model reads them: resized, cropped, rescaled and normalised as its folder says (extra `images`)."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
 from ..io.fields import FLAG, many, null_or, number, whole
 
 FILTERS: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -84,8 +85,10 @@ class Processor:
           UserError: another dtype, number of axes or of channels; Pillow is needed and not installed; pictures that do
             not come out in one size (no crop).
         """
-        one = getattr(pictures, "ndim", 0) == 3 or hasattr(pictures, "getbands")
-        done = [self._one(_pixels(picture, self.to_rgb)) for picture in ([pictures] if one else pictures)]
+        named = isinstance(pictures, str | bytes | os.PathLike)
+        one = named or getattr(pictures, "ndim", 0) == 3 or hasattr(pictures, "getbands")
+        each: Any = [pictures] if one else pictures
+        done = [self._one(_pixels(picture, self.to_rgb)) for picture in each]
         if len(sizes := {x.shape for x in done}) != 1:
             found = ", ".join(sorted(" x ".join(map(str, shape)) for shape in sizes)) or "none"
             raise UserError(f"a batch has pictures of one size; these come out as {found}. Give one of them at a time.")
@@ -142,6 +145,11 @@ def _pixels(picture: Picture, to_rgb: bool) -> UInt8[np.ndarray, "row column cha
                 "use picture.convert('RGB')."
             )
         return a[..., None] if a.ndim == 2 else a
+    if isinstance(picture, str | bytes | os.PathLike):
+        raise UserError(
+            f"a picture is Pillow's or a uint8 array, not the name of a file, {shown(picture)}. Open it first: "
+            "PIL.Image.open(path), turned upright by PIL.ImageOps.exif_transpose where its EXIF data says so."
+        )
     a = np.asarray(picture)
     if a.dtype != np.uint8 or a.ndim != 3:
         raise UserError(

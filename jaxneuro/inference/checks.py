@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..models import Config, Weights
 from ..models.cross import check_context
 from ..models.half import check_finite, in_half
+from ..models.inputs import check_mask
 from ..taps import Edit
 from ..taps.compiled import staging
 from ..taps.definitions import LAST_SITES
@@ -99,9 +100,8 @@ def check_rows(cfg: Config, tokens: Any, mask: Any, what: str) -> tuple[np.ndarr
         raise UserError(
             f"a {what} is whole numbers [batch, pos]; these have shape {list(tokens.shape)} and type {tokens.dtype}."
         )
-    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask).astype(bool)
-    if mask.shape != tokens.shape:
-        raise UserError(f"the mask has shape {list(mask.shape)}, the tokens {list(tokens.shape)}.")
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    check_mask(mask, tokens.shape, what)
     if len(empty := np.flatnonzero(~mask.any(1))):
         raise UserError(f"{what} {empty[0]} is empty. Give it at least one token, the begin token for instance.")
     if ((tokens < 0) | (tokens >= cfg.d_vocab))[mask].any():

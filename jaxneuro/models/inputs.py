@@ -48,8 +48,26 @@ def check_inputs(
             _check_text(token_types, mask, max(cfg.n_token_types, 1), "token_types")
         if cfg.encoder is not None and np.ndim(context) == 2 and not _is_float(context):
             _check_text(context, context_mask, cfg.d_vocab, "context")
-    elif mask is not None and not _is_mask(mask):
+        return
+    if resid is None:
+        check_pictures(tokens)
+    if mask is not None and not _is_mask(mask):
         raise UserError(f"a mask is boolean, True at what is seen; this one is {_described(mask)}.")
+
+
+def check_pictures(pixels: Any) -> None:
+    """Pixels are real numbers of one picture at least; their size is the model's to say.
+
+    Raises:
+      UserError: they are not.
+    """
+    dtype = getattr(pixels, "dtype", None)
+    real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_))
+    if not real or np.shape(pixels)[:1] == (0,):
+        raise UserError(
+            "pictures are real numbers [batch, row, column, channel], of one picture at least; this is "
+            f"{_described(pixels)}. load_processor makes them: pixels = load_processor(name)(pictures)."
+        )
 
 
 def check_call(cfg: Config, weights: Any, tokens: Any, mask: Any = None, **part: Any) -> None:

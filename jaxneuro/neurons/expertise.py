@@ -48,7 +48,6 @@ def _sorted_ap(score: Array, label: Int[Array, " n"], n_groups: int) -> Float[Ar
     return jax.vmap(one)(jnp.arange(n_groups, dtype=label.dtype))
 
 
-@jax.jit
 def average_precision(score: Array, true: Bool[Array, " n"]) -> Float[Array, ""]:
     """Area under the precision-recall steps, as scikit-learn computes it.
 
@@ -60,11 +59,27 @@ def average_precision(score: Array, true: Bool[Array, " n"]) -> Float[Array, ""]
     Returns:
       Scalar in (0, 1]; nan if no item is in the class or a score is NaN, which has no place in an order (scikit-learn
       raises; a compiled program cannot).
+    Raises:
+      UserError: scores that are no real numbers, truth that is not boolean or whole, other shapes than [n] of both.
     Source: sklearn.metrics.average_precision_score; used for expert neurons in apple/ml-selfcond, expertise.py.
     Example:
       >>> float(average_precision(jnp.array([3.0, 2.0, 2.0, 1.0]), jnp.array([True, True, False, False])))
       0.8333333730697632
     """
+    given: Any = (a if hasattr(a, "dtype") else np.asarray(a) for a in (score, true))
+    score, true = given
+    kinds = ((np.floating, np.integer, np.bool_), (np.integer, np.bool_))
+    typed = all(any(jnp.issubdtype(a.dtype, k) for k in ks) for a, ks in zip((score, true), kinds, strict=True))
+    if not typed or score.ndim != 1 or score.shape != true.shape or not score.size:
+        raise UserError(
+            "average_precision takes real scores [n] and the truth, boolean [n]; these are "
+            f"{score.dtype}{list(score.shape)} and {true.dtype}{list(true.shape)}."
+        )
+    return _average_precision(score, true)
+
+
+@jax.jit
+def _average_precision(score: Array, true: Array) -> Array:
     order = _descending(score)
     return jnp.where(
         jnp.isnan(score).any(), jnp.float32(jnp.nan), _sorted_ap(score[order], true[order].astype(jnp.int32), 2)[1]

@@ -198,8 +198,9 @@ def _numbers(site: str, op: Callable[..., Any], value: Any) -> Any:
     if value is None and op is _clamp:
         return None
     value = _listed(site, value)
-    kind = np.dtype(getattr(value, "dtype", None) or np.asarray(value).dtype)
-    if not jnp.issubdtype(kind, np.number) and kind != np.bool_:
+    kind = getattr(value, "dtype", None) or np.asarray(value).dtype
+    ordered = op is not _clamp or not jnp.issubdtype(kind, np.complexfloating)
+    if not ordered or (not jnp.issubdtype(kind, np.number) and kind != np.bool_):
         what = op.__name__.strip("_")
         raise UserError(f"{what}({site!r}, {reprs.brief(value)}): the value is a number or an array of numbers.")
     return value
@@ -292,11 +293,19 @@ def scale(site: str, factor: Any, **at: Unpack[Selectors]) -> Edit:
 
 def clamp(site: str, lo: Any = None, hi: Any = None, **at: Unpack[Selectors]) -> Edit:
     """Keep the site between two bounds: x' = min(max(x, lo), hi); None is no bound. Selectors: see `zero`."""
-    if not any(isinstance(bound, Tracer) or bound is None for bound in (lo, hi)):
-        low, high = (np.asarray(bound, np.float64) for bound in (lo, hi))
-        if broadcasts_together(low.shape, high.shape) and not (low <= high).all():
-            raise UserError(f"clamp({site!r}): lo={lo} is above hi={hi}, or one of them is NaN: nothing lies between.")
-    return _make(site, _clamp, (lo, hi), **at)
+    edit = _make(site, _clamp, (lo, hi), **at)
+    if any(isinstance(bound, Tracer) for bound in (lo, hi)):
+        return edit
+    low, high = (
+        np.asarray(end if bound is None else bound, np.float64) for bound, end in ((lo, -np.inf), (hi, np.inf))
+    )
+    if (
+        np.isnan(low).any()
+        or np.isnan(high).any()
+        or (broadcasts_together(low.shape, high.shape) and not (low <= high).all())
+    ):
+        raise UserError(f"clamp({site!r}): lo={lo} is above hi={hi}, or one of them is NaN: nothing lies between.")
+    return edit
 
 
 def broadcasts_together(*shapes: tuple[int, ...]) -> bool:

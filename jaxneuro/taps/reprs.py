@@ -25,7 +25,7 @@ def value(x: Any) -> str:
     there: Any = x
     known = not isinstance(x, Tracer | jax.ShapeDtypeStruct) and getattr(x, "is_fully_addressable", True)
     if x.shape == () and known:
-        return f"{there.item():.6g}" if x.dtype.kind == "f" else str(x)
+        return f"{there.item():.6g}" if getattr(x.dtype, "kind", "") == "f" else str(x)
     return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
 
 

@@ -8,6 +8,8 @@ import pytest
 
 import jaxneuro
 from jaxneuro.cli import main
+from jaxneuro.cli.generate import read_vector
+from jaxneuro.errors import UserError
 from jaxneuro.inference import complete
 from jaxneuro.io import save_npz, write_safetensors
 from jaxneuro.taps import add, zero
@@ -147,3 +149,13 @@ def test_nothing_is_printed_before_everything_was_checked(capsys, tmp_path):
     ):
         assert main(["generate", "bundled", "--prompt", PROMPT, *map(str, place)]) == 2
         assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("kind", [complex, "U4", bool, np.int16, np.float64])
+def test_a_vector_is_of_real_numbers(kind, tmp_path):
+    np.save(tmp_path / "v.npy", np.array([0, 1, 2]).astype(kind))
+    if kind in (complex, "U4"):
+        with pytest.raises(UserError, match="a vector of real numbers is added"):
+            read_vector(tmp_path / "v.npy", None)
+    else:
+        assert read_vector(tmp_path / "v.npy", None).dtype == np.float32

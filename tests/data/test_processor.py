@@ -140,6 +140,9 @@ WRONG_PICTURES = {
     "a grey one": ("vit", Image.new("L", (4, 4)), r"1 channels.*convert\('RGB'\)"),
     "a transparent one": ("vit", Image.new("RGBA", (4, 4)), r"mode RGBA, which this processor does not convert"),
     "none": ("vit", [], "come out as none"),
+    "names": ("vit", ["a.jpg"], r"not the name of a file, a.jpg. Open it first: PIL.Image.open"),
+    "a name": ("vit", "a.jpg", "not the name of a file, a.jpg"),
+    "a path": ("clip", Path("a.jpg"), "not the name of a file, a.jpg"),
 }
 
 

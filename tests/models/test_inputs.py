@@ -9,11 +9,24 @@ import numpy as np
 import pytest
 
 from jaxneuro.errors import UserError
-from jaxneuro.models import Bdh, Config, Experts, Mamba, Mamba2, RelativeBias, Transformer, init, init_cache, token_loss
+from jaxneuro.models import (
+    Bdh,
+    Config,
+    Experts,
+    Mamba,
+    Mamba2,
+    RelativeBias,
+    Transformer,
+    init,
+    init_cache,
+    load,
+    token_loss,
+)
 from jaxneuro.models.pooling import pool
 from jaxneuro.taps import add, capture, intervene, set_to, zero
 
 from ..by_numpy import by_numpy
+from ..parity.conftest import FIXTURES
 
 PLAIN = {"n_layers": 2, "d_model": 16, "d_vocab": 20}
 SIZES = {"n_heads": 4, "n_kv_heads": 2, "d_head": 4, "d_mlp": 24, "n_ctx": 32}
@@ -254,3 +267,17 @@ def test_an_edit_that_is_selected_by_no_row(monkeypatch):
     )
     hit = (np.asarray(found[1]["embed"]) == 9).all(-1)
     assert hit.tolist() == [[False] * 6, [False, True, False, False, False, False]]
+
+
+PICTURES = {"no pictures": 0, "text": "a.jpg", "objects": object, "complex": np.complex64}
+
+
+@pytest.mark.parametrize("case", ["fixtures/vit", "convnets/resnet-basic"])
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_are_real_numbers_of_one_at_least(case, kind):
+    model, wrong = load(FIXTURES.parent / case), PICTURES[kind]
+    example = model.example()
+    pixels = wrong if kind == "text" else example[:0] if wrong == 0 else np.asarray(example).astype(wrong)
+    with pytest.raises(UserError, match=r"pictures are real numbers \[batch, row, column, channel\], of one"):
+        model(pixels)
+    assert model(example).shape[0] == 1

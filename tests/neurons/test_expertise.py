@@ -211,3 +211,23 @@ def test_too_few_documents_have_no_experts_however_clear():
 def test_experts_refuse(options, said):
     with pytest.raises(UserError, match=said):
         expert_neurons(*planted(0), 3, **options)
+
+
+@pytest.mark.parametrize(
+    ("score", "true"),
+    [
+        (np.array([1, None], object), np.array([True, False])),
+        (np.array(["a", "b"]), np.array([True, False])),
+        (np.array([1j, 2]), np.array([True, False])),
+        (np.array([1.0, 2]), np.array([True, None], object)),
+        (np.array([1.0, 2]), np.array([1.0, np.nan])),
+        (np.array([1.0, 2]), np.array([True])),
+        (np.ones((2, 1)), np.ones((2, 1), bool)),
+        (np.ones(0), np.ones(0, bool)),
+    ],
+    ids=str,
+)
+def test_scores_are_real_numbers_with_a_truth_each(score, true):
+    with pytest.raises(UserError, match=r"takes real scores \[n\] and the truth, boolean \[n\]; these are"):
+        average_precision(score, true)
+    assert float(average_precision([3.0, 1.0], [True, False])) == 1.0

@@ -316,3 +316,22 @@ def test_positions_from_both_ends_have_no_order_where_ends_differ():
         with pytest.raises(UserError, match=r"does not ascend"):
             intervene(f, set_to("v", jnp.arange(5.0), pos=order))(x)
         assert (np.asarray(intervene(f, set_to("v", 1.0, pos=order))(x)).sum(1) == [2, 1]).all()
+
+
+@pytest.mark.parametrize(
+    "bounds", [(None, np.nan), (np.nan, None), (0, np.nan), (None, [1.0, np.nan]), (2, 1)], ids=str
+)
+def test_a_bound_is_a_number_that_leaves_something(bounds):
+    with pytest.raises(UserError, match=r"clamp\(.*\): lo=.* is above hi=.*, or one of them is NaN"):
+        clamp("blocks.0.resid_post", *bounds)
+
+
+@pytest.mark.parametrize("wrong", ["x", b"x", object(), {"a": 1}, ["a"], 1j, 10**400, jax.random.key(0)], ids=repr)
+def test_values_and_bounds_of_edits_are_numbers(wrong):
+    site = "blocks.0.resid_post"
+    edits = [lambda: clamp(site, wrong), lambda: clamp(site, None, wrong), lambda: clamp(site, 0, wrong)]
+    if not isinstance(wrong, complex):  # a site of your own may hold them; they have no order
+        edits += [lambda: set_to(site, wrong), lambda: add(site, wrong), lambda: scale(site, wrong)]
+    for make in edits:
+        with pytest.raises(UserError, match="is a number or an array of numbers"):
+            make()

@@ -2,6 +2,7 @@
 """The forward pass of ResNet and DenseNet: a pure function of weights and pictures, a tap at every site."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import jax
@@ -13,6 +14,7 @@ from ...axes import aligned
 from ...errors import UserError
 from ...taps import tap
 from ...taps.compiled import compiled
+from ..inputs import check_pictures
 from ..layout import Weights, flatten, nest
 from ..transformer import ACTS
 from .layout import Conv, ConvNet, Residual, residual, stem
@@ -20,7 +22,12 @@ from .layout import Conv, ConvNet, Residual, residual, stem
 _MAP: Final = ("batch", "row", "column", "channel")
 
 
-@compiled
+def _check_given(weights: Weights, pixels: Array, *, cfg: ConvNet) -> None:
+    if not isinstance(pixels, jax.ShapeDtypeStruct):
+        check_pictures(pixels)
+
+
+@partial(compiled, check=_check_given)
 def convnet(
     weights: Weights, pixels: Float[Array, "batch row column channel"], *, cfg: ConvNet
 ) -> Float[Array, "batch n_classes"]:
