@@ -15,7 +15,8 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
 * run: model {name, family, n_layers, d_model, d_mlp, n_parameters, site}, config {}, versions {}, seed,
   device, started, seconds, tokens {group: int}, text and folder (where it came from, where it lies), notes [text]
 * counts: specific {group: int}, related {group: int}, agnostic, expert {group: int} (neurons that detect the group
-  better than shuffled labels explain); shuffled {the same as means, n_shuffles}
+  better than shuffled labels explain); shuffled {the same as means, n_shuffles,
+  point_95 {specific, expert: by group; specific_in_all}}
 * selectivity: share (of all neurons, that are ranked), lowest (entropy of any neuron, nats), specific [2], related [2]
   (lowest and highest entropy of the class)
 * profile: specific [K][L], related [K][L], agnostic [L], expert [K][L]; shuffled_specific [L], shuffled_expert [L]
