@@ -285,22 +285,23 @@ def label_of(device: str) -> str:
 
 
 def save(name: str, rows: list[dict]) -> Path:
-    """Write the rows with the machine's description, and what `benchmarks.correctness` found there at this commit."""
+    """Write the rows with the machine, and what `benchmarks.correctness` found there at this commit, if anything."""
     where = machine()
     label = label_of(where["device"])
-    if name != "correctness":
-        where["correctness"] = _correctness(RESULTS / f"correctness-{label}.json", where["commit"])
+    found = _correctness(RESULTS / f"correctness-{label}.json", where["commit"])
+    if name != "correctness" and found is not None:
+        where["correctness"] = found
     path = RESULTS / f"{name}-{label}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n")
     return path
 
 
-def _correctness(path: Path, commit: str | None) -> str:
-    """Passed, failed and where, or not checked."""
+def _correctness(path: Path, commit: str | None) -> str | None:
+    """Passed, or failed and where; None: nothing is known of this commit."""
     checked = json.loads(path.read_text()) if path.exists() else {}
     if not checked or checked["machine"]["commit"] != commit:
-        return "not checked"
+        return None
     wrong = sorted({f"{r['op']} ({r['implementation']})" for r in checked["rows"] if not r["passed"]})
     return "failed: " + ", ".join(wrong) if wrong else "passed"
 

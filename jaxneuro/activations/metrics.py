@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,71 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def not_countable(text: str) -> str:
+    """The line of a progress that says no dead latent where none can be known yet.
+
+    Example:
+      >>> not_countable("fvu 0.5, dead_fraction 0, 3 tokens/s")
+      'fvu 0.5, dead: not yet countable, 3 tokens/s'
+    """
+    return re.sub(r"dead_fraction 0(?=,|$)", "dead: not yet countable", text)
+
+
+class Counted:
+    """A sink that counts a method's own steps, and to which a dead fraction is a number only when latents can be dead.
+
+    A latent is dead after `dead_after` tokens without being on, so before that many were seen nothing is known; the
+    numbers of those steps have no `dead_fraction`.
+
+    Args:
+      sink: where the numbers go.
+      before: steps before the method's first, in which a buffer fills; they are not written.
+      dead_after: tokens; 0: every number is known.
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+      >>> sink = Counted(JsonLines(path), before=4, dead_after=100)
+      >>> sink.write(2, {"tokens": 64})
+      >>> sink.write(5, {"dead_fraction": 0.0, "tokens": 64, "tokens_seen": 64})
+      >>> sink.write(7, {"dead_fraction": 0.5, "tokens": 64, "tokens_seen": 192})
+      >>> sink.close()
+      >>> [sorted(json.loads(line)) for line in path.read_text().splitlines()]
+      [['step', 'tokens', 'tokens_seen'], ['dead_fraction', 'step', 'tokens', 'tokens_seen']]
+    """
+
+    def __init__(self, sink: MetricSink, *, before: int = 0, dead_after: float = 0):
+        self._sink, self._before, self._after = sink, before, dead_after
+        self.tokens_seen: int | None = None
+        """Of the last step that was written, the most of several members."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand on what is known of a step of the method."""
+        if step <= self._before:
+            return
+        seen = [v for n, v in values.items() if n.rpartition("/")[2] == "tokens_seen"]
+        self.tokens_seen = int(max(seen)) if seen else None
+        self._sink.write(step - self._before, {n: v for n, v in values.items() if self._known(n, step, values)})
+
+    def _known(self, name: str, step: int, values: Mapping[str, float]) -> bool:
+        member, slash, last = name.rpartition("/")
+        now = values.get(f"{member}{slash}tokens", 0)
+        seen = values.get(f"{member}{slash}tokens_seen", (step - self._before) * now)
+        return last != "dead_fraction" or seen - now >= self._after  # it is that before this step
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._sink.close()
+
+    def position(self) -> int:
+        """The sink's mark, where it has one."""
+        return self._sink.position() if isinstance(self._sink, Rewindable) else 0
+
+    def rewind(self, position: int | None, step: int) -> None:
+        """The sink goes back, where it can."""
+        if isinstance(self._sink, Rewindable):
+            self._sink.rewind(position, max(0, step - self._before))
 
 
 class TensorBoard:

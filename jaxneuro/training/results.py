@@ -121,8 +121,14 @@ def _trace(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path)
             save_circuit_tracer(layers, folder, place=_all_layers([place for _, place in here]))
 
 
-def write(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Save every dictionary, judge it, write results.json last: a folder with it is complete."""
+def write(
+    config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path, seen: int | None = None
+) -> dict[str, Any]:
+    """Save every dictionary, judge it, write results.json last: a folder with it is complete.
+
+    Args:
+      seen: tokens that were learned from; None: not known, at most those of all batches.
+    """
     rows = {}
     for member in members(config):
         dictionary, folder = found[member.name], out / DICTIONARY / member.name
@@ -140,7 +146,7 @@ def write(config: TrainConfig, data: Data, found: Mapping[str, Any], out: Path) 
         "tokens": config.updates * config.batch,
         "epochs": config.updates * config.batch / data.epoch_tokens,
         "held_out": data.held_out and data.judged is not None,
-        "notes": _notes(config, rows),
+        "notes": _notes(config, rows, seen),
     }
     write_json(out / RESULTS, results)
     return results
@@ -165,21 +171,26 @@ def _target(options: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"l0_target": target, "l0_reached": abs(row["l0"] / target - 1) <= MISSED}
 
 
-def _notes(config: TrainConfig, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _notes(config: TrainConfig, rows: Mapping[str, Mapping[str, Any]], seen: int | None) -> list[str]:
     """What a person must know beside the numbers."""
     notes = []
     for name, row in rows.items():
         if row.get("l0_reached") is False:
             advice = _ADVICE[TARGETS[config.method.kind]]
             notes.append(f"{name}: L0 {row['l0']:.3g}, target {row['l0_target']:g} not reached: {advice}")
-    training = getattr(config.method, "training", config.method)
-    after, tokens = getattr(training, "dead_after_tokens", 0), config.updates * config.batch
+    after, tokens = dead_after(config), config.updates * config.batch if seen is None else seen
     if after > tokens:
+        most = f"{'at most ' if seen is None else ''}{tokens}"
         notes.append(
-            f"dead latents: not yet countable: {tokens} tokens were seen, and a latent is dead after {after} without "
+            f"dead latents: not yet countable: {most} tokens were seen, and a latent is dead after {after} without "
             "being on (dead_after_tokens)"
         )
     return notes
+
+
+def dead_after(config: TrainConfig) -> int:
+    """Tokens without being on after which a latent is dead; 0: the method knows no dead ones."""
+    return getattr(getattr(config.method, "training", config.method), "dead_after_tokens", 0) or 0
 
 
 def judged(data: Data, place: str, dictionary: Any, max_norm: float | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..activations import MetricSink, rich_progress, run
+from ..activations.metrics import Counted, not_countable
 from ..activations.plan import check_state, free_bytes, planned, size
 from ..activations.progress import Progress
 from ..console import say
@@ -23,7 +24,7 @@ from ..models.sharding import device_mesh
 from ..protocols import Method
 from .config import LENGTH, TrainConfig, check
 from .folder import CHECKPOINTS, CONFIG, RESULTS, claimed, longer
-from .results import check_exports, show, write
+from .results import check_exports, dead_after, show, write
 from .sources import Data, open_source
 from .sweep import methods
 from .watch import sink_of
@@ -64,8 +65,9 @@ def train_dictionary(config: TrainConfig) -> Path:
             return out
         with contextlib.closing(sink_of(config)) as sink:  # first: its package may be missing
             data = open_source(config)
-            found = _learned(config, data, data.attach(by_place), mesh, sink)
-        results = write(config, data, found, out)
+            counted = Counted(sink, before=data.extra_steps, dead_after=dead_after(config))
+            found = _learned(config, data, data.attach(by_place), mesh, counted)
+        results = write(config, data, found, out, counted.tokens_seen)
         if not config.keep:
             shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
         show(results, out)
@@ -119,7 +121,7 @@ def _check_longer(config: TrainConfig, before: int) -> None:
 @contextlib.contextmanager
 def _progress(config: TrainConfig, filling: int) -> Iterator[Progress]:
     """Two lines: the buffer fills, then the method's own steps."""
-    countable = getattr(getattr(config.method, "training", config.method), "dead_after_tokens", 0) / config.batch
+    countable = dead_after(config) / config.batch
     with contextlib.ExitStack() as stack:
         shown: dict[str, Progress] = {}
 
@@ -135,8 +137,8 @@ def _progress(config: TrainConfig, filling: int) -> Iterator[Progress]:
                 return
             if "filling the buffer" in shown and "train" not in shown:
                 line("filling the buffer")(filling, filling, "")
-            if done - filling < countable:
-                text = text.replace("dead_fraction 0,", "dead: not yet countable,")
+            if done - filling <= countable:
+                text = not_countable(text)
             line("train")(done - filling, None if total is None else total - filling, text)
 
         yield show

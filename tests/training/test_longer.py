@@ -117,6 +117,24 @@ def test_filling_the_buffer_is_a_line_of_its_own(live, capsys):
     assert "/6" not in shown
 
 
+def test_steps_and_dead_latents_are_counted_without_the_filling(live, changed):
+    """The last line is the run's last step; a dead fraction comes when a latent can be dead; one number of tokens."""
+    first = changed(live, log_every=1, out=live.out.with_name("first"))
+    train_dictionary(first)
+    lines = [json.loads(line) for line in (first.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert not [line for line in lines if "dead_fraction" in line]
+    (note,) = [n for n in json.loads((first.out / "results.json").read_text())["notes"] if "not yet countable" in n]
+    assert f" {lines[-1]['tokens_seen']:.0f} tokens were seen" in note
+    soon = changed(live, log_every=1, out=live.out.with_name("soon"), method__training__dead_after_tokens=100)
+    train_dictionary(soon)
+    lines = [json.loads(line) for line in (soon.out / "metrics.jsonl").read_text().splitlines()]
+    assert ["dead_fraction" in line for line in lines] == [
+        line["tokens_seen"] - line["tokens"] >= 100 for line in lines
+    ]
+    assert "dead_fraction" in lines[-1]
+
+
 def test_ids_and_positions_are_left_out_of_training_and_judging(live, changed):
     """Every position but the first eight of 32: a quarter of the tokens of full windows is left."""
     most = changed(live, out=live.out.with_name("most"), source__without_positions=tuple(range(8, 32)))
