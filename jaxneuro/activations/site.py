@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ..axes import by_position
@@ -16,6 +17,7 @@ from ..protocols import Batch, Method
 from ..taps import capture
 from ..taps.definitions import LAST_SITES
 from ..taps.names import parse
+from ..taps.ranges import check_index
 from .patterns import no_pattern
 from .together import apart
 
@@ -83,9 +85,22 @@ def reached(model: Any, sites: Sequence[str]) -> Callable[..., Any]:
 
     Args:
       model: has `apply`, and `encode` and `pooled` as a `jaxneuro.models.Transformer` does where such sites are meant.
+    Raises:
+      UserError: a site of a layer that the model does not have.
     """
+    _check_layers(getattr(model, "cfg", None), sites)
     name = "encode" if any(map(of_encoder, sites)) else "pooled" if any(map(by_text, sites)) else "apply"
     return getattr(model, name, model.apply)
+
+
+def _check_layers(cfg: Any, sites: Sequence[str]) -> None:
+    """A model is run up to the highest layer that is asked for: said of the site, before it is run."""
+    stacks: dict[str | None, Any] = {"": cfg, _ENCODER: getattr(cfg, "encoder", None)}
+    for site in sites:
+        name, layers, _ = parse(site)
+        n = getattr(stacks.get(stack_of(name)), "n_layers", None)
+        if n is not None and layers is not None:
+            check_index(np.array(layers), site, "layer", tuple(range(n)), "capture")
 
 
 def passes(sites: Sequence[str]) -> list[tuple[str, ...]]:

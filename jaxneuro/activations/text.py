@@ -58,10 +58,10 @@ def read_windows(
         of a model with one, which is what reads the text.
       fields: what in the files is text. Text that names no groups is one group.
     Raises:
-      UserError: more tokens than a model with learned positions has; a token without an embedding; as `read_groups`
-        and `windows`.
+      UserError: more tokens than the model has positions (its `n_ctx`, where it states one); a token without an
+        embedding; as `read_groups` and `windows`.
     """
-    if model.cfg.learned_positions and length > model.cfg.n_ctx:
+    if model.cfg.n_ctx and length > model.cfg.n_ctx:
         raise UserError(f"rows of {length} tokens are asked for, but the model has only {model.cfg.n_ctx} positions.")
     if packing == "auto":
         packing = "windows" if model.cfg.causal and model.cfg.encoder is None else "documents"

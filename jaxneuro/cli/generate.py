@@ -174,7 +174,7 @@ def silencing(config: Generate, cfg: Any) -> list[Any]:
     if not off.any():
         of = f" for {', '.join(map(shown, config.groups))}" if config.groups else ""
         raise UserError(
-            f"the study {shown(config.silence)} chose no neurons{of}: there is nothing to silence. Leave --silence out, "
-            "or run the study with more text."
+            f"the study {shown(config.silence)} chose no neurons{of}: there is nothing to silence. Leave --silence "
+            "out, or run the study with more text."
         )
     return [scale(site, np.where(off, np.float32(0), np.float32(1)), per_layer=True)]

@@ -76,7 +76,7 @@ def load_processor(name: str | os.PathLike, *, revision: str | None = None) -> P
       >>> pixels = load_processor("google/vit-base-patch16-224")(pictures)          # doctest: +SKIP
       >>> logits = models.load("google/vit-base-patch16-224")(pixels)               # doctest: +SKIP
     """
-    folder = resolve(name, revision=revision, files=("*.json",))
+    folder = resolve(name, revision=revision, files=("*.json",), kind="processor")
     for file, part, read in _FILES:
         path = folder / file
         found = read_json(path) if path.is_file() else {}

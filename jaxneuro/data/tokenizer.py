@@ -260,7 +260,7 @@ def load_tokenizer(name: str | os.PathLike, *, revision: str | None = None, bos:
       UserError: there is no such model, or no tokenizer in it; a JSON file that is damaged or has a key twice; `bos`
         and no token to begin with.
     """
-    folder = resolve(name, revision=revision, files=TOKENIZER_FILES)
+    folder = resolve(name, revision=revision, files=TOKENIZER_FILES, kind="tokenizer")
     for file in filter(os.path.exists, (folder / name for name in _JSON)):
         read_json(file)  # whose parser takes the last of two values, and waits for a pipe
     with _no_advice():

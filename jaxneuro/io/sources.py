@@ -2,6 +2,7 @@
 """What a model's name stands for: a folder in Hugging Face layout on this machine."""
 
 import contextlib
+import difflib
 import importlib.util
 import itertools
 import os
@@ -19,7 +20,18 @@ MODEL_FILES: Final = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 TOKENIZER_FILES: Final = ("*.json", "*.txt", "*.model", "*.jinja")
 
 
-def resolve(name: str | os.PathLike, *, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES) -> Path:
+_EXPECTED: Final = {
+    "model": "config.json, *.safetensors and a tokenizer",
+    "tokenizer": "tokenizer.json, or the files that transformers reads instead",
+    "processor": "preprocessor_config.json, processor_config.json, or timm's config.json",
+    "dictionary": "the files of a dictionary, such as cfg.json and sae_weights.safetensors",
+}
+"""Kind of what is looked for -> what its folder holds."""
+
+
+def resolve(
+    name: str | os.PathLike, *, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES, kind: str = "model"
+) -> Path:
     """The folder that holds a model's config, weights and tokenizer.
 
     Tried in this order: the two names below; a folder on this machine; a repository of the Hugging Face Hub
@@ -35,6 +47,7 @@ def resolve(name: str | os.PathLike, *, revision: str | None = None, files: tupl
       name: one of the names above, a folder, or a Hub name such as "Qwen/Qwen3-0.6B".
       revision: branch, tag or commit of a Hub repository; the others have none.
       files: patterns of the files to fetch from the Hub.
+      kind: what is looked for, for messages: model, tokenizer, processor or dictionary.
     Raises:
       UserError: nothing is found, the folder is empty, or the Hub cannot be reached; says what to do.
     Example:
@@ -46,22 +59,22 @@ def resolve(name: str | os.PathLike, *, revision: str | None = None, files: tupl
         raise UserError(f"a model is named by text or by a folder's path, not {shown(name)}. Example: 'bundled'.")
     text = os.fspath(name)
     special = _NAMED.get(text)
-    _check_length(text)
+    _check_length(text, kind)
     path = special() if special else Path(text).expanduser()
     if not special and not path.exists() and not _is_path(text):
-        return _download(text, revision, files)
+        return _download(text, revision, files, kind)
     if not path.is_dir():
-        raise UserError(_no_folder(text, path))
+        raise UserError(_no_folder(text, path, kind))
     if revision is not None:
         raise UserError(f"{text!r} is the folder {path}, which has no revisions. Leave revision={revision!r} out.")
     if not any(path.iterdir()):
-        raise UserError(f"the folder {path} is empty. Expected config.json, *.safetensors and a tokenizer.")
+        raise UserError(f"the folder {path} is empty. Expected {_EXPECTED[kind]}.")
     return path
 
 
-def _check_length(text: str) -> None:
+def _check_length(text: str, kind: str) -> None:
     if "\0" in text or max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(os.fsencode(text)) > 4096:
-        raise UserError(f"no model {quoted(text)}: no folder can be called that.")
+        raise UserError(f"no {kind} {quoted(text)}: no folder can be called that.")
 
 
 def _bundled() -> Path:
@@ -111,30 +124,43 @@ def _is_path(text: str) -> bool:
     return text.startswith((".", "~", os.sep)) or text.endswith(os.sep) or text.count("/") > 1
 
 
-def _no_folder(text: str, path: Path) -> str:
+def _no_folder(text: str, path: Path, kind: str) -> str:
     if path.exists():
-        return f"{quoted(text)} is a file. Give the folder that holds it: config.json, *.safetensors, tokenizer.json."
+        return f"{quoted(text)} is a file. Give the folder that holds {_EXPECTED[kind]}."
     with contextlib.suppress(OSError):
         if path.parent.is_dir():
             names = sorted(p.name for p in path.parent.glob("*/"))
-            return f"no model at {quoted(text)}: {unknown('folder', path.name, names, where=path.parent, most=0)}"
-    return f"no model at {quoted(text)}: no such folder."
+            return f"no {kind} at {quoted(text)}: {unknown('folder', path.name, names, most=0)}"
+    return f"no {kind} at {quoted(text)}: no such folder."
 
 
-def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
+def _near(name: str, kind: str) -> str:
+    """Of what is on this machine."""
+    known = [*_named(kind), *map(str, Path(name).parent.glob("*/"))]
+    near = difflib.get_close_matches(name, known, 3, 0.6)
+    return f" Did you mean {' or '.join(map(quoted, near))}?" if near else ""
+
+
+def _named(kind: str) -> tuple[str, ...]:
+    return () if kind == "dictionary" else tuple(_NAMED)
+
+
+def _download(name: str, revision: str | None, files: tuple[str, ...], kind: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as e:
         raise UserError(
-            f"{name!r} is no folder here; to fetch it from the Hub, run: pip install 'jaxneuro[hub]'."
+            f"{name!r} is no folder here.{_near(name, kind)} To fetch it from the Hub, run: pip install "
+            "'jaxneuro[hub]'."
         ) from e
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except Exception as e:  # huggingface_hub's errors share no base class
         at = f" at revision {revision!r}" if revision else ""
+        none = f" none of {', '.join(_named(kind))}," if _named(kind) else ""
         raise UserError(
-            f"no model {quoted(name)}{at}: it is no folder on this machine ({Path.cwd() / name}), none of "
-            f"{', '.join(_NAMED)}, and the Hugging Face Hub gave {type(e).__name__}: "
+            f"no {kind} {quoted(name)}{at}.{_near(name, kind)} It is no folder on this machine "
+            f"({Path.cwd() / name}),{none} and the Hugging Face Hub gave {type(e).__name__}: "
             f"{shown((str(e).strip() or 'no message').splitlines()[0].rstrip('.'), 300)}. Check the name, the network "
             f"and HF_HUB_OFFLINE, or download it elsewhere and give the folder."
         ) from e

@@ -24,8 +24,8 @@ class ShowDictionary(TextFields):
     """Judge a dictionary on a model and show its latents: FVU, L0, loss recovered, examples, tokens, group rates."""
 
     path: Annotated[str, tyro.conf.Positional]
-    """A folder, file or repository of the Hub, of any library that `jaxneuro.dictionaries.load_dictionary` reads; or the
-    --out of `jaxneuro train-dictionary`."""
+    """A folder, file or repository of the Hub, of any library that `jaxneuro.dictionaries.load_dictionary` reads; or
+    the --out of `jaxneuro train-dictionary`."""
     model: str | None = None
     """A folder, a name on the Hub, or `bundled`; None: the model that the dictionary's files name."""
     groups: str = "bundled"

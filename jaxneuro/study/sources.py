@@ -95,7 +95,7 @@ def check_neurons(site: str, shape: tuple[int, ...], n: int = POS) -> None:
 
 
 def _length(config: StudyConfig, cfg: Any) -> int:
-    if cfg.learned_positions and config.text.window > cfg.n_ctx:
+    if cfg.n_ctx and config.text.window > cfg.n_ctx:
         raise UserError(f"text.window is {config.text.window}, but {config.model} has only {cfg.n_ctx} positions.")
     return config.text.window
 

@@ -99,12 +99,14 @@ _SWEEP: Final = PrimitiveConstructorSpec(
     str_from_instance=lambda value: [f"{name}={','.join(map(str, values))}" for name, values in value.items()],
 )
 
+SOURCES: Final = {c.kind: c for c in (Live, Store, Array)}
+"""Name of a source -> the dataclass of its options."""
 if TYPE_CHECKING:
     type Source = Live | Store | Array
     type Options = Any
 else:
     Source = functools.reduce(
-        operator.or_, [Annotated[c, tyro.conf.subcommand(c.kind, description=doc(c))] for c in (Live, Store, Array)]
+        operator.or_, [Annotated[c, tyro.conf.subcommand(kind, description=doc(c))] for kind, c in SOURCES.items()]
     )
     Options = functools.reduce(
         operator.or_,

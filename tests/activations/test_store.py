@@ -587,7 +587,7 @@ def test_a_store_without_attributes_is_read(tmp_path):
 
 def test_a_folder_of_stores_names_them(tmp_path):
     """What `jaxneuro capture --out` makes is a folder with a store per site."""
-    with pytest.raises(UserError, match="no meta.json. Write some with `jaxneuro capture`"):
+    with pytest.raises(UserError, match=r"no meta\.json\. Write some with `jaxneuro capture`"):
         open_activations(tmp_path)
     for i in range(9):
         (tmp_path / f"blocks.{i}.embed").mkdir()

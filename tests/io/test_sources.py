@@ -4,6 +4,9 @@ import sys
 
 import pytest
 
+from jaxneuro import models
+from jaxneuro.data import load_processor, load_tokenizer
+from jaxneuro.dictionaries import load_dictionary
 from jaxneuro.errors import UserError
 from jaxneuro.io import sources
 from jaxneuro.io.sources import resolve
@@ -94,3 +97,32 @@ def test_a_wrong_path_names_the_nearest_and_no_more(tmp_path):
 def test_names_that_no_folder_can_have(name):
     with pytest.raises(UserError, match="no folder can be called that"):
         resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("opened", "kind", "holds"),
+    [
+        (models.load, "model", "config.json"),
+        (load_tokenizer, "tokenizer", "tokenizer.json"),
+        (load_processor, "processor", "preprocessor_config.json"),
+        (load_dictionary, "dictionary", "sae_weights.safetensors"),
+    ],
+)
+def test_what_was_asked_for_is_named(tmp_path, monkeypatch, opened, kind, holds):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^no {kind} at '/nonexistent': no folder 'nonexistent'\."):
+        opened("/nonexistent")
+    with pytest.raises(UserError, match=rf"^no {kind} 'nofolder'\. It is no folder on this machine") as e:
+        opened("nofolder")
+    assert ("none of bundled" in str(e.value)) == (kind != "dictionary")
+    (tmp_path / "nofolders").mkdir()
+    with pytest.raises(UserError, match=rf"^no {kind} 'nofolder'\. Did you mean 'nofolders'\?"):
+        opened("nofolder")
+    with pytest.raises(UserError, match=rf"is empty\. Expected .*{holds}"):
+        opened(tmp_path / "nofolders")
+
+
+def test_a_misspelt_name_of_our_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^no model 'bundeld'\. Did you mean 'bundled'\?"):
+        models.load("bundeld")

@@ -2,6 +2,7 @@
 """Configurations: from flags, from JSON and from Python they are the same; nothing unknown is dropped."""
 
 import json
+import re
 
 import pytest
 
@@ -97,6 +98,22 @@ def test_what_is_wrong_in_flags_is_said(flag, capsys):
     assert e.value.code == 2
     said = " ".join(capsys.readouterr().err.split())
     assert {"--stepz": "--steps", "--sweep": "option=value", "array": "weight"}[flag.split()[0]] in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("live --site blocks.0.embed topkk --n-latents 8 --k 2", "no method 'topkk'. Did you mean 'topk'"),
+        ("array --path x.npy --n-latents batchtopk", "no method 'batchtopk'. Did you mean 'batch-topk'"),
+        ("live --site blocks.0.embed sparse --k 2", "no method is named. After live and its flags comes one of topk, "),
+        ("store --path x", "no method is named. After store"),
+    ],
+)
+def test_a_misspelt_method_is_named(words, says):
+    """`--site` takes a list, and so the word after it."""
+    with pytest.raises(UserError, match=re.escape(says)) as e:
+        parsed(words.split())
+    assert "semi-nmf" in str(e.value)
 
 
 def test_every_method_has_words_for_every_option():

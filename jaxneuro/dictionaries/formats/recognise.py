@@ -137,8 +137,8 @@ def load_dictionary(
     What a format needs besides its files (a scaling factor, flags) only its own function takes: `load_saelens`, ...
 
     Args:
-      name: a folder or file, or a repository of the Hugging Face Hub. The --out of a command that trained one dictionary
-        stands for the folder `dictionary` in it.
+      name: a folder or file, or a repository of the Hugging Face Hub. The --out of a command that trained one
+        dictionary stands for the folder `dictionary` in it.
       format: one of the table; None: the one that the files show.
       subfolder: inside the folder or repository. On the Hub only it is fetched: name it where you can.
       revision: branch, tag or commit of a Hub repository.

@@ -148,7 +148,7 @@ def sizes_of(fields: Fields, *keys: str) -> dict[str, int]:
 def folder_of(name: str | os.PathLike, subfolder: str | None, revision: str | None, files: tuple[str, ...]) -> Path:
     """The folder on this machine, fetched from the Hub if it is a name there: only `files`, only from `subfolder`."""
     inside = files if subfolder is None else tuple(f"{subfolder}/{f}" for f in files)
-    root = resolve(name, revision=revision, files=inside)
+    root = resolve(name, revision=revision, files=inside, kind="dictionary")
     if subfolder is None:
         return root
     if not (root / subfolder).is_dir():
