@@ -129,6 +129,8 @@ class Counted:
 
     def __init__(self, sink: MetricSink, *, before: int = 0, dead_after: float = 0):
         self._sink, self._before, self._after = sink, before, dead_after
+        self.written = False
+        """Whether a step of the method was."""
         self.tokens_seen: int | None = None
         """Of the last step that was written, the most of several members."""
 
@@ -136,6 +138,7 @@ class Counted:
         """Hand on what is known of a step of the method."""
         if step <= self._before:
             return
+        self.written = True
         seen = [v for n, v in values.items() if n.rpartition("/")[2] == "tokens_seen"]
         self.tokens_seen = int(max(seen)) if seen else None
         self._sink.write(step - self._before, {n: v for n, v in values.items() if self._known(n, step, values)})

@@ -5,14 +5,14 @@ import contextlib
 import functools
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ..activations import MetricSink, rich_progress, run
+from ..activations import rich_progress, run
 from ..activations.metrics import Counted, not_countable
 from ..activations.plan import check_state, free_bytes, planned, size
 from ..activations.progress import Progress
@@ -74,13 +74,13 @@ def train_dictionary(config: TrainConfig) -> Path:
     return out
 
 
-def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None, sink: MetricSink) -> dict[str, Any]:
+def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None, sink: Counted) -> dict[str, Any]:
     """Member's name -> its dictionary."""
     sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec(DATA))
     key = jax.random.key(config.seed)
     _plan(method, data, key, sharding)
     lasting = {name: value for name, value in config.identity().items() if name not in LENGTH}  # `claimed` checks these
-    with _progress(config, data.extra_steps) as progress:
+    with _progress(config, data.extra_steps, lambda: sink.written) as progress:
         found = run(
             method,
             data.stream(),
@@ -119,8 +119,12 @@ def _check_longer(config: TrainConfig, before: int) -> None:
 
 
 @contextlib.contextmanager
-def _progress(config: TrainConfig, filling: int) -> Iterator[Progress]:
-    """Two lines: the buffer fills, then the method's own steps."""
+def _progress(config: TrainConfig, filling: int, learned: Callable[[], bool]) -> Iterator[Progress]:
+    """Two lines: the buffer fills, then the method's own steps.
+
+    Args:
+      learned: whether the newest numbers are of a step that learned; those of a buffer that fills are zeros.
+    """
     countable = dead_after(config) / config.batch
     with contextlib.ExitStack() as stack:
         shown: dict[str, Progress] = {}
@@ -132,6 +136,8 @@ def _progress(config: TrainConfig, filling: int) -> Iterator[Progress]:
             return shown[title]
 
         def show(done: int, total: int | None, text: str) -> None:
+            if not learned():
+                text = ", ".join(part for part in text.split(", ") if part == "compiling" or part.endswith("tokens/s"))
             if done < filling:
                 line("filling the buffer")(done, filling, text)
                 return

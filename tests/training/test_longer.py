@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A finished run that goes on, what a run says at its end, and what it counts."""
 
+import contextlib
 import json
 
 import jax
@@ -133,6 +134,24 @@ def test_steps_and_dead_latents_are_counted_without_the_filling(live, changed):
         line["tokens_seen"] - line["tokens"] >= 100 for line in lines
     ]
     assert "dead_fraction" in lines[-1]
+
+
+def test_no_number_is_shown_before_a_step_learned(live, changed, monkeypatch):
+    """While the buffer fills a method's numbers are zeros; those of its first step are there one log point later."""
+    shown = []
+
+    @contextlib.contextmanager
+    def recorded(title):
+        yield lambda done, total, text: shown.append((title, done, text))
+
+    monkeypatch.setattr("jaxneuro.training.run.rich_progress", recorded)
+    train_dictionary(changed(live, out=live.out.with_name("recorded")))
+    assert {title for title, *_ in shown} == {"filling the buffer", "train"}
+    early = [text for title, done, text in shown if title != "train" or done < 2]
+    assert len(early) >= 4
+    assert {part for text in early for part in text.split(", ") if not part.endswith("tokens/s")} <= {"", "compiling"}
+    assert all("fvu " in text and "fvu 0," not in text for title, done, text in shown if title == "train" and done >= 2)
+    assert shown[-1][:2] == ("train", 4)
 
 
 def test_ids_and_positions_are_left_out_of_training_and_judging(live, changed):
