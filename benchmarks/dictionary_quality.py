@@ -11,9 +11,10 @@ dictionary-learning (`pip install sae-lens dictionary-learning`). For every meth
 2. the rate with the least FVU at L0, by the tokens to choose on; further seeds at that rate;
 3. for ours, the default rate of so many steps too, where it is another.
 
-FVU at L0 is read off the line through the two nearest points in log-log. A row is one dictionary; rows are written as
-they come and a repeated call makes those that are missing, so it may be stopped at any time (or after
-JAXNEURO_MINUTES). The table, made of whatever rows are there, has each method's medians over seeds and their ratios.
+FVU at L0 is read off the line through two points in log-log; where a rate missed L0 by far, it has none. A row is one
+dictionary; rows are written as they come and a repeated call makes those that are missing, so it may be stopped at any
+time (or after JAXNEURO_MINUTES). The table, made of whatever rows are there, has each method's medians over seeds and
+their ratios.
 """
 
 import dataclasses
@@ -43,6 +44,8 @@ SITE, L0, BATCH, N_LATENTS = "blocks.3.resid_post", 32, 1024, 1024
 PREFIXES = (64, 128, 256, 512, 1024)
 STEPS: Final = {"400k": 400, "4m": 4000}
 RATES, SEEDS = (1e-2, 3e-3, 1e-3), (0, 1, 2)
+NEAR = 1.25
+"""How far a point may be from L0, as a factor, for the line through points on one side of it."""
 PARTS = {"train": (0, 1, 2, 4, 5, 6), "choose": (3,), "judge": (7,)}
 """Windows by their number modulo 8."""
 VALUES: Final = {
@@ -142,14 +145,22 @@ def best_rate(done: Sequence[Mapping[str, Any]], library: str, method: str) -> f
 
 
 def fvu_at(points: Sequence[Mapping[str, float]], l0: float = L0) -> float:
-    """FVU at this L0, from the line through the two nearest points in log-log; of one point, its own.
+    """FVU at this L0, from the line through the nearest points on both sides of it in log-log, or, of points on one
+    side, through the two nearest; of one point, its own. Infinite where no point is near: the target was missed.
 
     Example:
       >>> round(fvu_at([{"fvu": 0.4, "l0": 16}, {"fvu": 0.1, "l0": 64}]), 3)
       0.2
+      >>> fvu_at([{"fvu": 0.01, "l0": 700}, {"fvu": 0.011, "l0": 650}])
+      inf
     """
-    near = sorted(points, key=lambda p: abs(np.log(p["l0"] / l0)))[:2]
-    (x, y), *rest = [(np.log(p["l0"]), np.log(p["fvu"])) for p in near]
+    near = sorted(points, key=lambda p: abs(np.log(p["l0"] / l0)))
+    above = [p for p in near if p["l0"] >= l0]
+    below = [p for p in near if p["l0"] < l0]
+    if not (above and below) and abs(np.log(near[0]["l0"] / l0)) > np.log(NEAR):
+        return float("inf")
+    chosen = [above[0], below[0]] if above and below else near[:2]
+    (x, y), *rest = [(np.log(p["l0"]), np.log(p["fvu"])) for p in chosen]
     slope = (rest[0][1] - y) / (rest[0][0] - x) if rest and abs(rest[0][0] - x) > 1e-2 else 0.0
     return float(np.exp(y + slope * (np.log(l0) - x)))
 
