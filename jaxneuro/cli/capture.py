@@ -2,6 +2,7 @@
 """`jaxneuro capture`: values of a model's sites over text or pictures, to disk; or their moments, which never do."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -10,7 +11,7 @@ import tyro
 
 from ..console import say
 from ..data import Bos, PictureFields, TextFields
-from ..errors import UserError, unknown
+from ..errors import UserError, shown, unknown
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh as DeviceMesh
@@ -160,13 +161,40 @@ def run_capture(config: Capture) -> Path:
         raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")
     spread = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
     model, parts = _of_text(config, mesh) if config.pictures is None else _of_pictures(config, mesh)
-    _KEEP[config.keep](config, model, parts, spread)
     settings = dataclasses.asdict(config) | {"out": str(config.out)}
+    names = None if config.pictures is None else {"pictures": parts[0][1].named()}  # type: ignore[union-attr]
+    _check_before(config, settings, names)
+    _KEEP[config.keep](config, model, parts, spread)
     write_json(config.out / SETTINGS, {"config": settings, "versions": versions()})
-    if config.pictures is not None:
-        write_json(config.out / NAMES, {"pictures": parts[0][1].named()})  # type: ignore[union-attr]
+    if names is not None:
+        write_json(config.out / NAMES, names)
     say(f"{config.out} is complete")
     return config.out
+
+
+_HOW: Final = {"out", "batch", "devices", "progress"}
+"""Options that say how, not what is captured."""
+
+
+def _check_before(config: Capture, settings: dict[str, Any], names: dict[str, Any] | None) -> None:
+    """Pictures by whose numbers stores go, and moments, are not replaced by those of another capture."""
+    from ..io.files import read_json
+
+    def same(path: Path, now: Any) -> bool:
+        return read_json(path) == json.loads(json.dumps(now))
+
+    if names is not None and (config.out / NAMES).exists() and not same(config.out / NAMES, names):
+        raise UserError(
+            f"{shown(config.out)} holds activations of other pictures, by whose numbers its stores go ({NAMES}). "
+            "Choose another --out, or give the same pictures and --seed."
+        )
+    if config.keep == "moments" and (config.out / MOMENTS).exists() and (config.out / SETTINGS).exists():
+        before, now = read_json(config.out / SETTINGS).get("config", {}), json.loads(json.dumps(settings))
+        if other := [name for name in now if name not in _HOW and before.get(name) != now[name]]:
+            raise UserError(
+                f"{shown(config.out)} holds the moments of another capture: {', '.join(other)} were others. Choose "
+                "another --out."
+            )
 
 
 def _of_text(config: Capture, mesh: "DeviceMesh | None") -> tuple[Any, "Parts"]:
@@ -261,7 +289,8 @@ def _moments_of(config: Capture, model: Any, rows: Any, sites: tuple[str, ...], 
     if config.max_tokens is not None:
         rows = Subset(rows, np.sort(draw(rows_of(rows, sites), config.max_tokens, config.seed)[0]))
     method = at_sites(reached(model, sites), {site: (site, moments()) for site in sites})
-    method = told(leaving_out(config.without_ids, config.without_positions, model.cfg.d_vocab), method)
+    if config.without_ids or config.without_positions:
+        method = told(leaving_out(config.without_ids, config.without_positions, model.cfg.d_vocab), method)
     with rich_progress("capture") as progress:
         return run(
             method,

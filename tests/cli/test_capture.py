@@ -76,6 +76,8 @@ def test_moments_without_sinks(kept, text, tmp_path, capsys):
         np.testing.assert_allclose(found[f"{site}/mean"], x.mean(0), rtol=1e-4, atol=1e-5)
     assert main(command(text, tmp_path / "values", *flags)) == 2
     assert "are of --keep moments of text" in capsys.readouterr().err
+    assert main(command(text, tmp_path / "acts", "--keep", "moments")) == 2
+    assert "moments of another capture: without_positions were others" in capsys.readouterr().err
 
 
 def test_the_same_command_again_is_done(kept, text, capsys):

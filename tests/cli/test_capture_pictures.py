@@ -103,6 +103,19 @@ def test_moments(kind, request, drawn, tmp_path):
         np.testing.assert_allclose(found[f"{site}/variance"], flat.var(0), rtol=1e-3, atol=1e-6)
 
 
+def test_names_of_pictures_are_not_replaced(vit, drawn, tmp_path, capsys):
+    """The window of a store is a number in pictures.json: other pictures need another folder."""
+    first = command(vit, drawn, tmp_path / "acts", "--picture.most-per-group", "1", sites=VIT[:1])
+    assert main(first) == 0
+    names = (tmp_path / "acts" / "pictures.json").read_text()
+    for more in (["--seed", "5"], ["--picture.most-per-group", "3"]):
+        asked = command(vit, drawn, tmp_path / "acts", "--picture.most-per-group", "1", *more, sites=VIT[1:])
+        assert main(asked) == 2
+        assert "other pictures" in capsys.readouterr().err
+    assert (tmp_path / "acts" / "pictures.json").read_text() == names
+    assert main(first) == 0
+
+
 def test_a_few_pictures_over_devices(vit, drawn, tmp_path):
     few = ["--picture.most-per-group", "3", "--seed", "4"]
     assert main(command(vit, drawn, tmp_path / "one", *few)) == 0
