@@ -62,7 +62,10 @@ def read_windows(
         embedding; as `read_groups` and `windows`.
     """
     if model.cfg.n_ctx and length > model.cfg.n_ctx:
-        raise UserError(f"rows of {length} tokens are asked for, but the model has only {model.cfg.n_ctx} positions.")
+        raise UserError(
+            f"rows of {length} tokens are asked for, but the model has only {model.cfg.n_ctx} positions. "
+            "Choose a smaller `length`."
+        )
     if packing == "auto":
         packing = "windows" if model.cfg.causal and model.cfg.encoder is None else "documents"
     texts = read_groups(groups, one_group=True, **fields.arguments())

@@ -96,7 +96,10 @@ def check_neurons(site: str, shape: tuple[int, ...], n: int = POS) -> None:
 
 def _length(config: StudyConfig, cfg: Any) -> int:
     if cfg.n_ctx and config.text.window > cfg.n_ctx:
-        raise UserError(f"text.window is {config.text.window}, but {config.model} has only {cfg.n_ctx} positions.")
+        raise UserError(
+            f"windows of {config.text.window} tokens are asked for, but {shown(config.model)} has only {cfg.n_ctx} "
+            "positions. Choose a smaller --text.window."
+        )
     return config.text.window
 
 

@@ -107,7 +107,7 @@ FAULTS = {
     "train": (["train-dictionary", *LIVE, "--context", "32000", *TOPK], "smaller --context."),
     "show": (["show-dictionary", "DICTIONARY", "--model", "bundled", "--site", "blocks.0.resid_post",
               "--groups", "TEXT", "--window", "32000"], "smaller --window."),
-    "study": (["study", "--groups", "TEXT", "--text.window", "32000"], "--text.leave-out-small."),
+    "study": (["study", "--groups", "TEXT", "--text.window", "512"], "--text.leave-out-small."),
     "capture a pair": (["capture", PAIR, "--site", "embed", "--groups", "TEXT"], "--pictures FOLDER"),
     "train on a pair": (["train-dictionary", *LIVE, "--model", PAIR, "--context", "16", *TOPK], "--pictures FOLDER"),
     "show a pair": (["show-dictionary", "DICTIONARY", "--model", PAIR, "--site", "embed", "--groups", "TEXT"],

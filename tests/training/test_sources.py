@@ -86,7 +86,7 @@ def test_transcoders_from_a_running_model(tmp_path, name):
     ("source", "says"),
     [
         ({"site": ("blocks.0.resid_pst",)}, "resid_post"),
-        ({"site": ("blocks.99.resid_post",)}, "this model has 6 layers"),
+        ({"site": ("blocks.99.resid_post",)}, "It has layers 0 to 5"),
         ({"site": ("blocks.*.resid_post",)}, r"stands for several layers.*one layer, such as blocks\.3\.resid_post"),
         ({"site": ("pooled",)}, "pooled has one row per text, not per token. Store it first"),
         ({"site": ()}, "source.site is empty"),
