@@ -105,7 +105,27 @@ def not_countable(text: str) -> str:
     return re.sub(r"dead_fraction 0(?=,|$)", "dead: not yet countable", text)
 
 
-class Counted:
+class Through:
+    """A sink in front of another one, `before` steps of which are not written."""
+
+    def __init__(self, sink: MetricSink, before: int = 0):
+        self._sink, self._before = sink, before
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._sink.close()
+
+    def position(self) -> int:
+        """The sink's mark, where it has one."""
+        return self._sink.position() if isinstance(self._sink, Rewindable) else 0
+
+    def rewind(self, position: int | None, step: int) -> None:
+        """The sink goes back, where it can."""
+        if isinstance(self._sink, Rewindable):
+            self._sink.rewind(position, max(0, step - self._before))
+
+
+class Counted(Through):
     """A sink that counts a method's own steps, and to which a dead fraction is a number only when latents can be dead.
 
     A latent is dead after `dead_after` tokens without being on, so before that many were seen nothing is known; the
@@ -128,7 +148,8 @@ class Counted:
     """
 
     def __init__(self, sink: MetricSink, *, before: int = 0, dead_after: float = 0):
-        self._sink, self._before, self._after = sink, before, dead_after
+        super().__init__(sink, before)
+        self._after = dead_after
         self.written = False
         """Whether a step of the method was."""
         self.tokens_seen: int | None = None
@@ -148,19 +169,6 @@ class Counted:
         now = values.get(f"{member}{slash}tokens", 0)
         seen = values.get(f"{member}{slash}tokens_seen", (step - self._before) * now)
         return last != "dead_fraction" or seen - now >= self._after  # it is that before this step
-
-    def close(self) -> None:
-        """Nothing more will come."""
-        self._sink.close()
-
-    def position(self) -> int:
-        """The sink's mark, where it has one."""
-        return self._sink.position() if isinstance(self._sink, Rewindable) else 0
-
-    def rewind(self, position: int | None, step: int) -> None:
-        """The sink goes back, where it can."""
-        if isinstance(self._sink, Rewindable):
-            self._sink.rewind(position, max(0, step - self._before))
 
 
 class TensorBoard:

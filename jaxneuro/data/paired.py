@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .by_row import ByRow
 from .subset import counted_per_group
 from .windows import Windows
 
 
-class Paired(Sequence[dict[str, np.ndarray]]):
+class Paired(ByRow):
     """Rows for a model with an encoder: a decoder's tokens and, as "context" and "context_mask", what it answers.
 
     The decoder reads the start token and then the answer, as in training (teacher forcing): what it says of the last
@@ -41,12 +42,6 @@ class Paired(Sequence[dict[str, np.ndarray]]):
 
     def __len__(self) -> int:
         return len(self.group)
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return self.rows(range(*i.indices(len(self))))
-        i = range(len(self))[i]
-        return {name: column[0] for name, column in self.rows([i]).items()}
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Rows stacked on axis 0; an index past the end gives a filler row, as in `Windows.rows`."""

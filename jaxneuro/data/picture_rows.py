@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..errors import UserError
+from .by_row import ByRow
 from .pictures import THREADS, Pictures
 from .processor import Processor
 
@@ -43,7 +44,7 @@ COUNTED: Mapping[str, Any] = {
 """(position, positions before the patches) -> whether it counts. first: the class token where there is one."""
 
 
-class PictureRows(Sequence[dict[str, np.ndarray]]):
+class PictureRows(ByRow):
     """One row per picture, in order of the groups: `batches`, `harvest` and the statistics take it like `Windows`.
 
     `rows(indices)` is a dict: tokens float32 [b, row, column, channel], the pixels as the model reads them; mask bool
@@ -102,12 +103,6 @@ class PictureRows(Sequence[dict[str, np.ndarray]]):
 
     def __len__(self) -> int:
         return len(self.files)
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return self.rows(range(*i.indices(len(self))))
-        i = range(len(self))[i]
-        return {name: column[0] for name, column in self.rows([i]).items()}
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Pictures stacked on axis 0. An index past the end gives a filler row: mask False, window -1, group 0."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from ..errors import UserError
+from .by_row import ByRow
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def draw_windows(rows: "Windows | Paired | PictureRows", max_tokens_per_group: i
     return Subset(rows, np.concatenate(chosen))
 
 
-class Subset(Sequence[dict[str, np.ndarray]]):
+class Subset(ByRow):
     """Chosen windows of a `Windows` or `Paired`; `batches`, `harvest` and the statistics take it like the whole.
 
     A row's `window` stays its number in the whole, so labels and examples need no translation.
@@ -96,11 +97,6 @@ class Subset(Sequence[dict[str, np.ndarray]]):
 
     def __len__(self) -> int:
         return len(self.indices)
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return self.rows(range(*i.indices(len(self))))
-        return self.base[int(self.indices[i])]
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Windows stacked on axis 0; an index past the end gives a filler row, as in `Windows.rows`."""

@@ -11,12 +11,13 @@ import numpy as np
 
 from ..errors import UserError, quoted, shown, unknown
 from ..stats import permuted_labels
+from .by_row import ByRow
 from .packing import PACKINGS, Apart, Concatenated, OneDocument, Packing
 from .store import Progress, TokenStore, tokenize
 from .tokenizer import Tokenizer
 
 
-class Windows(Sequence[dict[str, np.ndarray]]):
+class Windows(ByRow):
     """Rows of `length` tokens, by number, in order of the groups. Made by `windows`.
 
     `windows[i]` is a dict: tokens int32 [length]; mask bool [length], True at real tokens (special ones included);
@@ -58,12 +59,6 @@ class Windows(Sequence[dict[str, np.ndarray]]):
 
     def __len__(self) -> int:
         return len(self.group)
-
-    def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, slice):
-            return self.rows(range(*i.indices(len(self))))
-        i = range(len(self))[i]  # IndexError and negative numbers as in a list
-        return {name: column[0] for name, column in self.rows([i]).items()}
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Windows stacked on axis 0. An index past the end gives a filler row: mask False, window -1, group 0."""

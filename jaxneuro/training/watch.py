@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from ..activations import JsonLines, MetricSink, TensorBoard, WandB
-from ..activations.metrics import Rewindable
+from ..activations.metrics import Through
 from ..errors import UserError
 from .config import TrainConfig
 
 _log = logging.getLogger("jaxneuro.train")
 
 
-class Watched:
+class Watched(Through):
     """A sink that ends the run where going on is pointless. It sees log points only: no step waits for it.
 
     What is not finite ends the run if that was asked for. A dictionary without a living latent is not ended at once,
@@ -27,7 +27,8 @@ class Watched:
     """
 
     def __init__(self, sink: MetricSink, *, stop: bool):
-        self._sink, self._stop = sink, stop
+        super().__init__(sink)
+        self._stop = stop
         self._dead: set[str] = set()
         self._told: set[str] = set()
 
@@ -53,19 +54,6 @@ class Watched:
         for name in sorted(still - self._told):
             _log.warning("%s: all latents are dead at step %d", name.rpartition("/")[0] or "the dictionary", step)
         self._dead, self._told = dead, self._told | still
-
-    def close(self) -> None:
-        """Nothing more will come."""
-        self._sink.close()
-
-    def position(self) -> int:
-        """The sink's mark, where it has one."""
-        return self._sink.position() if isinstance(self._sink, Rewindable) else 0
-
-    def rewind(self, position: int | None, step: int) -> None:
-        """The sink goes back, where it can."""
-        if isinstance(self._sink, Rewindable):
-            self._sink.rewind(position, step)
 
 
 def sink_of(config: TrainConfig) -> Watched:
