@@ -43,7 +43,9 @@ from . import harness
 SITE, L0, BATCH, N_LATENTS = "blocks.3.resid_post", 32, 1024, 1024
 PREFIXES = (64, 128, 256, 512, 1024)
 STEPS: Final = {"400k": 400, "4m": 4000}
-RATES, SEEDS = (1e-2, 3e-3, 1e-3), (0, 1, 2)
+RATES: Final = {400: (1e-2, 3e-3, 1e-3), 4000: (1e-2, 3.238e-3, 1e-3)}
+"""By steps, each with the default rate of so many steps: 1e-2 and 3.238e-3."""
+SEEDS = (0, 1, 2)
 NEAR = 1.25
 """How far a point may be from L0, as a factor, for the line through points on one side of it."""
 PARTS = {"train": (0, 1, 2, 4, 5, 6), "choose": (3,), "judge": (7,)}
@@ -118,12 +120,15 @@ def _next(done: Sequence[Mapping[str, Any]], steps: int, libraries: set[str]) ->
 def plan(done: Sequence[Mapping[str, Any]], steps: int) -> Iterator[Asked]:
     """All dictionaries, the most telling first; seeds and defaults follow rates, which need their rows."""
     pairs = [(lib, m) for m in VALUES for lib in ("jaxneuro", "sae_lens")] + [("dictionary_learning", "jumprelu")]
-    for rates in (RATES[:2], RATES[2:]):  # seeds at the better of two, then the last, and seeds there if it is better
+    for rates in (
+        RATES[steps][:2],
+        RATES[steps][2:],
+    ):  # seeds at the better of two, then the last, and seeds there if it is better
         for rate, (library, method) in itertools.product(rates, pairs):
             for value in VALUES[method]:
                 yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=SEEDS[0])
         for seed, (library, method) in itertools.product(SEEDS, pairs):
-            more = (best_rate(done, library, method), *((default_rate(steps),) if library == "jaxneuro" else ()))
+            more = (best_rate(done, steps, library, method), *((default_rate(steps),) if library == "jaxneuro" else ()))
             for rate, value in itertools.product(dict.fromkeys(more), VALUES[method]):
                 yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=seed)
 
@@ -137,11 +142,11 @@ def default_rate(steps: int) -> float:
     return float(f"{float(d.Training(steps=steps).rate(N_LATENTS)(jnp.int32(steps // 2))):.4g}")
 
 
-def best_rate(done: Sequence[Mapping[str, Any]], library: str, method: str) -> float:
+def best_rate(done: Sequence[Mapping[str, Any]], steps: int, library: str, method: str) -> float:
     """The rate with the least FVU at L0 on the tokens to choose on, from the first seed."""
-    mine = [row for row in _of(done, library, method) if row["seed"] == SEEDS[0] and row["rate"] in RATES]
+    mine = [row for row in _of(done, library, method) if row["seed"] == SEEDS[0] and row["rate"] in RATES[steps]]
     at = {rate: [r["choose"] for r in mine if r["rate"] == rate] for rate in {r["rate"] for r in mine}}
-    return min(at, key=lambda rate: fvu_at(at[rate])) if at else RATES[0]
+    return min(at, key=lambda rate: fvu_at(at[rate])) if at else RATES[steps][0]
 
 
 def fvu_at(points: Sequence[Mapping[str, float]], l0: float = L0) -> float:
@@ -172,7 +177,7 @@ def compared(done: Sequence[Mapping[str, Any]], steps: int) -> list[dict]:
         row: dict[str, Any] = {"op": f"{method}: FVU at L0 {L0}", "shape": {}, "dtype": "float32"}
         for library in ("jaxneuro", "sae_lens", "dictionary_learning"):
             if mine := _of(done, library, method):
-                rate = best_rate(done, library, method)
+                rate = best_rate(done, steps, library, method)
                 row |= {library: _median(mine, rate), f"{library} rate": rate}
         row["default"] = _median(_of(done, "jaxneuro", method), default_rate(steps))
         row["seeds"] = len({r["seed"] for r in _of(done, "jaxneuro", method)})
