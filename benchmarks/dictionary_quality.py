@@ -7,14 +7,16 @@ One site of the bundled model, every eighth window to choose rates on, every eig
 All libraries see the same batches in the same order, the same warm-up and decay. PYTHON has sae-lens and
 dictionary-learning (`pip install sae-lens dictionary-learning`). For every method and library:
 
-1. three rates, from one seed, at values of its own option (k, a target, an L1 coefficient) on both sides of L0;
-2. the rate with the least FVU at L0, by the tokens to choose on; further seeds at that rate;
+1. three rates, from one seed, at values of its own option (k, a target, an L1 coefficient) on both sides of L0; the
+   third, least one only where the second was better than the first;
+2. the rate with the least FVU at L0, by the tokens to choose on; further seeds at that rate, of the value that came
+   near L0, or of all values if none did;
 3. for ours, the default rate of so many steps too, where it is another.
 
-FVU at L0 is read off the line through two points in log-log; where a rate missed L0 by far, it has none. A row is one
-dictionary; rows are written as they come and a repeated call makes those that are missing, so it may be stopped at any
-time (or after JAXNEURO_MINUTES). The table, made of whatever rows are there, has each method's medians over seeds and
-their ratios.
+FVU at L0 is read off the line through two points in log-log (of a further seed with one point, by the first seed's
+slope); where a rate missed L0 by far, it has none. A row is one dictionary; rows are written as they come and a
+repeated call makes those that are missing, so it may be stopped at any time (or after JAXNEURO_MINUTES). The table,
+made of whatever rows are there, has each method's medians over seeds and their ratios.
 """
 
 import dataclasses
@@ -118,19 +120,25 @@ def _next(done: Sequence[Mapping[str, Any]], steps: int, libraries: set[str]) ->
 
 
 def plan(done: Sequence[Mapping[str, Any]], steps: int) -> Iterator[Asked]:
-    """All dictionaries, the most telling first; seeds and defaults follow rates, which need their rows."""
+    """All dictionaries, rates first; what follows rates needs their rows."""
     pairs = [(lib, m) for m in VALUES for lib in ("jaxneuro", "sae_lens")] + [("dictionary_learning", "jumprelu")]
-    for rates in (
-        RATES[steps][:2],
-        RATES[steps][2:],
-    ):  # seeds at the better of two, then the last, and seeds there if it is better
-        for rate, (library, method) in itertools.product(rates, pairs):
+    first, second, last = RATES[steps]
+    for rate, (library, method) in itertools.product((first, second, last), pairs):
+        if rate != last or best_rate(done, steps, library, method) != first:  # else it gets worse towards the last
             for value in VALUES[method]:
                 yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=SEEDS[0])
-        for seed, (library, method) in itertools.product(SEEDS, pairs):
-            more = (best_rate(done, steps, library, method), *((default_rate(steps),) if library == "jaxneuro" else ()))
-            for rate, value in itertools.product(dict.fromkeys(more), VALUES[method]):
+    for seed, (library, method) in itertools.product(SEEDS[1:], pairs):
+        more = (best_rate(done, steps, library, method), *((default_rate(steps),) if library == "jaxneuro" else ()))
+        for rate in dict.fromkeys(more):
+            for value in _near(done, library, method, rate):
                 yield Asked(library=library, method=method, value=value, rate=rate, steps=steps, seed=seed)
+
+
+def _near(done: Sequence[Mapping[str, Any]], library: str, method: str, rate: float) -> tuple[float, ...]:
+    """The value that came near L0 with the first seed; all values, if none did."""
+    mine = [row for row in _of(done, library, method) if (row["rate"], row["seed"]) == (rate, SEEDS[0])]
+    apart, value = min(((abs(np.log(r["choose"]["l0"] / L0)), r["value"]) for r in mine), default=(np.inf, 0.0))
+    return (value,) if apart < np.log(NEAR) else VALUES[method]
 
 
 def _of(done: Sequence[Mapping[str, Any]], library: str, method: str) -> list[Mapping[str, Any]]:
@@ -149,25 +157,38 @@ def best_rate(done: Sequence[Mapping[str, Any]], steps: int, library: str, metho
     return min(at, key=lambda rate: fvu_at(at[rate])) if at else RATES[steps][0]
 
 
-def fvu_at(points: Sequence[Mapping[str, float]], l0: float = L0) -> float:
+def fvu_at(points: Sequence[Mapping[str, float]], l0: float = L0, slope: float = 0.0) -> float:
     """FVU at this L0, from the line through the nearest points on both sides of it in log-log, or, of points on one
-    side, through the two nearest; of one point, its own. Infinite where no point is near: the target was missed.
+    side, through the two nearest; of one point, by this slope. Infinite where no point is near: the target was missed.
 
     Example:
       >>> round(fvu_at([{"fvu": 0.4, "l0": 16}, {"fvu": 0.1, "l0": 64}]), 3)
       0.2
       >>> fvu_at([{"fvu": 0.01, "l0": 700}, {"fvu": 0.011, "l0": 650}])
       inf
+      >>> round(fvu_at([{"fvu": 0.2, "l0": 36}], slope=-1.0), 3)
+      0.225
     """
-    near = sorted(points, key=lambda p: abs(np.log(p["l0"] / l0)))
-    above = [p for p in near if p["l0"] >= l0]
-    below = [p for p in near if p["l0"] < l0]
-    if not (above and below) and abs(np.log(near[0]["l0"] / l0)) > np.log(NEAR):
+    chosen = _nearest(points, l0)
+    one_side = len({p["l0"] > l0 for p in chosen}) == 1
+    if one_side and abs(np.log(chosen[0]["l0"] / l0)) > np.log(NEAR):
         return float("inf")
-    chosen = [above[0], below[0]] if above and below else near[:2]
-    (x, y), *rest = [(np.log(p["l0"]), np.log(p["fvu"])) for p in chosen]
-    slope = (rest[0][1] - y) / (rest[0][0] - x) if rest and abs(rest[0][0] - x) > 1e-2 else 0.0
-    return float(np.exp(y + slope * (np.log(l0) - x)))
+    slope = _slope(chosen, slope)
+    return float(chosen[0]["fvu"] * (l0 / chosen[0]["l0"]) ** slope)
+
+
+def _nearest(points: Sequence[Mapping[str, float]], l0: float) -> list[Mapping[str, float]]:
+    """The nearest on both sides, or the two nearest; the nearer one first."""
+    near = sorted(points, key=lambda p: abs(np.log(p["l0"] / l0)))
+    other = [p for p in near[1:] if (p["l0"] > l0) != (near[0]["l0"] > l0)] or near[1:]
+    return [near[0], *other[:1]]
+
+
+def _slope(chosen: Sequence[Mapping[str, float]], otherwise: float = 0.0) -> float:
+    """d log FVU / d log L0 of two points that are apart."""
+    if len(chosen) < 2 or abs(np.log(chosen[1]["l0"] / chosen[0]["l0"])) < 1e-2:
+        return otherwise
+    return float(np.log(chosen[1]["fvu"] / chosen[0]["fvu"]) / np.log(chosen[1]["l0"] / chosen[0]["l0"]))
 
 
 def compared(done: Sequence[Mapping[str, Any]], steps: int) -> list[dict]:
@@ -188,10 +209,12 @@ def compared(done: Sequence[Mapping[str, Any]], steps: int) -> list[dict]:
 
 
 def _median(mine: Sequence[Mapping[str, Any]], rate: float) -> float | None:
-    mine = [row for row in mine if row["rate"] == rate]
-    seeds = {row["seed"] for row in mine}
-    at = [fvu_at([row["judge"] for row in mine if row["seed"] == seed]) for seed in seeds]
-    return float(np.median(at)) if at else None
+    at: dict[int, list[Mapping[str, float]]] = {}
+    for row in mine:
+        if row["rate"] == rate:
+            at.setdefault(row["seed"], []).append(row["judge"])
+    slope = _slope(_nearest(at[SEEDS[0]], L0)) if SEEDS[0] in at else 0.0
+    return float(np.median([fvu_at(points, slope=slope) for points in at.values()])) if at else None
 
 
 def _learners(folder: Path) -> dict[str, Any]:
