@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokens that are left out of a stream by id or position, such as sinks: real for the model, counted nowhere."""
+"""Tokens that are left out of a stream by id, position or norm, such as sinks: real for the model, counted nowhere."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
-from ..errors import UserError
-from ..protocols import Method
+from .errors import UserError
+from .protocols import Batch, Method
+
+type Change = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""A batch of windows -> the same with another `counted`."""
 
 
-def leaving_out(ids: Sequence[int], positions: Sequence[int], d_vocab: int) -> Callable[[Mapping[str, Any]], dict]:
+def leaving_out(ids: Sequence[int], positions: Sequence[int], d_vocab: int) -> Change:
     """`without_tokens` of these ids and positions, after their check.
 
     Raises:
@@ -27,6 +31,8 @@ def leaving_out(ids: Sequence[int], positions: Sequence[int], d_vocab: int) -> C
 def without_tokens(ids: Sequence[int], positions: Sequence[int], batch: Mapping[str, Any]) -> dict[str, Any]:
     """The batch with these tokens not counted; positions are counted from each window's first real token.
 
+    Arrays stay what they are, NumPy's or JAX's.
+
     Example:
       >>> batch = {"tokens": jnp.array([[7, 8, 9]]), "mask": jnp.array([[False, True, True]])}
       >>> without_tokens([9], [], batch | {"counted": batch["mask"]})["counted"].tolist()
@@ -34,19 +40,76 @@ def without_tokens(ids: Sequence[int], positions: Sequence[int], batch: Mapping[
       >>> without_tokens([], [0], batch | {"counted": batch["mask"]})["counted"].tolist()
       [[False, False, True]]
     """
-    counted = jnp.asarray(batch["counted"])
+    xp = batch["counted"].__array_namespace__()
+    counted = batch["counted"]
     if ids:
-        counted &= ~jnp.isin(batch["tokens"], jnp.asarray(ids, jnp.int32))
+        counted = counted & ~xp.isin(batch["tokens"], xp.asarray(ids, dtype=xp.int32))
     if positions:
-        at = jnp.cumsum(jnp.asarray(batch["mask"]), axis=1, dtype=jnp.int32) - 1
-        counted &= ~jnp.isin(at, jnp.asarray(positions, jnp.int32))
+        at = xp.cumsum(batch["mask"], axis=1, dtype=xp.int32) - 1
+        counted = counted & ~xp.isin(at, xp.asarray(positions, dtype=xp.int32))
     return {**batch, "counted": counted}
 
 
-def told(change: Callable[[Mapping[str, Any]], dict[str, Any]], method: Method) -> Method:
+def told(change: Change, method: Method) -> Method:
     """The method over changed batches."""
     return Method(
         init=lambda key, batch: method.init(key, change(batch)),
         step=lambda state, batch: method.step(state, change(batch)),
         finish=method.finish,
     )
+
+
+def norms(x: Float[Array, "*n d"]) -> Float[Array, "*n"]:
+    """Of every row, in float32."""
+    return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))
+
+
+def norm_limit(x: Float[Array, "*n d"], valid: Bool[Array, "*n"], most: float | None) -> Float[Array, ""]:
+    """`most` times the median norm of the valid rows; infinite for None.
+
+    Example:
+      >>> norm_limit(jnp.array([[1.0], [2.0], [3.0], [1000.0], [0.0]]), jnp.ones(5, bool), 4.0).tolist()
+      8.0
+    """
+    if most is None:
+        return jnp.float32(jnp.inf)
+    return jnp.float32(most) * jnp.nanmedian(jnp.where(valid, norms(x), jnp.nan))
+
+
+def check_max_norm(most: float | None, name: str = "max_norm") -> None:
+    """Raises: UserError: a limit that is not above the median."""
+    if most is not None and not most > 1:
+        raise UserError(f"{name} = {most} median norms leave out half of all tokens: above 1.")
+
+
+def within_norm(most: float, method: Method) -> Method:
+    """The method over rows {"x": [n, d], "mask": [n]} no longer than `most` times the median norm of the first batch's.
+
+    Raises:
+      UserError: `most` is not above 1.
+    Example:
+      >>> from jaxneuro.activations import moments, run
+      >>> x = np.array([[1.0], [2.0], [3.0], [1000.0]], np.float32)
+      >>> run(within_norm(4.0, moments()), [{"x": x}, {"x": x}], key=jax.random.key(0)).max.tolist()
+      [3.0]
+    """
+    check_max_norm(most)
+
+    def init(key: Array, rows: Batch) -> tuple[Any, Array]:
+        limit = norm_limit(rows["x"], _mask(rows), most)
+        return method.init(key, _shorter(rows, limit)), limit
+
+    def step(state: tuple[Any, Array], rows: Batch) -> tuple[tuple[Any, Array], dict]:
+        inner, info = method.step(state[0], _shorter(rows, state[1]))
+        return (inner, state[1]), info
+
+    return Method(init=init, step=step, finish=lambda state: method.finish(state[0]))
+
+
+def _shorter(rows: Batch, limit: Array) -> dict[str, Any]:
+    return {**rows, "mask": _mask(rows) & (norms(rows["x"]) <= limit)}
+
+
+def _mask(rows: Batch) -> Array:
+    mask = rows.get("mask")
+    return jnp.ones(rows["x"].shape[:-1], bool) if mask is None else jnp.asarray(mask)

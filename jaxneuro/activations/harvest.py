@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..data.subset import counted_of, counted_per_group
+from ..data.by_row import counted_of, counted_per_group
 from ..errors import UserError
 from .checkpoint import need_space
 from .feed import placer

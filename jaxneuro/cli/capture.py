@@ -76,6 +76,8 @@ class Capture:
     """Of moments: token ids that do not count, beside special tokens: a sink's, say."""
     without_positions: tuple[int, ...] = ()
     """Of moments: positions that do not count, 0 being the first token of each window."""
+    max_norm: float | None = None
+    """Of moments: tokens longer than so many times the median norm of the site's first batch do not count."""
     max_tokens: int | None = None
     """Of all groups together, drawn at random, the same number of each; moments are of the whole windows drawn.
     None: all of the text, once."""
@@ -150,10 +152,9 @@ def run_capture(config: Capture) -> Path:
         if (value := getattr(config, name)) < least:
             raise UserError(f"{name} = {value} is below {least}.")
     if (config.without_ids or config.without_positions) and (config.keep != "moments" or config.pictures is not None):
-        raise UserError(
-            "without_ids and without_positions are of --keep moments of text. Values are stored with their window and "
-            "position (labels), by which they can be left out later."
-        )
+        raise UserError(f"`without_ids` and `without_positions` are of --keep moments of text. {_LATER}")
+    if config.max_norm is not None and config.keep != "moments":
+        raise UserError(f"`max_norm` is of --keep moments. {_LATER}")
     if config.out.exists():  # an impossible name is refused here
         clear_temporary(config.out, deep=True)
     mesh = device_mesh(dataclasses.asdict(config.devices))
@@ -172,6 +173,7 @@ def run_capture(config: Capture) -> Path:
     return config.out
 
 
+_LATER: Final = "Values are stored with their window and position (labels), by which they can be left out later."
 _HOW: Final = {"out", "batch", "devices", "progress"}
 """Options that say how, not what is captured."""
 
@@ -282,13 +284,14 @@ def _moments_of(config: Capture, model: Any, rows: Any, sites: tuple[str, ...], 
 
     from ..activations import at_sites, moments, rich_progress, run
     from ..activations.harvest import draw, rows_of
-    from ..activations.left_out import leaving_out, told
     from ..activations.site import reached
     from ..data import Subset, batches
+    from ..left_out import leaving_out, told, within_norm
 
+    kept = moments() if config.max_norm is None else within_norm(config.max_norm, moments())
     if config.max_tokens is not None:
         rows = Subset(rows, np.sort(draw(rows_of(rows, sites), config.max_tokens, config.seed)[0]))
-    method = at_sites(reached(model, sites), {site: (site, moments()) for site in sites})
+    method = at_sites(reached(model, sites), {site: (site, kept) for site in sites})
     if config.without_ids or config.without_positions:
         method = told(leaving_out(config.without_ids, config.without_positions, model.cfg.d_vocab), method)
     with rich_progress("capture") as progress:

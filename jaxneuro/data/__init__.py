@@ -51,6 +51,7 @@ first), chat templates (`read_groups(render=...)` takes one), pictures inside of
 """
 
 from .batches import batches as batches
+from .by_row import counted_per_row as counted_per_row
 from .documents import Documents as Documents
 from .groups import Groups as Groups
 from .groups import read_groups as read_groups
@@ -70,7 +71,6 @@ from .rows import TokenBatch as TokenBatch
 from .store import TokenStore as TokenStore
 from .store import tokenize as tokenize
 from .subset import Subset as Subset
-from .subset import counted_per_row as counted_per_row
 from .subset import draw_windows as draw_windows
 from .subset import in_turns as in_turns
 from .tokenizer import Tokenizer as Tokenizer

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .by_row import ByRow
-from .subset import counted_per_group
+from .by_row import ByRow, counted_per_group
 from .windows import Windows
 
 

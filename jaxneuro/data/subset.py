@@ -4,58 +4,17 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import UserError
-from .by_row import ByRow
+from .by_row import ByRow, counted_per_group, counted_per_row
 from .windows import Windows
 
 if TYPE_CHECKING:
     from .paired import Paired
     from .picture_rows import PictureRows
-
-CHUNK = 1024
-"""Rows looked at together when tokens are counted."""
-
-
-class Counted(Protocol):
-    """Rows by number, with their groups: `Windows`, `Subset`, `Paired`."""
-
-    @property
-    def group_names(self) -> Sequence[str]:
-        """Names of the groups."""
-        ...
-
-    @property
-    def group(self) -> np.ndarray:
-        """int32 [n_rows]."""
-        ...
-
-    def rows(self, indices: Any) -> dict[str, np.ndarray]:
-        """Stacked rows, with "counted"."""
-        ...
-
-
-def counted_of(rows: Counted, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-    """int64 [n]: counted positions of these rows. Pictures know them (`counted_each`), without being decoded."""
-    known = getattr(rows, "counted_each", None)
-    return rows.rows(indices)["counted"].sum(1, dtype=np.int64) if known is None else known[np.asarray(indices)]
-
-
-def counted_per_row(rows: Counted) -> np.ndarray:
-    """int64 [n_rows]: counted positions of every row."""
-    n = len(rows.group)
-    found = [counted_of(rows, np.arange(a, min(a + CHUNK, n))) for a in range(0, n, CHUNK)]
-    return np.concatenate([np.zeros(0, np.int64), *found])
-
-
-def counted_per_group(rows: Counted) -> np.ndarray:
-    """int64 [n_groups]: counted positions of all rows."""
-    total = np.zeros(len(rows.group_names), np.int64)
-    np.add.at(total, rows.group, counted_per_row(rows))
-    return total
 
 
 def draw_windows(rows: "Windows | Paired | PictureRows", max_tokens_per_group: int | None, seed: int) -> "Subset":

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of a fixed length: documents packed into windows, or one document per row; random access, groups never mixed."""
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from ..errors import UserError, quoted, shown, unknown
 from ..stats import permuted_labels
-from .by_row import ByRow
+from .by_row import ByRow, counted_per_group
 from .packing import PACKINGS, Apart, Concatenated, OneDocument, Packing
 from .store import Progress, TokenStore, tokenize
 from .tokenizer import Tokenizer
+
+type Change = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""Rows -> the same rows with another `counted`."""
 
 
 class Windows(ByRow):
@@ -44,6 +48,7 @@ class Windows(ByRow):
         self.block = np.concatenate([b + f for b, f in zip(each, first, strict=True)])
         about = [length, _NAMES[type(self._packers[0])], *zip(packers, (s.fingerprint for s in stores), strict=True)]
         self.fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        self._changes: tuple[Change, ...] = ()
 
     group: np.ndarray
     """int32 [n_windows]: the group of every window, as a number into `group_names`."""
@@ -72,7 +77,23 @@ class Windows(ByRow):
                 tokens[row, : len(ids)], mask[row, : len(ids)] = ids, True
                 group[row], window[row] = self.group[i], i
         counted = mask & ~self.tokenizer.is_special(tokens)
-        return {"tokens": tokens, "mask": mask, "counted": counted, "group": group, "window": window}
+        found = {"tokens": tokens, "mask": mask, "counted": counted, "group": group, "window": window}
+        for change in self._changes:
+            found = change(found)
+        return found
+
+    def leaving_out(self, change: Change, name: str) -> "Windows":
+        """These windows with fewer counted tokens, for all who read them.
+
+        Args:
+          change: rows -> the same rows with another `counted`, each decided by itself.
+          name: what it leaves out; the fingerprint depends on it.
+        """
+        found = copy.copy(self)
+        found._changes = (*self._changes, change)
+        found.fingerprint = hashlib.sha256(f"{self.fingerprint} without {name}".encode()).hexdigest()
+        found.tokens_per_group = counted_per_group(found)
+        return found
 
     def tokens(self, i: int) -> np.ndarray:
         """int32 [at most length]: the real tokens of window i, special ones included."""

@@ -33,6 +33,14 @@ class TextConfig(TextFields):
     Pythia) or never. None: as the files of `dictionary.path` say; without one, or if they do not, auto."""
     measured: float = 0.25
     """At most this share of every group's text, in whole documents, is kept to measure effects on."""
+    without_ids: tuple[int, ...] = ()
+    """Token ids that count nowhere, beside special tokens: a sink's, say."""
+    without_positions: tuple[int, ...] = ()
+    """Positions that count nowhere, 0 being the first token of each window: models without a begin token have their
+    sink there."""
+    max_norm: float | None = None
+    """Tokens count nowhere whose residual stream, after any layer, is longer than so many times the median norm there
+    (of the first batch): a few massive activations otherwise set scales and thresholds. None: all count."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,6 +236,7 @@ def preset_of(argv: Sequence[str]) -> StudyConfig:
     return StudyConfig(preset=asked[-1] if asked and asked[-1] in PRESETS else "default").resolved()  # type: ignore[arg-type]
 
 
+_OF_TOKENS = ("without_ids", "without_positions", "max_norm")
 _RANGES = {
     "seed": (0, None),
     "batch": (1, None),
@@ -236,6 +245,7 @@ _RANGES = {
     "picture.most_per_group": (2, None),
     "picture.measured_per_group": (1, None),
     "text.measured": (0.05, 0.9),
+    "text.max_norm": (1.01, None),
     "select.share": (1e-6, 1.0),
     "select.top_rate": (1e-6, 1.0),
     "select.filter_rate": (0.0, 1.0),
@@ -273,5 +283,7 @@ def _check(config: StudyConfig) -> None:
             raise UserError(f"{key} = {flat[key]} is out of range: it must be {allowed}.")
     if config.pictures is not None and config.groups != StudyConfig.groups:
         raise UserError("groups (text) and pictures are both given. Leave one of them out: --groups or --pictures.")
+    if config.pictures is not None and (wrong := [n for n in _OF_TOKENS if getattr(config.text, n) not in (None, ())]):
+        raise UserError(f"`{wrong[0]}` is of tokens, and pictures are studied. Leave it out.")
     if not any(config.cards.doses):
         raise UserError(f"cards.doses = {config.cards.doses} holds no dose: give at least one that is not 0.")

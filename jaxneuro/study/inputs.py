@@ -4,7 +4,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -150,6 +150,7 @@ def load_inputs(config: StudyConfig, *, neurons: bool = True) -> Inputs:
         _check_trained(dictionary_site, shapes[dictionary_site], config)
     rows, left_out = opened.read(site, 2 if neurons else 1)
     used = opened.draw(rows)
+    rows = cast(Read, used.base)  # of text without what is left out
     studied, measured = _split(used, config.seed, opened.measured[0], opened.measured[1](rows))
     return Inputs(
         config=config,

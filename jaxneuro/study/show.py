@@ -48,6 +48,12 @@ class ShowDictionary(TextFields):
     """As in `jaxneuro study`. auto: apart for a decoder, documents for an encoder."""
     max_tokens_per_group: int | None = 16_384
     """Use at most this much of each group."""
+    without_ids: tuple[int, ...] = ()
+    """Token ids that are neither judged nor shown, beside special tokens: a sink's, say."""
+    without_positions: tuple[int, ...] = ()
+    """Positions that are not, 0 being the first token of each window."""
+    max_norm: float | None = None
+    """Nor tokens whose residual stream, after any layer, is longer than so many times the median norm there."""
     title: str | None = None
     """Heading of the page; None: the dictionary, the model and the groups."""
     seed: int = 0
@@ -105,7 +111,8 @@ def study_of(asked: ShowDictionary) -> StudyConfig:
     text = TextConfig(
         **{f.name: getattr(asked, f.name) for f in dataclasses.fields(TextFields)},
         window=window, bos=begins(asked.bos, place), packing=asked.packing,
-        max_tokens_per_group=asked.max_tokens_per_group,
+        max_tokens_per_group=asked.max_tokens_per_group, without_ids=asked.without_ids,
+        without_positions=asked.without_positions, max_norm=asked.max_norm,
     )  # fmt: skip
     return StudyConfig(
         model=model, groups=asked.groups, out=asked.out, title=asked.title, seed=asked.seed, dtype=asked.dtype,

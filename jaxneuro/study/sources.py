@@ -20,6 +20,7 @@ from ..models.pooling import has_pooled
 from ..taps import capture
 from ..taps.names import parse
 from .config import StudyConfig
+from .left_out import without, without_long
 
 POS: Final = 11
 """Tokens of the text that shapes are found out with: no number of heads."""
@@ -63,11 +64,16 @@ def _text(config: StudyConfig) -> Opened:
         example=(jnp.zeros((1, POS), jnp.int32), jnp.ones((1, POS), bool)),
         check=check_neurons,
         read=functools.partial(_windows, config, model, tokenizer),
-        draw=lambda rows: draw_windows(rows, config.text.max_tokens_per_group, config.seed),
+        draw=functools.partial(_drawn, config, model),
         measured=(config.text.measured, lambda rows: config.effect.tokens_per_group),
         output=model.apply if causal else functools.partial(model.apply, stop_at=model.cfg.n_layers),
         measure="loss" if causal else "embedding_shift",
     )
+
+
+def _drawn(config: StudyConfig, model: Transformer, rows: Any) -> Subset:
+    used = draw_windows(rows, config.text.max_tokens_per_group, config.seed)
+    return without_long(used, model, config.text, config.batch, config.seed)
 
 
 def neuron_site(asked: str | None, cfg: Any) -> str:
@@ -137,7 +143,7 @@ def _windows(
         require_groups(kept, at_least)
         rows = windows(kept, tokenizer, length=length, packing=packing)
     rows.check_vocabulary(model.cfg.d_vocab)
-    return rows, small
+    return without(rows, model, text), small
 
 
 # --- pictures ------------------------------------------------------------------------------------

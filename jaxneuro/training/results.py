@@ -23,10 +23,10 @@ from ..dictionaries import (
 )
 from ..dictionaries.formats.to_circuit_tracer import unplaced
 from ..dictionaries.native import save_native
-from ..dictionaries.parts.start import norm_limit, norms
 from ..dictionaries.places import sparsify_hookpoint
 from ..errors import UserError
 from ..io import write_json
+from ..left_out import norm_limit, norms
 from ..taps.names import parse
 from .config import TrainConfig
 from .folder import DICTIONARY, RESULTS

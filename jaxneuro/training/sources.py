@@ -15,7 +15,6 @@ import numpy as np
 
 from ..activations import array_batches, at_site, open_activations
 from ..activations.buffer import shuffled
-from ..activations.left_out import leaving_out, told
 from ..activations.patterns import no_pattern
 from ..activations.site import at_sites, by_text, check_answers, reached, several
 from ..activations.text import model_and_tokenizer, read_windows
@@ -24,6 +23,7 @@ from ..dictionaries import Placement, Recovered, kl_divergence, next_token_loss,
 from ..errors import UserError
 from ..io import read_safetensors
 from ..io.npy import read_npy, read_npz
+from ..left_out import leaving_out, told
 from ..models import Transformer
 from ..protocols import Method
 from ..taps.names import parse

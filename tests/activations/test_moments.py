@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxneuro.activations import array_batches, moments, run
 from jaxneuro.errors import UserError
+from jaxneuro.left_out import within_norm
 
 KEY = jax.random.key(0)
 METHOD = moments()
@@ -104,3 +105,20 @@ def test_an_unmasked_nan_shows_and_nothing_counted_raises():
     assert np.isnan(m.mean[1])
     with pytest.raises(UserError, match="no row was counted"):
         over([{"x": bad, "mask": np.zeros(2, bool)}])
+
+
+def test_long_rows_are_left_out_by_the_first_batch_median():
+    """A masked row takes no part in the median; a NaN behind the mask stays out of everything."""
+    x = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    x[::20] *= 300
+    mask = np.arange(200) % 7 != 0
+    x[0] = np.nan
+    batches = [{"x": x[:100], "mask": mask[:100]}, {"x": x[100:], "mask": mask[100:]}]
+    m = run(within_norm(3.0, METHOD), batches, key=KEY)
+    length = np.linalg.norm(x.astype(np.float64), axis=1)
+    kept = mask & (length <= 3 * np.median(length[:100][mask[:100]]))
+    assert m.count == kept.sum() < mask.sum()
+    np.testing.assert_allclose(m.mean, x[kept].astype(np.float64).mean(0), atol=1e-6)
+    assert m.max.max() < 10 < run(METHOD, batches, key=KEY).max.max()
+    with pytest.raises(UserError, match="above 1"):
+        within_norm(1.0, METHOD)

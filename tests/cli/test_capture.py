@@ -75,9 +75,27 @@ def test_moments_without_sinks(kept, text, tmp_path, capsys):
         assert found[f"{site}/count"] == len(x)
         np.testing.assert_allclose(found[f"{site}/mean"], x.mean(0), rtol=1e-4, atol=1e-5)
     assert main(command(text, tmp_path / "values", *flags)) == 2
-    assert "are of --keep moments of text" in capsys.readouterr().err
+    assert "--without-ids and --without-positions are of --keep moments of text" in capsys.readouterr().err
+    assert main(command(text, tmp_path / "values", "--max-norm", "3")) == 2
+    assert "--max-norm is of --keep moments" in capsys.readouterr().err
     assert main(command(text, tmp_path / "acts", "--keep", "moments")) == 2
     assert "moments of another capture: without_positions were others" in capsys.readouterr().err
+
+
+def test_moments_without_long_tokens(kept, text, tmp_path, capsys):
+    """Each site by its own median, of its first batch: here the whole text."""
+    flags = ["--keep", "moments", "--batch", "64", "--max-norm"]
+    assert main(command(text, tmp_path / "acts", *flags, "1.1")) == 0
+    found = np.load(tmp_path / "acts" / "moments.npz", allow_pickle=False)
+    for site in SITES:
+        x = np.asarray(open_activations(kept / site).x, np.float64)
+        length = np.linalg.norm(x, axis=1)
+        x = x[length <= 1.1 * np.median(length)]
+        assert 0 < len(x) < len(length)
+        assert abs(found[f"{site}/count"] - len(x)) <= 1, "a norm at the limit may round to either side"
+        np.testing.assert_allclose(found[f"{site}/mean"], x.mean(0), atol=0.02 * np.abs(x).max())
+    assert main(command(text, tmp_path / "other", *flags, "0.5")) == 2
+    assert "leave out half of all tokens" in capsys.readouterr().err
 
 
 def test_the_same_command_again_is_done(kept, text, capsys):

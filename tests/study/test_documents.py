@@ -4,6 +4,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from jaxneuro.cli import main
+from jaxneuro.data import load_tokenizer
 from jaxneuro.errors import UserError
+from jaxneuro.models import Transformer, load, save_pretrained
 from jaxneuro.study import StudyConfig, run_study, steps
 from jaxneuro.study.config import CardConfig, DictionaryConfig, EffectConfig, SelectConfig, TextConfig
 from jaxneuro.study.explain import ARRAYS
@@ -225,3 +228,55 @@ def test_where_the_neurons_of_a_site_are_held_at_a_value(config):
     ):
         inputs = load_inputs(dataclasses.replace(config, select=SelectConfig(site=asked)))
         assert (inputs.site, inputs.dosed_site) == (site, held)
+
+
+@pytest.fixture
+def with_sinks(config, model_folder, tmp_path):
+    """(a study of a model in which every row of one token is 300 times longer, that token)."""
+    model, tokenizer = load(str(model_folder)), load_tokenizer(str(model_folder))
+    ids = np.concatenate([tokenizer.encode(f" {word}") for word in WORDS[3:]])
+    token = int(np.bincount(ids).argmax())
+    embed = np.array(model.weights["embed"]["tok"])
+    embed[token] *= 300
+    folder = tmp_path / "sinks"
+    shutil.copytree(model_folder, folder)
+    save_pretrained(Transformer(model.cfg, model.weights | {"embed": {"tok": embed}}), folder)
+    return dataclasses.replace(config, model=str(folder)), token
+
+
+@pytest.mark.parametrize("way", ["max_norm", "without_ids"])
+def test_sinks_count_nowhere(with_sinks, way):
+    """The same rows whether they are left out by norm or by id; they stay real for the model."""
+    config, token = with_sinks
+    whole = load_inputs(config)
+    text = dataclasses.replace(config.text, **{way: {"max_norm": 20.0, "without_ids": (token,)}[way]})
+    inputs = load_inputs(dataclasses.replace(config, text=text))
+    for part in ("studied", "measured"):
+        rows = getattr(inputs, part)
+        batch, before = rows[0 : len(rows)], whole.windows.rows(rows.indices)
+        is_sink = before["tokens"] == token
+        assert (is_sink & before["counted"]).any()
+        np.testing.assert_array_equal(batch["counted"], before["counted"] & ~is_sink)
+        np.testing.assert_array_equal(batch["mask"], before["mask"])
+        assert rows.tokens_per_group.sum() == batch["counted"].sum()
+    assert inputs.fingerprint()["text"] != whole.fingerprint()["text"]
+
+
+def test_positions_count_nowhere_and_not_everything_may_be_left_out(config):
+    text = dataclasses.replace(config.text, without_positions=(0, 2))
+    batch = load_inputs(dataclasses.replace(config, text=text)).studied[0:8]
+    assert not batch["counted"][:, [0, 2]].any()
+    assert batch["counted"][:, 1].all()
+    for name, value, message in [
+        ("without_positions", tuple(range(16)), "leave no token of 3 of 3 groups"),
+        ("without_ids", (320,), "not in the vocabulary of 320"),
+        ("max_norm", 0.5, "must be at least 1.01"),
+    ]:
+        text = dataclasses.replace(config.text, **{name: value})
+        with pytest.raises(UserError, match=message):
+            load_inputs(dataclasses.replace(config, text=text).resolved())
+
+
+def test_tokens_are_not_left_out_of_pictures():
+    with pytest.raises(UserError, match=r"`max_norm` is of tokens, and pictures are studied"):
+        StudyConfig(pictures="folder", text=TextConfig(max_norm=3.0)).resolved()

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...axes import aligned
 from ...errors import UserError
-from .start import deviation, norms
+from ...left_out import norms
+from .start import deviation
 
 NAMES: Final = ("x", "y", "mask")
 """What is read of a batch."""

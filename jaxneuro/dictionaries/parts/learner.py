@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ...axes import aligned
 from ...errors import UserError
+from ...left_out import norm_limit
 from ...protocols import Method
 from ...taps.compiled import compiled
 from . import start
@@ -333,7 +334,7 @@ def _measured(
 ) -> tuple[Inputs, Array, Array, Array, Array]:
     """(the scaled first batch, scale of x, scale of y, variance of y, longest token that counts)."""
     raw = read(batch, jnp.float32(1), jnp.float32(1))
-    limit = start.norm_limit(raw.x, raw.valid, most)
+    limit = norm_limit(raw.x, raw.valid, most)
     if most is not None:
         raw = read(batch, jnp.float32(1), jnp.float32(1), limit)
     scale_x, scale_y = (start.norm_scale(a, raw.valid, norm, w) for a, w in zip(raw[:2], widths, strict=True))

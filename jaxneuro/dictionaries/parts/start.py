@@ -86,23 +86,6 @@ def norm_scale(
     return jnp.concatenate([jnp.broadcast_to(s, (w,)) for s, w in zip(scales, widths, strict=True)])
 
 
-def norm_limit(x: Float[Array, "n d"], valid: Bool[Array, "n"], most: float | None) -> Float[Array, ""]:
-    """`most` times the median norm of the valid rows; infinite for None.
-
-    Example:
-      >>> norm_limit(jnp.array([[1.0], [2.0], [3.0], [1000.0], [0.0]]), jnp.ones(5, bool), 4.0).tolist()
-      8.0
-    """
-    if most is None:
-        return jnp.float32(jnp.inf)
-    return jnp.float32(most) * jnp.nanmedian(jnp.where(valid, norms(x), jnp.nan))
-
-
-def norms(x: Float[Array, "n d"]) -> Float[Array, "n"]:
-    """Of every row, in float32."""
-    return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1))
-
-
 def split_sites(x: Float[Array, "*batch d"], widths: tuple[int, ...]) -> list[Float[Array, "*batch _"]]:
     """The sites that x joins, of these widths; x itself without widths."""
     return jnp.split(x, list(itertools.accumulate(widths))[:-1], axis=-1)

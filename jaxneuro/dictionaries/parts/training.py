@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxneuro_kernels.dispatch import Implementation
 
 from ...errors import UserError, unknown
+from ...left_out import check_max_norm
 from .axes import Axes
 from .optimise import OPTIMISERS, Optimiser, Schedule, warm_then_decay
 from .start import CENTRES, NORMS
@@ -72,8 +73,7 @@ class Training:
                 raise UserError(f"Training: {name} = {value} is below {bound}.")
         if not (self.clip_norm in (None, "unit") or (not isinstance(self.clip_norm, str) and self.clip_norm > 0)):
             raise UserError(f"Training: clip_norm = {self.clip_norm!r} is neither above 0 nor 'unit'.")
-        if self.max_norm is not None and not self.max_norm > 1:
-            raise UserError(f"Training: max_norm = {self.max_norm} median norms leave out half of all tokens: above 1.")
+        check_max_norm(self.max_norm, "Training: max_norm")
         for name, table in (("b_dec_start", CENTRES), ("normalise", NORMS)):
             if getattr(self, name) not in table:
                 raise unknown(name, getattr(self, name), table, where="Training")
