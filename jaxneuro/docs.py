@@ -28,6 +28,16 @@ def doc(of: Any) -> str:
     return of.__doc__
 
 
+def list_names(package: str) -> None:
+    """Name what a package exports in its `__all__`, so that `help(package)` lists functions of its files too.
+
+    Without it `help` leaves out whatever a package imports, which is all that a room is for.
+    """
+    module = sys.modules[package]
+    public = (n for n, v in vars(module).items() if not n.startswith("_") and not inspect.ismodule(v))
+    module.__all__ = sorted(public)  # type: ignore[attr-defined]
+
+
 def _in_source(of: Any) -> str:
     try:
         source = inspect.getsource(of)

@@ -43,6 +43,7 @@ shard (`shard=`, `sharding=`); the position of the stream is saved once, so all 
 signals act at once there: what was saved last counts.
 """
 
+from ..docs import list_names as _list_names
 from .buffer import buffer_bytes as buffer_bytes
 from .buffer import shuffled as shuffled
 from .driver import run as run
@@ -75,3 +76,5 @@ from .store import open_activations as open_activations
 from .store import verify as verify
 from .together import replicas as replicas
 from .together import together as together
+
+_list_names(__name__)

@@ -14,9 +14,9 @@ from ..data import PictureFields, PictureRows, Pictures, Places, Processor, load
 from ..data.picture_rows import COUNTED
 from ..errors import UserError, shown, unknown
 from ..models import ConvModel, Transformer, load, load_pair
-from ..models.pair import is_pair
 from ..taps import capture
 from .site import by_text
+from .text import check_tower
 
 TAKES_TEXT: Final = "give it text with --groups, or choose a model of pictures"
 
@@ -56,14 +56,16 @@ class Convolutional(NamedTuple):
 type PictureModel = Transformer | Convolutional
 
 
-def model_and_processor(name: str, *, dtype: Any = None, mesh: Mesh | None = None) -> tuple[PictureModel, Processor]:
+def model_and_processor(
+    name: str, *, dtype: Any = None, mesh: Mesh | None = None, tower: str | None = None
+) -> tuple[PictureModel, Processor]:
     """Both of one folder or name, as `load` and `load_processor` know them; of a CLIP or SigLIP the picture's half.
 
     Raises:
-      UserError: as these; a model of text.
+      UserError: as these; a model of text; another `tower` than "image".
     """
     options = {"dtype": dtype, "mesh": mesh}
-    model: Any = load_pair(name, **options).image if is_pair(name) else load(name, **options)
+    model: Any = load_pair(name, **options).image if check_tower(name, tower, "image") else load(name, **options)
     if isinstance(model, Transformer) and model.cfg.image is None:
         raise UserError(f"{shown(name)} holds a model of text, which reads no pictures: {TAKES_TEXT}.")
     return (Convolutional(model) if isinstance(model, ConvModel) else model), load_processor(name)
@@ -127,7 +129,7 @@ def picture_groups(path: str, fields: PictureFields, seed: int) -> Pictures:
         seed=seed,
         one_group=True,
     )
-    if note := pictures.skipped_note():
+    for note in filter(None, (pictures.skipped_note(), pictures.moving_note())):
         say(note)
     return pictures
 

@@ -7,27 +7,25 @@ from jax.sharding import Mesh
 
 from ..console import say
 from ..data import BOS, Paired, TextFields, Tokenizer, Windows, load_tokenizer, read_groups, windows
-from ..errors import UserError, unknown
-from ..models import Transformer, load
+from ..errors import UserError, shown, unknown
+from ..models import Transformer, load, load_pair
 from ..models.pair import is_pair
 
 
 def model_and_tokenizer(
-    name: str, *, dtype: Any = None, mesh: Mesh | None = None, bos: str = "auto"
+    name: str, *, dtype: Any = None, mesh: Mesh | None = None, bos: str = "auto", tower: str | None = None
 ) -> tuple[Transformer, Tokenizer]:
     """Both of one folder or name, as `load` and `load_tokenizer` know them.
 
     Args:
       bos: a word of `data.BOS`: whether texts begin with the begin token.
+      tower: of two models in one folder that which is meant: "text".
     Raises:
-      UserError: as these; a model of pictures; the model has no embedding for what stands around every text.
+      UserError: as these; a model of pictures; two models, of which none is chosen; the model has no embedding for what
+        stands around every text.
     """
-    if is_pair(name):
-        raise UserError(
-            f"{name} holds two models, of pictures and of text, and no command reads text with them. Give it pictures "
-            "with --pictures FOLDER (commands study and capture), or choose a model of text."
-        )
-    model = load(name, dtype=dtype, mesh=mesh)
+    pair = check_tower(name, tower, "text")
+    model = load_pair(name, dtype=dtype, mesh=mesh).text if pair else load(name, dtype=dtype, mesh=mesh)
     if not isinstance(model, Transformer) or model.cfg.image is not None:
         raise UserError(
             f"{name} holds a model of pictures, which reads no text: give it pictures with --pictures FOLDER (commands "
@@ -38,6 +36,26 @@ def model_and_tokenizer(
     tokenizer = load_tokenizer(name, bos=BOS[bos])
     tokenizer.check_vocabulary(model.cfg.d_vocab)
     return model, tokenizer
+
+
+def check_tower(name: str, tower: str | None, reads: str) -> bool:
+    """Whether a folder holds two models, of pictures ("image") and of text ("text").
+
+    Args:
+      tower: which of them was asked for; None: that of pictures.
+      reads: which of them what is given is for.
+    Raises:
+      UserError: one is asked for where there are not two, or another one than reads this.
+    """
+    pair = is_pair(name)
+    if tower is not None and not pair:
+        raise UserError(f"{shown(name)} holds one model, so there is no tower to choose. Leave --tower out.")
+    if pair and (tower or "image") != reads:
+        raise UserError(
+            f"{shown(name)} holds two models, of pictures and of text. For study and capture, give it pictures with "
+            "--pictures FOLDER (--tower image) or text with --tower text. For other commands, choose a model of text."
+        )
+    return pair
 
 
 def read_windows(

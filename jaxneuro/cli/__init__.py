@@ -25,6 +25,7 @@ import dataclasses
 import errno
 import functools
 import io
+import operator
 import os
 import re
 import signal
@@ -40,7 +41,8 @@ from ..console import quietly
 from ..docs import doc
 from ..errors import UserError, shown
 from ..io.fields import check_counts, whole
-from .flags import in_flags
+from .flags import current, in_flags
+from .words import Part, command_of, parsed
 
 TRAIN: Final = "train-dictionary"
 ABOUT: Final = "Open up pretrained networks. Every command takes --quiet: no progress, only results and errors."
@@ -91,31 +93,40 @@ def _job(argv: Sequence[str]) -> Callable[[], object]:
 
     if argv and argv[0] == TRAIN:
         from ..training import train_dictionary
-        from .train import parsed
+        from .train import config_of_words
 
-        return functools.partial(train_dictionary, parsed(argv[1:]))
-    jobs = {
-        StudyConfig: run_study,
-        ShowDictionary: show_dictionary,
-        Capture: run_capture,
-        Generate: run_generate,
-        Sites: _sites,
+        return functools.partial(train_dictionary, config_of_words(argv[1:]))
+    jobs: dict[str, tuple[type, Callable[[Any], object]]] = {
+        "study": (StudyConfig, run_study),
+        TRAIN: (TrainDictionary, lambda config: None),
+        "show-dictionary": (ShowDictionary, show_dictionary),
+        "capture": (Capture, run_capture),
+        "generate": (Generate, run_generate),
+        "sites": (Sites, _sites),
     }
-    command = (
-        Annotated[StudyConfig, tyro.conf.subcommand("study", default=preset_of(argv), description=doc(StudyConfig))]
-        | Annotated[TrainDictionary, tyro.conf.subcommand(TRAIN, description=doc(TrainDictionary))]
-        | Annotated[ShowDictionary, tyro.conf.subcommand("show-dictionary", description=doc(ShowDictionary))]
-        | Annotated[Capture, tyro.conf.subcommand("capture", description=doc(Capture))]
-        | Annotated[Generate, tyro.conf.subcommand("generate", description=doc(Generate))]
-        | Annotated[Sites, tyro.conf.subcommand("sites", description=doc(Sites))]
-    )
-    config = tyro.cli(
-        command, args=argv, prog="jaxneuro", description=ABOUT, config=(tyro.conf.OmitSubcommandPrefixes,)
-    )  # type: ignore[arg-type]
-    check_counts(config, _MOST)
+    how: dict[str, dict[str, Any]] = {"study": {"default": preset_of(argv)}}
+    commands = [
+        Annotated[kind, tyro.conf.subcommand(name, description=doc(kind), **how.get(name, {}))]
+        for name, (kind, _) in jobs.items()
+    ]
+    parts = []
+    if not (argv and argv[0].startswith(_OF_ALL)):
+        name = command_of(argv, list(jobs))
+        parts = [Part(name, jobs[name][0], argv[1:])]
+    config = parsed(functools.reduce(operator.or_, commands), argv, parts, description=ABOUT)
     if isinstance(config, StudyConfig):  # its preset is in the defaults
         config = dataclasses.replace(config, preset="default")
-    return functools.partial(jobs[type(config)], config)
+    return functools.partial(_checked, config, next(job for kind, job in jobs.values() if kind is type(config)))
+
+
+_OF_ALL: Final = ("-h", "--help", "--tyro-")
+"""How words begin that are of no one command."""
+
+
+def _checked(config: Any, job: Callable[[Any], object]) -> object:
+    """Here, where messages are put into the command's flags."""
+    check_counts(config, _MOST)
+    return job(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +174,7 @@ def _run(words: list[str]) -> int:
     try:
         _check_words(words)
         with quietly(QUIET in words):
-            job = _job([w for w in words if w != QUIET])
+            job = _job([current(w) for w in words if w != QUIET])
             job()
         sys.stdout.flush()  # here: a full disk is an error like any other
     except KeyboardInterrupt as e:

@@ -63,13 +63,15 @@ class Capture:
     """moments: of every coordinate, in OUT/moments.npz (SITE/mean, /variance, /min, /max, /count)."""
     groups: str = "bundled"
     """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
-    text: TextFields = TextFields()
+    text: Annotated[TextFields, tyro.conf.OmitArgPrefixes] = TextFields()
     """What in these files is text."""
     pictures: str | None = None
     """Instead of text: a folder with a sub-folder of pictures per group, a folder of pictures, or a table with the
     fields path and group. A store's window is the picture (OUT/pictures.json has the names), its pos the patch."""
     picture: CapturedPictures = CapturedPictures()
     """Which of these pictures, and which of their positions."""
+    tower: Literal["image", "text"] | None = None
+    """Of a folder with two models (CLIP, SigLIP): that of pictures or that of text. None: that of pictures."""
     answers: str | None = None
     """Text that the decoder of a T5 reads, document by document beside that of --groups: for sites of the decoder."""
     without_ids: tuple[int, ...] = ()
@@ -81,7 +83,7 @@ class Capture:
     max_tokens: int | None = None
     """Of all groups together, drawn at random, the same number of each; moments are of the whole windows drawn.
     None: all of the text, once."""
-    context: int = 128
+    context: Annotated[int, tyro.conf.arg(name="window")] = 128
     """Tokens per window."""
     bos: Bos = "auto"
     """Whether windows begin with the begin token: as the tokenizer's own convention has it, always (GPT-2, Pythia, for
@@ -141,12 +143,8 @@ def run_capture(config: Capture) -> Path:
       >>> run_capture(Capture(site=("blocks.*.mlp.post",), keep="moments"))        # doctest: +SKIP
       PosixPath('jaxneuro-activations')
     """
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    from ..io import write_json
-    from ..io.files import clear_temporary
+    from ..io.files import clear_temporary, missing, nothing_left
     from ..models.sharding import device_mesh
-    from ..versions import versions
 
     for name, least in {"context": 2, "batch": 1, "seed": 0}.items():
         if (value := getattr(config, name)) < least:
@@ -160,6 +158,18 @@ def run_capture(config: Capture) -> Path:
     mesh = device_mesh(dataclasses.asdict(config.devices))
     if config.batch % config.devices.data:
         raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")
+    with nothing_left(config.out, missing(config.out)):
+        _capture(config, mesh)
+    say(f"{config.out} is complete")
+    return config.out
+
+
+def _capture(config: Capture, mesh: "DeviceMesh | None") -> None:
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from ..io import write_json
+    from ..versions import versions
+
     spread = None if mesh is None else NamedSharding(mesh, PartitionSpec("data"))
     model, parts = _of_text(config, mesh) if config.pictures is None else _of_pictures(config, mesh)
     settings = dataclasses.asdict(config) | {"out": str(config.out)}
@@ -169,8 +179,6 @@ def run_capture(config: Capture) -> Path:
     write_json(config.out / SETTINGS, {"config": settings, "versions": versions()})
     if names is not None:
         write_json(config.out / NAMES, names)
-    say(f"{config.out} is complete")
-    return config.out
 
 
 _LATER: Final = "Values are stored with their window and position (labels), by which they can be left out later."
@@ -206,7 +214,9 @@ def _of_text(config: Capture, mesh: "DeviceMesh | None") -> tuple[Any, "Parts"]:
     from ..activations.site import check_answers, of_encoder, passes
     from ..activations.text import model_and_tokenizer, read_pairs, read_windows
 
-    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh, bos=config.bos)
+    model, tokenizer = model_and_tokenizer(
+        config.model, dtype=jnp.dtype(config.dtype), mesh=mesh, bos=config.bos, tower=config.tower
+    )
     encoder = model.cfg.encoder
     asked = spelled_out(config.site, model)
     sites = sites_of(asked, {"": model.cfg.n_layers} | ({"encoder.": encoder.n_layers} if encoder else {}))
@@ -236,7 +246,7 @@ def _of_pictures(config: Capture, mesh: "DeviceMesh | None") -> tuple[Any, "Part
 
     if config.groups != Capture.groups or config.answers is not None:
         raise UserError("--pictures and text (--groups, --answers) are both given. Leave one of them out.")
-    model, processor = model_and_processor(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh)
+    model, processor = model_and_processor(config.model, dtype=jnp.dtype(config.dtype), mesh=mesh, tower=config.tower)
     asked = spelled_out(config.site, model.model if isinstance(model, Convolutional) else model)
     sites = sites_of(asked, stacks_of(model))
     pictures = picture_groups(config.pictures or "", config.picture, config.seed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice in the spelling of the command line: `packing='documents'` of a message becomes `--text.packing documents`.
+"""Advice in the spelling of the command line: `packing='documents'` of a message becomes `--packing documents`.
 
 Messages are written once, as Python's arguments. What follows here is read off the command's configuration; advice for
 which the command has no flag is left out.
@@ -8,11 +8,52 @@ which the command has no flag is left out.
 import dataclasses
 import re
 import types
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
 _GIVEN: Final = re.compile(r"(?<![\w.\[-])([a-z][a-z_0-9]*(?:\.[a-z_0-9]+)*)=('[^'\s]*'|\"[^\"\s]*\"|[\w.+-]*\w)")
+
+
+class Option(NamedTuple):
+    """A flag of a command."""
+
+    path: str
+    """The field's name, with those of the groups that it is in: `text.window`."""
+    flag: str
+    """As it is typed; in capitals where it is a place and no flag."""
+    hint: Any
+    """What the field takes."""
+    required: bool
+    is_group: bool
+    """Several flags, or a word that chooses among such groups."""
+
+
+def options_of(kind: type, given: Any = None) -> list[Option]:
+    """Every flag of a configuration, outer ones first.
+
+    Args:
+      kind: a dataclass.
+      given: one of that kind; decides which of several groups (source, method) is meant. None: none of them.
+    """
+    found, level = [], [(kind, given, "", "")]
+    for kind, given, path, before in level:
+        hints = get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):
+            hint, value = hints[field.name], getattr(given, field.name, None)
+            spelled = f"{before}{_typed_name(hint) or field.name.replace('_', '-')}"
+            flag = field.name.upper() if tyro.conf.Positional in get_args(hint) else f"--{spelled}"
+            required = field.default is field.default_factory is dataclasses.MISSING
+            several = _is_subcommand(hint) and all(
+                dataclasses.is_dataclass(plain(kind)) for kind in get_args(plain(hint))
+            )
+            is_group = several or dataclasses.is_dataclass(plain(hint))
+            found.append(Option(f"{path}{field.name}", flag, hint, required, is_group))
+            group = type(value) if dataclasses.is_dataclass(value) else plain(hint)
+            if dataclasses.is_dataclass(group):
+                without = _is_subcommand(hint) or tyro.conf.OmitArgPrefixes in get_args(hint)
+                level.append((group, value, f"{path}{field.name}.", before if without else f"{spelled}."))
+    return found
 
 
 def flags_of(config: Any) -> dict[str, str]:
@@ -22,37 +63,52 @@ def flags_of(config: Any) -> dict[str, str]:
 
     Example:
       >>> @dataclasses.dataclass
-      ... class Text:
-      ...     max_tokens: int = 1
+      ... class Cards:
+      ...     per_group: int = 1
       >>> @dataclasses.dataclass
       ... class Job:
-      ...     text: Text = dataclasses.field(default_factory=Text)
+      ...     cards: Cards = dataclasses.field(default_factory=Cards)
       >>> flags_of(Job())
-      {'text': '--text', 'max_tokens': '--text.max-tokens', 'text.max_tokens': '--text.max-tokens'}
+      {'cards': '--cards', 'per_group': '--cards.per-group', 'cards.per_group': '--cards.per-group'}
     """
     found: dict[str, str] = {}
-    level = [(config, "", "")]
-    while level:
-        inner = []
-        for group, path, flag in level:
-            hints = get_type_hints(type(group), include_extras=True)
-            for field in dataclasses.fields(group):
-                value = getattr(group, field.name)
-                spelled = f"{flag}{field.name.replace('_', '-')}"
-                positional = tyro.conf.Positional in get_args(hints[field.name])
-                for name in (field.name, f"{path}{field.name}"):
-                    found.setdefault(name, field.name.upper() if positional else f"--{spelled}")
-                if dataclasses.is_dataclass(value):
-                    before = "" if _is_subcommand(hints[field.name]) else f"{spelled}."
-                    inner.append((value, f"{path}{field.name}.", before))
-        level = inner
+    for option in options_of(type(config), config):
+        for name in (option.path.rpartition(".")[2], option.path):
+            found.setdefault(name, option.flag)
     return found
+
+
+def plain(hint: Any) -> Any:
+    """A type without what `Annotated` says beside it."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _typed_name(hint: Any) -> str | None:
+    """The name that an annotation gives a flag in place of its field's."""
+    return next((name for mark in get_args(hint)[1:] if (name := getattr(mark, "name", None))), None)
 
 
 def _is_subcommand(hint: Any) -> bool:
     """Options of the chosen one of several groups stand without its name."""
-    hint = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    hint = plain(hint)
     return get_origin(hint) in (Union, types.UnionType) and len(get_args(hint)) > 1
+
+
+_OLD: Final = ((re.compile(r"--text\."), "--"), (re.compile(r"--context(?=$|=)"), "--window"))
+"""Spellings that were documented once: how text is read is said by the same flags in every command."""
+
+
+def current(word: str) -> str:
+    """A word of a command line with its flag as it is spelled now.
+
+    Example:
+      >>> current("--text.window=64"), current("--context"), current("--cards.context")
+      ('--window=64', '--window', '--cards.context')
+    """
+    for old, new in _OLD:
+        if found := old.match(word):
+            return new + word[found.end() :]
+    return word
 
 
 _ALIASES: Final = {
@@ -65,6 +121,8 @@ _ALIASES: Final = {
 _IN_PROSE: Final = re.compile(r"`([a-z_]+)`")
 _FLAG: Final = re.compile(r"(?<![\w-])--(?:no-)?([a-z][a-z-]*\.[a-z-]+)(?![\w.-]*\w)")
 """With a group: such names differ between commands."""
+_STATED: Final = re.compile(r"(?<![\w.\[-])([a-z][a-z_0-9]*(?:\.[a-z_0-9]+)*) = (?=\S)")
+"""What was given, `seed = -1`."""
 _PYTHON: Final = re.compile(
     r"\b[a-z_]+=(?=['\"\s.,;)]|True\b|False\b|None\b|$)|\b(?:models\.)?load(?:_\w+|\()|`[a-z_]+`"
 )
@@ -108,6 +166,7 @@ def in_flags(message: str, config: Any) -> str:
         return found[0] if found[0] in flags.values() else flag or f"`{name.rpartition('.')[2]}`"
 
     message = _LISTING.sub("`jaxneuro sites`", message)
+    message = _STATED.sub(lambda found: f"{flag_of(found[1])} " if flag_of(found[1]) else found[0], message)
     message = _FLAG.sub(of_this_command, _GIVEN.sub(spelled, message))
     message = _IN_PROSE.sub(lambda found: flag_of(found[1]) or found[0], message)
     return _without_python(message)
@@ -115,17 +174,8 @@ def in_flags(message: str, config: Any) -> str:
 
 def _choices(config: Any) -> dict[str, tuple[Any, ...]]:
     """{flag: the values that it takes}, of flags with a list of them."""
-    flags, found = flags_of(config), {}
-    level = [config]
-    while level:
-        group = level.pop()
-        hints = get_type_hints(type(group))
-        for field in dataclasses.fields(group):
-            if get_origin(hints[field.name]) is Literal:
-                found[flags[field.name]] = get_args(hints[field.name])
-            if dataclasses.is_dataclass(value := getattr(group, field.name)):
-                level.append(value)
-    return found
+    options = options_of(type(config), config)
+    return {o.flag: get_args(plain(o.hint)) for o in options if get_origin(plain(o.hint)) is Literal}
 
 
 def _without_python(message: str) -> str:

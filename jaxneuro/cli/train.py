@@ -3,16 +3,16 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
-from typing import Any
-
-import tyro
+from collections.abc import Collection, Sequence
+from typing import Any, Final, NoReturn
 
 from ..errors import UserError, unknown
 from ..io import read_json
 from ..training import TrainConfig
 from ..training.config import SOURCES, config_of
 from ..training.options import OPTIONS
+from .flags import options_of
+from .words import Part, parsed
 
 USAGE = """Train dictionaries on a model's activations, as it runs or stored: one, or a sweep on one pass of the data.
 
@@ -24,46 +24,72 @@ Flags of the run come first, then where activations come from (live, store, arra
 what is not given from the config.json of another run. The same command again goes on where it stopped."""
 
 
-def parsed(argv: Sequence[str]) -> TrainConfig:
+def config_of_words(argv: Sequence[str]) -> TrainConfig:
     """The configuration that the flags stand for.
 
     Raises:
-      UserError: from the file: an unknown key, a missing one, a value of another type; no method is named.
-      SystemExit: from the flags (code 2), and after --help (0).
+      UserError: from the file: an unknown key, a missing one, a value of another type; no source or method is named;
+        as `words.parsed`.
+      SystemExit: after --help (0).
     """
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files.add_argument("--config")
-    found, rest = files.parse_known_args(argv)
+    try:
+        found, rest = files.parse_known_args(argv)
+    except argparse.ArgumentError:
+        raise UserError("--config needs a value: a path.") from None
     given: dict[str, Any] = {}
     if found.config is not None:
         given["default"] = config_of(read_json(found.config), found.config)
     else:
         _check_method(rest)
-    return tyro.cli(
-        TrainConfig,
-        args=rest,
-        prog="jaxneuro train-dictionary",
-        description=USAGE,
-        config=(tyro.conf.OmitSubcommandPrefixes,),
-        **given,
-    )
+    parts = _parts(rest, given.get("default"))
+    return parsed(TrainConfig, rest, parts, prog="jaxneuro train-dictionary", description=USAGE, **given)
+
+
+def _parts(words: Sequence[str], default: TrainConfig | None) -> list[Part]:
+    """The words of the run, of the source, of the method; what is not named is that of the file."""
+    starts = [0]
+    for names in (SOURCES, METHODS):
+        starts.append(next((i for i in range(starts[-1], len(words)) if words[i] in names), len(words)))
+    _, source, method = starts
+    found = [Part("train-dictionary", TrainConfig, words[:source], ("--config",))]
+    for start, end, kinds, kind in (
+        (source, method, SOURCES, default and type(default.source)),
+        (method, len(words), METHODS, default and type(default.method)),
+    ):
+        if start < len(words):
+            found.append(Part(words[start], kinds[words[start]], words[start + 1 : end]))
+        elif kind:
+            before = found[-1]
+            flags = tuple(o.flag for o in options_of(kind))
+            found[-1] = before._replace(more=(*before.more, *flags))
+    return found
+
+
+METHODS: Final = {name.replace("_", "-"): kind for name, kind in OPTIONS.items()}
 
 
 def _check_method(words: Sequence[str]) -> None:
     """A source is followed by a method. Where its name is misspelt, the list of a flag before it takes it for a value.
 
     Raises:
-      UserError: no method is there; names the word that is most like one.
+      UserError: no source or method is there; names the word that is most like one.
     """
-    methods = [name.replace("_", "-") for name in OPTIONS]
-    source = next((i for i, word in enumerate(words) if word in SOURCES), None)
-    if source is None or {"-h", "--help", *methods} & set(words):
+    if {"-h", "--help"} & set(words):
         return
-    bare = [word for word in words[source + 1 :] if not word.startswith("-")]
-    like = {word: difflib.get_close_matches(word.lower(), methods, 1, 0.6) for word in bare}
+    source = next((i for i, word in enumerate(words) if word in SOURCES), None)
+    if source is None:
+        _no_name("source", words, SOURCES, "After the flags of the run comes")
+    elif not set(METHODS) & set(words[source:]):
+        _no_name("method", words[source + 1 :], METHODS, f"After {words[source]} and its flags comes")
+
+
+def _no_name(kind: str, words: Sequence[str], names: Collection[str], order: str) -> NoReturn:
+    bare = [word for word in words if not word.startswith("-")]
+    like = {word: difflib.get_close_matches(word.lower(), names, 1, 0.6) for word in bare}
     if near := [word for word, found in like.items() if found]:
-        raise unknown("method", near[0], methods, where="train-dictionary", most=len(methods))
+        raise unknown(kind, near[0], names, where="train-dictionary", most=len(names))
     raise UserError(
-        f"train-dictionary: no method is named. After {words[source]} and its flags comes one of {', '.join(methods)}, "
-        "then the method's flags."
+        f"train-dictionary: no {kind} is named. {order} one of {', '.join(names)}, then the {kind}'s flags."
     )

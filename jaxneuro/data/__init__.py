@@ -50,6 +50,7 @@ and bad files to `tests/data/test_groups.py`. A packing is a class with `__len__
 first), chat templates (`read_groups(render=...)` takes one), pictures inside of tables (their paths are read).
 """
 
+from ..docs import list_names as _list_names
 from .batches import batches as batches
 from .by_row import counted_per_row as counted_per_row
 from .documents import Documents as Documents
@@ -78,3 +79,5 @@ from .tokenizer import load_tokenizer as load_tokenizer
 from .windows import Windows as Windows
 from .windows import shuffled_labels as shuffled_labels
 from .windows import windows as windows
+
+_list_names(__name__)

@@ -104,7 +104,7 @@ def _one_split(splits: list[str], split: str, folder: Path) -> str:
         return split
     if len(splits) == 1:
         return splits[0]
-    raise unknown("split", split, splits, where=str(folder), hint="Choose one with split (--text.split).")
+    raise unknown("split", split, splits, where=str(folder), hint="Choose one with split (--split).")
 
 
 def check_formats(folder: Path, files: list[Path]) -> None:

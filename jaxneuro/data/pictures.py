@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import UserError, quoted, shown, unknown
 from ..errors import pictures as seen
+from ..io.fields import TEXT, null_or, whole
 from ..io.files import open_regular
 from .documents import Collector
 from .formats import FORMATS, format_of, stem, suffix, unpacked
@@ -66,6 +67,8 @@ class PictureFile(NamedTuple):
     digest: str
     """Of the file's content."""
     state: tuple[int, int]
+    moving: bool = False
+    """It has more frames or pages than the first, which is read."""
 
     def read(self) -> Picture:
         """The picture, upright, in RGB.
@@ -125,6 +128,16 @@ class Pictures(dict[str, PictureFiles]):
         files = "file was" if self.n_skipped == 1 else "files were"
         return f"{self.n_skipped} bad {files} skipped in {seen(self.source)}; the first: {seen(self.skipped[0])}"
 
+    def moving_note(self) -> str:
+        """What a person should know of the files with several pictures; "" if there are none."""
+        moving = [file.name for files in self.values() for file in files.files if file.moving]
+        if not moving:
+            return ""
+        files = "file holds" if len(moving) == 1 else "files hold"
+        return f"{len(moving)} {files} several pictures, of which the first is read: {seen(moving[0])}" + (
+            ", ..." if len(moving) > 1 else ""
+        )
+
     def __missing__(self, name: str) -> PictureFiles:
         raise unknown("group", name, self, where=self.source)
 
@@ -159,9 +172,10 @@ def read_pictures(
     | one table (.jsonl .csv .tsv .json .parquet) | values of the group field | paths, as seen from its folder |
 
     PNG, JPEG, WebP, GIF, BMP, TIFF and PPM, known by their content. A picture comes upright (EXIF), in RGB: grey ones
-    three times, transparent ones on white, CMYK converted, 16 bits cut to 8. Names that start with "." or "_",
-    README, LICENSE and the like are skipped; any other file that is no whole picture is an error. Links to files are
-    followed, links to folders only where they are a group.
+    three times, transparent ones on white, CMYK converted, 16 bits as the nearest of 8; of several frames or pages the
+    first (`Pictures.moving_note`). Numbers without a known range (32 bits, floating) are an error. Names that start
+    with "." or "_", README, LICENSE and the like are skipped; any other file that is no whole picture is an error.
+    Links to files are followed, links to folders only where they are a group.
 
     Every picture that is drawn is decoded once here, to check it, in several threads; afterwards when it is asked
     for. Memory: one picture per thread.
@@ -190,8 +204,7 @@ def read_pictures(
       ((4, 3), 'RGB', ['cats', 'dogs'])
     """
     pillow("reading pictures")
-    if most_per_group is not None and most_per_group < 1:
-        raise UserError(f"most_per_group={most_per_group}: give at least 1, or None for all.")
+    _check(most_per_group, seed, path_field, group_field, document_field)
     source, at = os.fspath(path), Path(path).expanduser()
     bad = Collector(skip_bad)  # it counts what is passed over
     try:
@@ -212,6 +225,14 @@ def read_pictures(
     pictures = Pictures(found, source, of_all, bad.skipped, bad.n_skipped, damaged)
     _none_empty(pictures)
     return pictures
+
+
+def _check(most_per_group: Any, seed: Any, *names: Any) -> None:
+    """Raises: UserError: a number that is not whole or too small, a name of a field that is no text."""
+    null_or(whole()).of(most_per_group, "most_per_group")
+    whole(0, 2**64 - 1).of(seed, "seed")
+    for kind, name in zip(("path_field", "group_field", "document_field"), names, strict=True):
+        (null_or(TEXT) if kind == "document_field" else TEXT).of(name, kind)
 
 
 def _none_empty(pictures: Pictures) -> None:
@@ -255,16 +276,20 @@ def _raise(e: Exception) -> Any:
 def _file(place: _Place) -> PictureFile:
     with open_regular(place.path) as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()  # type: ignore[arg-type]
-    decoded(place.path)
-    return PictureFile(place.path, place.name, place.document, digest, state(place.path))
+    return PictureFile(place.path, place.name, place.document, digest, state(place.path), _opened(place.path)[1])
 
 
 def decoded(path: Path) -> Picture:
     """A file as an upright picture in RGB.
 
     Raises:
-      UserError: it is no picture of `KINDS`, only part of one, or too large.
+      UserError: it is no picture of `KINDS`, only part of one, too large, or of numbers without a known range.
     """
+    return _opened(path)[0]
+
+
+def _opened(path: Path) -> tuple[Picture, bool]:
+    """The first picture of a file, and whether there are more."""
     image = pillow("reading pictures")
     from PIL import ImageOps
 
@@ -274,8 +299,10 @@ def decoded(path: Path) -> Picture:
             columns, rows = picture.size
             if columns * rows > MOST_PIXELS:
                 raise image.DecompressionBombError(f"{columns:,} x {rows:,} pixels")
+            deep = picture.mode == "RGB" and "RGB;16B" in str(getattr(picture, "tile", ""))
             picture.load()
-            return rgb(_eight_bits(ImageOps.exif_transpose(picture)))
+            found = rgb(_eight_bits(ImageOps.exif_transpose(picture), picture.format, deep, path))
+            return found, _moving(picture)
         except image.DecompressionBombError as e:
             raise UserError(
                 f"{shown(path)}: a picture of more than {MOST_PIXELS:,} pixels ({shown(e)}) is not decoded. Make it "
@@ -290,14 +317,35 @@ def decoded(path: Path) -> Picture:
             ) from None
 
 
-def _eight_bits(picture: Picture) -> Picture:
-    """Grey values of 16 bits by their upper eight; Pillow would cut off what is above 255."""
-    if picture.mode.startswith("I;16"):
-        upper = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
-        return pillow("reading pictures").fromarray(upper)
-    if picture.mode in ("I", "F"):
-        raise ValueError(f"values of Pillow's mode {picture.mode}, of no known range: save it with 8 bits")
-    return picture
+def _moving(picture: Picture) -> bool:
+    try:
+        return bool(getattr(picture, "is_animated", False))
+    except Exception:  # a second frame that is damaged: the first one is whole
+        return True
+
+
+def _eight_bits(picture: Picture, kind: str | None, deep: bool, path: Path) -> Picture:
+    """The nearest values of eight bits, where Pillow would cut off what is above 255; transparency is kept.
+
+    Args:
+      kind: Pillow's name of the format: numbers of a PGM are scaled to 16 bits by Pillow, in a mode of 32.
+      deep: the picture is RGB of 16 bits, of which Pillow has read the upper eight.
+    """
+    clear = picture.info.get("transparency")
+    if deep and isinstance(clear, tuple):
+        picture.info["transparency"] = tuple(v >> 8 for v in clear)
+    if picture.mode not in ("I", "F") and not picture.mode.startswith("I;16"):
+        return picture
+    if picture.mode == "F" or (picture.mode == "I" and kind != "PPM"):
+        raise UserError(
+            f"{shown(path)} holds numbers of no known range (Pillow's mode {picture.mode}). Save it with 8 or 16 bits, "
+            "or pass over such files with skip_bad=True."
+        )
+    values = np.asarray(picture).astype(np.int64)
+    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    if isinstance(clear, int):
+        grey = np.stack([grey, np.where(values == clear, 0, 255).astype(np.uint8)], -1)
+    return pillow("reading pictures").fromarray(grey)
 
 
 # --- a folder ------------------------------------------------------------------------------------
@@ -367,7 +415,7 @@ class Table(NamedTuple):
         if odd := [n for n in (self.path, self.document) if n is not None and template_fields(n)]:
             raise UserError(f"{quoted(odd[0])} is no name of a field of a table of pictures.")
         text = self.path if self.document is None else f"{{{self.document}}}\0{{{self.path}}}"
-        return Fields(text, self.group, otherwise, text_hint=_PATH_HINT, group_hint=_OWN_GROUP_HINT)
+        return Fields(text, self.group, otherwise, may_be_empty=False, text_hint=_PATH_HINT, group_hint=_OWN_GROUP_HINT)
 
 
 _PATH_HINT: Final = "Name the fields with path_field and document_field (--picture.path-field, -document-field)."

@@ -47,9 +47,9 @@ class TextFields:
         }
 
 
-_GROUP_HINT: Final = "Name the field with group_field (on the command line: --text.group-field)."
+_GROUP_HINT: Final = "Name the field with group_field (on the command line: --group-field)."
 _TEXT_HINT: Final = (
-    "Name the field with text_field (on the command line: --text.field), or several, as in '{question} {answer}'."
+    "Name the field with text_field (on the command line: --field), or several, as in '{question} {answer}'."
 )
 
 
@@ -64,6 +64,8 @@ class Fields(NamedTuple):
     """The group of a record without that field; None: an error."""
     render: Render = contents
     """[{"role", "content"}, ...] -> text."""
+    may_be_empty: bool = True
+    """An empty text is left out; False: it is an error."""
     text_hint: str = _TEXT_HINT
     """What to do where the text's field is missing, and where the group's is:"""
     group_hint: str = _GROUP_HINT
@@ -80,11 +82,17 @@ def text_of(record: Mapping[str, Any], fields: Fields, where: str) -> str:
         filled = {
             n: "" if v is None else str(v) if type(v) is int else check_text(v, where, n) for n, v in values.items()
         }
-        return fields.text.format_map(filled)
+        return _not_empty(fields.text.format_map(filled), fields, where)
     value = _field(record, text_field(fields.text, record), where, fields.text_hint)
     if isinstance(value, list) and value and all(isinstance(m, Mapping) for m in value):
         return check_text(fields.render([_message(m, where) for m in value]), where)
-    return check_text(value, where)
+    return _not_empty(check_text(value, where), fields, where)
+
+
+def _not_empty(text: str, fields: Fields, where: str) -> str:
+    if not fields.may_be_empty and not text.rpartition("\0")[2].strip():
+        raise UserError(f"{where}: the field {fields.text.rpartition('\0')[2].strip('{}')!r} is empty.")
+    return text
 
 
 def group_of(record: Mapping[str, Any], fields: Fields, where: str) -> str | None:

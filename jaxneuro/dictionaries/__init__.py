@@ -56,6 +56,7 @@ products are `jaxneuro_kernels`': of methods that select k latents, no [tokens, 
 Meshes: `Training.mesh`. It does not capture activations (`jaxneuro.activations`) and knows no model class.
 """
 
+from ..docs import list_names as _list_names
 from .activations import AbsTopK as AbsTopK
 from .activations import Gated as Gated
 from .activations import GroupMax as GroupMax
@@ -115,3 +116,5 @@ from .semi_nmf import SemiNMFDictionary as SemiNMFDictionary
 from .semi_nmf import semi_nmf as semi_nmf
 from .topk import topk as topk
 from .transcoder import transcoder as transcoder
+
+_list_names(__name__)

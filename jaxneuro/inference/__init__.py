@@ -40,6 +40,7 @@ alone.
 (compose `decode.next_token` with `jaxneuro.taps.capture`).
 """
 
+from ..docs import list_names as _list_names
 from .generate import Generated as Generated
 from .generate import generate as generate
 from .sampling import Sampler as Sampler
@@ -51,3 +52,5 @@ from .sweeps import Swept as Swept
 from .sweeps import steer_sweep as steer_sweep
 from .text import Completion as Completion
 from .text import complete as complete
+
+_list_names(__name__)

@@ -11,6 +11,7 @@
 | `safetensors.py` | read over mmap with full validation, write | safetensors 0.x header |
 """
 
+from ..docs import list_names as _list_names
 from .files import atomic_write as atomic_write
 from .files import read_json as read_json
 from .files import save_npz as save_npz
@@ -20,3 +21,5 @@ from .safetensors import read_checkpoint as read_checkpoint
 from .safetensors import read_safetensors as read_safetensors
 from .safetensors import write_safetensors as write_safetensors
 from .torch_file import read_torch as read_torch
+
+_list_names(__name__)

@@ -12,7 +12,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -207,3 +207,37 @@ def save_npz(path: str | os.PathLike, **arrays: np.ndarray) -> None:
             raise UserError(f"cannot write {path}: array {name!r} holds Python objects.")
     with atomic_write(path) as f:
         np.savez_compressed(f, **arrays, allow_pickle=False)
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folder and those around it that are not there yet, innermost first."""
+    return [p for p in (folder, *folder.parents) if not p.exists()]
+
+
+@contextlib.contextmanager
+def nothing_left(folder: Path, made: Sequence[Path], claim: Collection[str] = ()) -> Iterator[None]:
+    """A command's folder; where it ends before anything was computed, the folders that were made for it go.
+
+    Args:
+      made: what `missing` gave before the folder was made. Where there is a lock, enter this under it.
+      claim: names of files that say whose the folder is: with these and empty files alone it holds no result.
+    Example:
+      >>> import tempfile
+      >>> out = Path(tempfile.mkdtemp()) / "a" / "b"
+      >>> with nothing_left(out, missing(out), {"config.json"}):
+      ...     out.mkdir(parents=True)
+      ...     _ = (out / "config.json").write_text("{}")
+      >>> out.parent.exists()
+      False
+    """
+    try:
+        yield
+    finally:
+        there = list(folder.iterdir()) if folder.is_dir() else []
+        if all(p.name in claim or (p.is_file() and not p.stat().st_size) for p in there):
+            for path in there:
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one of them holds something by now
+                for path in made:
+                    if path.exists():
+                        path.rmdir()

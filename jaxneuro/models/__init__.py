@@ -59,6 +59,7 @@ Parity with transformers on tiny models with every parameter perturbed: logits a
 Not here: tokenizers and pictures' processors (data), generation (inference), training loops.
 """
 
+from ..docs import list_names as _list_names
 from .cache import Cache as Cache
 from .cache import Carried as Carried
 from .cache import init_cache as init_cache
@@ -112,3 +113,5 @@ from .stepping import step as step
 from .transformer import encode as encode
 from .transformer import forward as forward
 from .transformer import unembedding as unembedding
+
+_list_names(__name__)

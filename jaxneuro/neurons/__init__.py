@@ -39,6 +39,7 @@ What it does not do: it never loads models or text (functions take a pure functi
 neuron important because it is selective: that is what the effect matrix is for.
 """
 
+from ..docs import list_names as _list_names
 from .decoding import Decoded as Decoded
 from .decoding import decode_directions as decode_directions
 from .decoding import decode_neurons as decode_neurons
@@ -90,3 +91,5 @@ from .written import decode_coordinates as decode_coordinates
 from .written import decode_written as decode_written
 from .written import has_tokens as has_tokens
 from .written import written as written
+
+_list_names(__name__)

@@ -58,6 +58,7 @@ What it does not do: compute statistics of a model, load anything from a network
 younger than 2024 (`light-dark()`, `color-mix()`; older ones show the page without its colours).
 """
 
+from ..docs import list_names as _list_names
 from .figures import bars as bars
 from .figures import histogram as histogram
 from .figures import levels as levels
@@ -66,3 +67,5 @@ from .matrices import colour_bar as colour_bar
 from .matrices import comparison as comparison
 from .matrices import heat_map as heat_map
 from .report import write_report as write_report
+
+_list_names(__name__)

@@ -28,6 +28,7 @@ To use it for a new statistic: (1) compute it for every column of `permuted_labe
 What it does not do: parallel texts, where one block holds every group (labels would have to move inside a block).
 """
 
+from ..docs import list_names as _list_names
 from .discoveries import Envelope as Envelope
 from .discoveries import check_rates as check_rates
 from .discoveries import discoveries as discoveries
@@ -39,3 +40,5 @@ from .permutations import labels_of_blocks as labels_of_blocks
 from .permutations import merged_blocks as merged_blocks
 from .permutations import permuted_labels as permuted_labels
 from .permutations import smallest_p as smallest_p
+
+_list_names(__name__)

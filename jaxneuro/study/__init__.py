@@ -26,8 +26,11 @@ Every step is a function `(Inputs, RunFolder) -> None` in `steps.py`, and does n
 interrupted study goes on at the step, and inside a long step at the batch, where it stopped.
 """
 
+from ..docs import list_names as _list_names
 from .config import StudyConfig as StudyConfig
 from .folder import RunFolder as RunFolder
 from .run import run_study as run_study
 from .show import ShowDictionary as ShowDictionary
 from .show import show_dictionary as show_dictionary
+
+_list_names(__name__)

@@ -5,7 +5,9 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+import tyro
 
 from ..data import Bos, PictureFields, TextFields
 from ..errors import UserError
@@ -27,7 +29,7 @@ class TextConfig(TextFields):
     min_windows: int = 2
     """A group with fewer windows is refused, or left out:"""
     leave_out_small: bool = False
-    """Leave groups out that have fewer than text.min-windows windows, and say so, instead of refusing the study."""
+    """Leave groups out that have fewer windows, and say so, instead of refusing the study."""
     bos: Bos | None = None
     """Whether windows begin with the begin token: as the tokenizer's own convention has it (auto), always (GPT-2,
     Pythia) or never. None: as the files of `dictionary.path` say; without one, or if they do not, auto."""
@@ -50,7 +52,7 @@ class PictureConfig(PictureFields):
     most_per_group: int | None = 128
     """Of every group so many, drawn at random over all of it; None: all."""
     measured_per_group: int = 24
-    """Of these, kept to measure effects on: about so many, at most the share text.measured."""
+    """Of these, kept to measure effects on: about so many, at most the share `measured` of the group."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,22 +157,24 @@ class StudyConfig:
     pictures: str | None = None
     """Instead of text, for a model of pictures: a folder with a sub-folder of pictures per group, or a table (jsonl,
     csv ...) with the fields path and group."""
+    tower: Literal["image", "text"] | None = None
+    """Of a folder with two models (CLIP, SigLIP): that of pictures or that of text. None: that of pictures."""
     title: str | None = None
     """Heading of the report; None: the model and the groups."""
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch: int = 32
     """Windows per forward pass."""
-    text: TextConfig = TextConfig()
+    text: Annotated[TextConfig, tyro.conf.OmitArgPrefixes] = TextConfig()
     picture: PictureConfig = PictureConfig()
     select: SelectConfig = SelectConfig()
     effect: EffectConfig = EffectConfig()
     cards: CardConfig = CardConfig()
     dictionary: DictionaryConfig = DictionaryConfig()
     preset: Literal["default", "small"] = "default"
-    """small: a minute instead of minutes, for trying things out. It stands for text.max-tokens-per-group 4096,
+    """small: a minute instead of minutes, for trying things out. It stands for window 64, max-tokens-per-group 4096,
     picture.most-per-group 48, picture.measured-per-group 8,
-    select.shuffles 200, effect.tokens-per-group 256, cards.per-group 2, cards.dosed 1, cards.latents 12,
+    select.shuffles 200, effect.tokens-per-group 320, cards.per-group 2, cards.dosed 1, cards.latents 12,
     dictionary.expansion 8, dictionary.steps 100 and dictionary.max-tokens 20000, where these are not given."""
 
     def resolved(self) -> "StudyConfig":
@@ -209,11 +213,12 @@ class StudyConfig:
 PRESETS: Final[dict[str, dict[str, int]]] = {
     "default": {},
     "small": {
+        "text.window": 64,  # measured, so that every group has enough windows for a verdict
         "text.max_tokens_per_group": 4096,
         "picture.most_per_group": 48,
         "picture.measured_per_group": 8,
         "select.shuffles": 200,
-        "effect.tokens_per_group": 256,
+        "effect.tokens_per_group": 320,
         "cards.per_group": 2,
         "cards.dosed": 1,
         "cards.latents": 12,

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..io import read_json, write_json
-from ..io.files import clear_temporary
+from ..io.files import clear_temporary, missing, nothing_left
 from ..io.npy import read_npz
 
 _CLAIM: Final = frozenset({".lock", "run.json"})
@@ -56,7 +56,19 @@ class RunFolder:
             raise UserError(
                 f"{self.path} holds something that is not a study. Choose an empty or a new folder for --out."
             )
-        made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        made = missing(self.path)
+        with self._locked(), nothing_left(self.path, made, _CLAIM):
+            clear_temporary(self.path, deep=True)
+            if {p.name for p in self.path.iterdir()} <= _CLAIM:
+                record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing
+            else:
+                self._compare(read_json(record).get("identity", {}))
+            if not record.exists():
+                write_json(record, {"identity": self.identity, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+            yield self
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock_file = open(self / ".lock", "w")  # noqa: SIM115
@@ -69,26 +81,7 @@ class RunFolder:
                 raise UserError(
                     f"another process is writing {self.path}. Wait for it to finish or choose another --out."
                 ) from None
-            clear_temporary(self.path, deep=True)
-            try:
-                if {p.name for p in self.path.iterdir()} <= _CLAIM:
-                    record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing
-                else:
-                    self._compare(read_json(record).get("identity", {}))
-                if not record.exists():
-                    write_json(record, {"identity": self.identity, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-                yield self
-            finally:
-                if {p.name for p in self.path.iterdir()} <= _CLAIM:
-                    self._leave(made)
-
-    def _leave(self, made: list[Path]) -> None:
-        """Nothing was computed: the claim and the folders that were made for it go, innermost first."""
-        for name in _CLAIM:
-            (self / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # one of them holds something by now
-            for folder in made:
-                folder.rmdir()
+            yield
 
     def _compare(self, theirs: dict[str, Any]) -> None:
         keys = sorted({*theirs, *self.identity})

@@ -79,11 +79,11 @@ def conventions(place: Placement | None, length: int, begin: str | None) -> str:
     context, bos = (place.context, place.prepend_bos) if place else (None, None)
     how = f"windows of {length} tokens that begin {f'with {shown(begin)}' if begin else 'without a begin token'}"
     if bos not in (None, begin is not None):
-        return f"{how}, but it was trained {_WITH[bool(bos)]} one: --bos {begins(None, place)} (of `study`: --text.bos)"
+        return f"{how}, but it was trained {_WITH[bool(bos)]} one: --bos {begins(None, place)}"
     if context not in (None, length):
-        return f"{how}; it was trained on windows of {context}: --window {context} (of `study`: --text.window)"
+        return f"{how}; it was trained on windows of {context}: --window {context}"
     if bos is None:
-        return f"{how}; its files do not say how its texts began: --bos always or never (of `study`: --text.bos)"
+        return f"{how}; its files do not say how its texts began: --bos always or never"
     return f"{how}, as in its training"
 
 

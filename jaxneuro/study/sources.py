@@ -54,7 +54,9 @@ class Opened(NamedTuple):
 
 
 def _text(config: StudyConfig) -> Opened:
-    model, tokenizer = model_and_tokenizer(config.model, dtype=jnp.dtype(config.dtype), bos=config.text.bos or "auto")
+    model, tokenizer = model_and_tokenizer(
+        config.model, dtype=jnp.dtype(config.dtype), bos=config.text.bos or "auto", tower=config.tower
+    )
     causal = model.cfg.causal and model.cfg.has_head
     return Opened(
         model=model,
@@ -104,7 +106,7 @@ def _length(config: StudyConfig, cfg: Any) -> int:
     if cfg.n_ctx and config.text.window > cfg.n_ctx:
         raise UserError(
             f"windows of {config.text.window} tokens are asked for, but {shown(config.model)} has only {cfg.n_ctx} "
-            "positions. Choose a smaller --text.window."
+            "positions. Choose a smaller --window."
         )
     return config.text.window
 
@@ -127,7 +129,7 @@ def _windows(
     try:
         rows = windows(groups, tokenizer, length=length, packing=packing)
     except UserError as e:
-        hint = " Here that is --text.packing apart, or a smaller --text.window." if packing == "windows" else ""
+        hint = " Here that is --packing apart, or a smaller --window." if packing == "windows" else ""
         raise UserError(f"{e}{hint}") from None
     sizes = dict(zip(rows.group_names, np.bincount(rows.group, minlength=len(groups)).tolist(), strict=True))
     small = tuple(name for name, n in sizes.items() if n < text.min_windows)
@@ -136,7 +138,7 @@ def _windows(
                            for k, name in enumerate(sizes) if name in small)  # fmt: skip
         raise UserError(
             f"at least {text.min_windows} windows of {length} tokens are needed per group, to study and to measure on; "
-            f"group {listed}. Add text, choose a smaller --text.window, or leave them out with --text.leave-out-small."
+            f"group {listed}. Add text, choose a smaller --window, or leave them out with --leave-out-small."
         )
     if small:
         kept = {name: groups[name] for name in sizes if name not in small}
@@ -150,7 +152,7 @@ def _windows(
 
 
 def _pictures(config: StudyConfig) -> Opened:
-    model, processor = seen.model_and_processor(config.model, dtype=jnp.dtype(config.dtype))
+    model, processor = seen.model_and_processor(config.model, dtype=jnp.dtype(config.dtype), tower=config.tower)
     convolutional = isinstance(model, seen.Convolutional)
     output, measure = _judged(model)
     fields = config.picture

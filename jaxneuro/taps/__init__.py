@@ -54,6 +54,7 @@ mutated inside is dropped; no host callbacks; names of profiler scopes around re
 fixed by a jit inside are refused.
 """
 
+from ..docs import list_names as _list_names
 from .edits import Edit as Edit
 from .edits import add as add
 from .edits import apply_fn as apply_fn
@@ -71,3 +72,5 @@ from .primitive import wants as wants
 from .transforms import capture as capture
 from .transforms import intervene as intervene
 from .transforms import sweep as sweep
+
+_list_names(__name__)

@@ -14,6 +14,11 @@ Layer by layer, in the order of a pre-norm block (x: the residual stream; W, b: 
     mlp_out = mlp.post W_down + b                          resid_post = resid_mid + mlp_out
     unembed.in = ln_final.normalized * gain + bias         logits = softcap(unembed.in W_U + b)
 
+Where a query does not see a key (a later position of a causal model, one beyond a window, padding) attn.scores holds
+one finite number, -0.7 * the largest float32 = -2.38e38 (`jaxneuro.models.attention.MASKED`), not -inf; attn.pattern is
+exactly 0 there. Statistics of attn.scores leave such places out: where(scores > -1e38, ...). A query that sees no key
+at all (padding) has an even pattern.
+
 Other placements of norms: post (BERT) reads attn.in = resid_pre and mlp.in = resid_mid, and ln1 and ln2 make resid_mid
 and resid_post. Sandwich (Gemma 2) norms once more before adding: attn_out and mlp_out are what ln1_post and ln2_post
 give. Parallel blocks have no resid_mid, and mlp.in = attn.in where both read one norm.
@@ -56,7 +61,7 @@ def _attention(name: str, keys: str, values: str, theirs: str = "") -> dict[str,
         "q": ("queries per head, before rope and q/k norm", "in W_q + b_q", "q"),
         "k": (keys, "W_k, b_k", "k"),
         "v": (values, "W_v, b_v", "v"),
-        "scores": ("scaled query-key products, capped, masked", "q k^T scale", "attn_scores"),
+        "scores": ("scaled query-key products, capped; masked: -2.4e38", "q k^T scale", "attn_scores"),
         "pattern": ("attention of each query to each key", "softmax(scores)", "pattern"),
         "z": ("values mixed by attention, per head", "pattern v", "z"),
         "result": ("what each head writes to the residual stream", "z W_o", "result"),

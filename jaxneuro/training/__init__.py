@@ -46,6 +46,7 @@ It runs in one process: several hosts are for `jaxneuro.activations.run` in a sc
 of one's own are for Python, not for a command line.
 """
 
+from ..docs import list_names as _list_names
 from .config import Array as Array
 from .config import Devices as Devices
 from .config import Live as Live
@@ -54,3 +55,5 @@ from .config import TrainConfig as TrainConfig
 from .options import METHODS as METHODS
 from .options import OPTIONS as OPTIONS
 from .run import train_dictionary as train_dictionary
+
+_list_names(__name__)

@@ -32,9 +32,9 @@ class Live:
     """A folder in Hugging Face layout, a name on the Hub, or `bundled`."""
     groups: str = "bundled"
     """Text: a folder, a file, `hub:NAME` or `bundled`, as for `jaxneuro study`. All groups are used."""
-    text: TextFields = TextFields()
+    text: Annotated[TextFields, tyro.conf.OmitArgPrefixes] = TextFields()
     """What in these files is text."""
-    context: int = 128
+    context: Annotated[int, tyro.conf.arg(name="window")] = 128
     """Tokens per window. `batch` is a multiple of it."""
     bos: Bos = "auto"
     """Whether windows begin with the begin token: as the tokenizer's own convention has it, always (GPT-2, Pythia) or

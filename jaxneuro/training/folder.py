@@ -15,7 +15,7 @@ from ..activations.lock import exclusive
 from ..dictionaries.native import BELOW
 from ..errors import UserError
 from ..io import read_json, write_json
-from ..io.files import clear_temporary
+from ..io.files import clear_temporary, missing, nothing_left
 from ..versions import versions
 from .config import FREE, LENGTH, TrainConfig
 from .strict import plain
@@ -31,7 +31,7 @@ def claimed(config: TrainConfig) -> Iterator[Path]:
     """The folder, for this process alone, its config.json written.
 
     config.json holds the configuration, versions and commit, the device, and when the run was started and continued.
-    A start that failed before anything was computed claims nothing.
+    A start that failed before anything was computed claims nothing, and leaves no folder.
 
     Raises:
       UserError: the folder is another configuration's (with the fields that differ), holds something else, or another
@@ -42,7 +42,8 @@ def claimed(config: TrainConfig) -> Iterator[Path]:
         raise UserError(f"{out} is a file, not a folder. Choose another --out.")
     if out.exists() and not (out / CONFIG).exists() and {p.name for p in out.iterdir()} - {LOCK}:
         raise UserError(f"{out} holds something that is no training run. Choose an empty or a new folder for --out.")
-    with exclusive(out):
+    made = missing(out)
+    with exclusive(out), nothing_left(out, made, {CONFIG, LOCK}):
         clear_temporary(out, deep=True)
         begun = any((out / name).exists() for name in (CHECKPOINTS, DICTIONARY, RESULTS))
         before = read_json(out / CONFIG) if begun else None

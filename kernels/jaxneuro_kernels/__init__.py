@@ -80,3 +80,33 @@ from .sparse_decode import row_sum as row_sum
 from .sparse_decode import sparse_decode as sparse_decode
 from .topk import topk as topk
 from .topk_mask import topk_mask as topk_mask
+
+__all__ = [
+    "BatchTopK",
+    "Mlp",
+    "Rows",
+    "SaeGradients",
+    "SaeStep",
+    "add_auxk",
+    "apply_mlp",
+    "batch_topk",
+    "compact_mlp",
+    "encode_batch_topk",
+    "encode_group_max",
+    "encode_topk",
+    "gather_dot",
+    "gather_mlp",
+    "group_max",
+    "jumprelu",
+    "row_sum",
+    "sae_adam",
+    "sae_backward",
+    "sharded_encode_topk",
+    "sharded_sae_backward",
+    "sharded_sparse_decode",
+    "sharded_topk",
+    "sparse_decode",
+    "step",
+    "topk",
+    "topk_mask",
+]

@@ -28,7 +28,7 @@ def start(arguments, before=""):
 def study(tmp_path):
     """Arguments of a reduced study in a new folder, and the folder."""
     out = tmp_path / "study"
-    sizes = ["--text.window", "32", "--text.max-tokens-per-group", "128", "--batch", "8"]  # a preset overrides them
+    sizes = ["--window", "32", "--max-tokens-per-group", "128", "--batch", "8"]  # a preset overrides them
     return ["study", *sizes, "--out", out], out
 
 
@@ -54,7 +54,7 @@ def test_a_full_disk(study, when):
 
 def test_ctrl_c_while_it_runs(study):
     arguments, out = study
-    with start([*arguments, "--text.max-tokens-per-group", "4096"]) as process:
+    with start([*arguments, "--max-tokens-per-group", "4096"]) as process:
         assert process.stderr
         try:
             for line in process.stderr:  # until the first step of the statistics is done

@@ -40,7 +40,7 @@ SURROUNDINGS = {
         "XLA cannot run this: INTERNAL: operation failed: error. Where memory is short",
     ),
     "a number too large": (OverflowError("Python int too large"), "--seed 1180591620717411303424 is too large"),
-    "a request": (UserError("use packing='documents', not n=3"), "use --text.packing documents, not n=3"),
+    "a request": (UserError("use packing='documents', not n=3"), "use --packing documents, not n=3"),
     "an escape": (UserError("no tensor '\x1b[2J'"), "no tensor '␛\\[2J'"),
 }
 
@@ -67,9 +67,9 @@ def test_faults_of_the_program_show_where_they_are(monkeypatch):
 
 def test_advice_is_in_the_commands_own_flags():
     flags = flags_of(StudyConfig())
-    assert flags["packing"] == flags["text.packing"] == "--text.packing"
+    assert flags["packing"] == flags["text.packing"] == "--packing"
     assert in_flags('packing="documents" or text.window=64, max_tokens=5.', StudyConfig()).startswith(
-        "--text.packing documents or --text.window 64,"
+        "--packing documents or --window 64,"
     )
     assert in_flags("see x.packing=3, b=packing", StudyConfig()) == "see x.packing=3, b=packing"
     capture = Capture(model="m", site=("a",), out="o")
@@ -90,17 +90,17 @@ def test_a_name_that_the_locale_cannot_spell_is_said(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sites", "bundled", "--pos", "0"], "pos = 0 is not a positive whole number"),
-        (["sites", "bundled", "--pos", "-1"], "pos = -1 is not a positive whole number"),
-        (["sites", "bundled", "--pos", str(2**62)], f"pos = {2**62} is above {2**31 - 1}"),
-        (["generate", "bundled", "--prompt", "a", "--top-k", str(2**70)], f"top_k = {2**70} is above"),
-        (["capture", "bundled", "--site", "embed", "--batch", str(10**12)], f"batch = {10**12} is above"),
-        (["capture", "bundled", "--site", "embed", "--devices.data", str(2**31)], "devices.data = 2147483648 is above"),
-        (["show-dictionary", "none", "--window", str(2**31)], "window = 2147483648 is above"),
-        (["study", "--seed", str(2**32)], f"seed = {2**32} is above {2**32 - 1}"),
-        (["study", "--dictionary.latents", str(2**31)], "dictionary.latents = 2147483648 is above"),
+        (["sites", "bundled", "--pos", "0"], "--pos 0 is not a positive whole number"),
+        (["sites", "bundled", "--pos", "-1"], "--pos -1 is not a positive whole number"),
+        (["sites", "bundled", "--pos", str(2**62)], f"--pos {2**62} is above {2**31 - 1}"),
+        (["generate", "bundled", "--prompt", "a", "--top-k", str(2**70)], f"--top-k {2**70} is above"),
+        (["capture", "bundled", "--site", "embed", "--batch", str(10**12)], f"--batch {10**12} is above"),
+        (["capture", "bundled", "--site", "embed", "--devices.data", str(2**31)], "--devices.data 2147483648 is above"),
+        (["show-dictionary", "none", "--window", str(2**31)], "--window 2147483648 is above"),
+        (["study", "--seed", str(2**32)], f"--seed {2**32} is above {2**32 - 1}"),
+        (["study", "--dictionary.latents", str(2**31)], "--dictionary.latents 2147483648 is above"),
         (["train-dictionary", "--seed", str(2**70), "array", "--path", "a.npy", "topk", "--n-latents", "8", "--k", "2"],
-         f"seed = {2**70} is above {2**32 - 1}"),
+         f"--seed {2**70} is above {2**32 - 1}"),
     ],
 )  # fmt: skip
 def test_numbers_that_no_run_has_are_refused_by_every_command(words, said, capsys):

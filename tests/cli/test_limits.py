@@ -6,8 +6,8 @@ import pytest
 from jaxneuro.cli import main
 
 BEYOND = {
-    "study": ["--model", "bundled", "--text.window", "513"],
-    "capture": ["bundled", "--site", "blocks.0.resid_post", "--context", "513"],
+    "study": ["--model", "bundled", "--window", "513"],
+    "capture": ["bundled", "--site", "blocks.0.resid_post", "--window", "513"],
     "train-dictionary": [
         *("--batch", "513", "live", "--context", "513", "--site", "blocks.0.resid_post"),
         *("topk", "--n-latents", "8", "--k", "2"),

@@ -227,7 +227,7 @@ BAD = {
     "one markdown": (one_file("a.md", "x"), r"a\.md is one text without groups"),
     "csv field": (
         one_file("a.csv", "body,group\nx,y\n"),
-        r"a\.csv, line 1: no field 'text'\. .*Known: body, group\. .*--text\.field",
+        r"a\.csv, line 1: no field 'text'\. .*Known: body, group\. .*--field",
     ),
     "csv group": (one_file("a.csv", "text,lang\nx,y\n"), r"no field 'group'\. .*Known: text, lang\. .*group-field"),
     "csv twice": (one_file("a.csv", "text,text\nx,y\n"), r"names the field 'text' twice"),

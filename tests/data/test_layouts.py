@@ -124,7 +124,7 @@ def test_a_folder_of_save_to_disk(tmp_path):
     write(folder / "data-00000-of-00009.arrow", "left over from another writing")
     groups = read_groups(folder, group_field="lang")
     assert content(groups) == {"de": ["a", "c", "d"], "en": ["b", "e"]}
-    with pytest.raises(UserError, match=r"no field 'group'. Known: text, lang\. .*--text\.group-field"):
+    with pytest.raises(UserError, match=r"no field 'group'. Known: text, lang\. .*--group-field"):
         read_groups(folder)
 
 
@@ -135,7 +135,7 @@ def test_the_splits_of_a_saved_data_set(tmp_path):
     assert content(read_groups(tmp_path)) == {"g0": ["train"]}
     assert content(read_groups(tmp_path, split="test")) == {"g1": ["test"]}
     with pytest.raises(
-        UserError, match=r"no split 'tset'\. Did you mean 'test'\? Known: test, train\. .*--text\.split"
+        UserError, match=r"no split 'tset'\. Did you mean 'test'\? Known: test, train\. .*--split"
     ):
         read_groups(tmp_path, split="tset")
 

@@ -128,12 +128,85 @@ def test_a_picture_stands_as_its_exif_says(tmp_path):
     np.testing.assert_array_equal(np.asarray(picture), np.rot90(a, -1))
 
 
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(depth, kind, row, columns, clear=b"", palette=b""):
+    """A PNG of one row, as other programs write what Pillow does not: 16 bits beside transparency."""
+    head = struct.pack(">IIBBBBB", columns, 1, depth, kind, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"PLTE", palette), (b"tRNS", clear), (b"IDAT", zlib.compress(b"\0" + row))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*p) for p in parts if p[1]) + chunk(b"IEND", b"")
+
+
+def words(*values):
+    return struct.pack(f">{len(values)}H", *values)
+
+
+GREY, WHITE = 77 * 257, (255, 255, 255)
+DEEP = {
+    "grey.png": (png(16, 0, words(0, GREY, GREY + 100, 65535), 4), [(0,) * 3, (77,) * 3, (77,) * 3, WHITE]),
+    "grey, nearest.png": (png(16, 0, words(GREY - 100, GREY + 200), 2), [(77,) * 3, (78,) * 3]),
+    "grey, clear.png": (png(16, 0, words(GREY, GREY + 1), 2, clear=words(GREY)), [WHITE, (77,) * 3]),
+    "grey, alpha.png": (png(16, 4, words(GREY, 65535, 0, 0), 2), [(77,) * 3, WHITE]),
+    "colours, clear.png": (png(16, 2, words(65535, 0, 0, 0, 65535, GREY), 2, clear=words(0, 65535, GREY)),
+                           [(255, 0, 0), WHITE]),
+    "colours, alpha.png": (png(16, 6, words(65535, 0, 0, 65535, 0, 0, 0, 0), 2), [(255, 0, 0), WHITE]),
+    "eight, clear.png": (png(8, 2, bytes([9, 0, 0, 1, 2, 3]), 2, clear=words(1, 2, 3)), [(9, 0, 0), WHITE]),
+    "palette, clear.png": (png(8, 3, b"\0\1", 2, b"\0\xff", b"\0\0\0\0\xff\0"), [WHITE, (0, 255, 0)]),
+    "a.pgm": (b"P5\n2 1\n65535\n" + words(GREY, 65535), [(77,) * 3, WHITE]),
+    "thousand.pgm": (b"P5\n2 1\n1000\n" + words(500, 1000), [(128,) * 3, WHITE]),
+    "text.pgm": (b"P2\n2 1\n65535\n19789 65535\n", [(77,) * 3, WHITE]),
+    "a.ppm": (b"P6\n1 1\n65535\n" + words(65535, GREY, 0), [(255, 77, 0)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_sixteen_bits_and_transparency(tmp_path, name):
+    """Scaled over the whole range, to the nearest; what is transparent is white."""
+    (tmp_path / name).write_bytes(DEEP[name][0])
+    (picture,) = read_pictures(tmp_path, one_group=True)[tmp_path.name]
+    assert [tuple(p) for p in np.asarray(picture)[0].tolist()] == DEEP[name][1]
+
+
+@pytest.mark.parametrize("values", [np.array([[1, 70000]], np.int32), np.array([[0.5, 1]], np.float32)])
+def test_numbers_of_no_known_range_are_refused(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a[.]tiff holds numbers of no known range"):
+        read_pictures(tmp_path, one_group=True)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
+def test_of_several_frames_the_first_is_read_and_said(tmp_path, kind):
+    first, second = (Image.new("RGB", (2, 2), colour) for colour in ("white", "black"))
+    first.save(tmp_path / f"a.{kind}", save_all=True, append_images=[second])
+    second.save(tmp_path / f"b.{kind}")
+    found = read_pictures(tmp_path, one_group=True)
+    assert found.moving_note() == f"1 file holds several pictures, of which the first is read: a.{kind}"
+    np.testing.assert_allclose(np.asarray(found[tmp_path.name][0]), 255, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"most_per_group": 2.0}, "most_per_group = 2.0 is not a positive whole number"),
+        ({"most_per_group": 0}, "most_per_group = 0 is not a positive whole number"),
+        ({"most_per_group": True}, "most_per_group = true is not"),
+        ({"most_per_group": "2"}, "most_per_group = '2' is not"),
+        ({"most_per_group": float("nan")}, "most_per_group = nan is not"),
+        ({"seed": -1}, "seed = -1 is not a whole number from 0"),
+        ({"seed": 1.5}, "seed = 1.5 is not"),
+        ({"path_field": 3}, "path_field = 3 is not"),
+        ({"document_field": ["a"]}, "document_field = "),
+    ],
+)
+def test_options_of_another_kind(folder, options, said):
+    with pytest.raises(UserError, match=said):
+        read_pictures(folder, **options)
+
+
 def bomb():
     """A PNG of a few bytes that says 100,000 x 100,000."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -209,11 +282,17 @@ def test_a_table_says_groups_and_documents(folder):
     (folder / "table.csv").write_text("file,kind\ncats/0.png,a\ncats/9.png,b\n,b\ndogs/1.png,b\n")
     with pytest.raises(UserError, match="path_field"):
         read_pictures(folder / "table.csv")
-    with pytest.raises(UserError, match=r"9[.]png"):
+    with pytest.raises(UserError, match=r"table[.]csv, line 4: the field 'file' is empty"):
         read_pictures(folder / "table.csv", path_field="file", group_field="kind")
     found = read_pictures(folder / "table.csv", path_field="file", group_field="kind", skip_bad=True)
     assert names(found) == {"a": ["cats/0.png"], "b": ["dogs/1.png"]}
-    assert found.n_skipped == 1
+    assert found.n_skipped == 2
+    (folder / "table.csv").write_text("path,group,of\ncats/0.png,a,1\n ,b,2\ncats/9.png,b,3\ndogs/1.png,b,\n")
+    found = read_pictures(folder / "table.csv", document_field="of", skip_bad=True)
+    assert (names(found), found.n_skipped) == ({"a": ["cats/0.png"], "b": ["dogs/1.png"]}, 2)
+    (folder / "table.csv").write_text("path,group\ncats/9.png,b\ndogs/1.png,b\n")
+    with pytest.raises(UserError, match=r"9[.]png"):
+        read_pictures(folder / "table.csv")
 
 
 def test_rows_are_what_the_processor_makes_and_fillers_are_empty(folder):

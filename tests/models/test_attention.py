@@ -10,7 +10,7 @@ import pytest
 
 from jaxneuro.errors import UserError
 from jaxneuro.models import Config, Transformer, attention, fused, init
-from jaxneuro.models.attention import Visible, attend
+from jaxneuro.models.attention import MASKED, Visible, attend
 from jaxneuro.taps import capture
 
 
@@ -69,6 +69,11 @@ def test_fused_and_explicit_agree_with_the_definition(length, heads, kv_heads, c
             explicit, acts = jax.jit(capture(run, ["blocks.*.attn.scores", "blocks.*.attn.pattern"]))(q, k, v)
         np.testing.assert_allclose(np.where(seen, explicit, 0), np.where(seen, expected, 0), atol=2e-6)
         np.testing.assert_allclose(acts["blocks.*.attn.pattern"].sum(-1), 1, atol=1e-6)
+        scores, pattern = (acts[f"blocks.*.attn.{name}"][0] for name in ("scores", "pattern"))  # [batch, head, t, s]
+        there = np.broadcast_to(allowed[:, None], scores.shape)
+        assert (scores[~there] == np.float32(MASKED)).all(), "one finite number, as its definition says"
+        assert (np.abs(scores[there]) < 1e3).all()
+        assert (pattern[~there & there.any(-1, keepdims=True)] == 0).all()
 
 
 def test_gradients_of_the_fused_form_are_those_of_the_definition():

@@ -19,6 +19,7 @@ infinite is collected and raised once. Arrays keep the dtype they are stored in 
 without 64 bits). Agreement with the libraries: tests/dictionaries/test_formats_golden.py.
 """
 
+from ...docs import list_names as _list_names
 from ..cross_layer import CrossLayerTranscoder as CrossLayerTranscoder
 from .circuit_tracer import load_circuit_tracer as load_circuit_tracer
 from .dictionary_learning import load_dictionary_learning as load_dictionary_learning
@@ -35,3 +36,5 @@ from .sparsify import load_sparsify as load_sparsify
 from .sparsify import save_sparsify as save_sparsify
 from .to_circuit_tracer import save_circuit_tracer as save_circuit_tracer
 from .to_saelens import save_saelens as save_saelens
+
+_list_names(__name__)

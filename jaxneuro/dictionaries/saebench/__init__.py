@@ -31,6 +31,7 @@ from SAEBench, all on purpose: a mask is given, not guessed from zeros; yes and 
 instead of subsampled; probes are fitted to their optimum, and no test example chooses an epoch.
 """
 
+from ...docs import list_names as _list_names
 from .absorption import Absorption as Absorption
 from .absorption import Thresholds as Thresholds
 from .absorption import absorbed as absorbed
@@ -45,3 +46,5 @@ from .removal import SpuriousRemoval as SpuriousRemoval
 from .removal import TargetedPerturbation as TargetedPerturbation
 from .removal import scr as scr
 from .removal import tpp as tpp
+
+_list_names(__name__)

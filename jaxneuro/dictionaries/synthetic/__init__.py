@@ -30,6 +30,7 @@ What it does not do: say anything about a language model. It has linear features
 and no text; use it to find out whether a method is right, and `jaxneuro.dictionaries.saebench` for what it is good for.
 """
 
+from ...docs import list_names as _list_names
 from .config import REDUCED as REDUCED
 from .config import SyntheticConfig as SyntheticConfig
 from .config import drawn_probabilities as drawn_probabilities
@@ -44,3 +45,5 @@ from .recovery import recovery as recovery
 from .stream import on_synthetic as on_synthetic
 from .stream import synthetic_batches as synthetic_batches
 from .stream import synthetic_steps as synthetic_steps
+
+_list_names(__name__)

@@ -44,6 +44,7 @@ Not here: training (batch statistics), timm's variants with another stem, shortc
 seresnet50, resnetv2_50 ...), dilation.
 """
 
+from ...docs import list_names as _list_names
 from .checkpoint import load_convnet as load_convnet
 from .checkpoint import save_convnet as save_convnet
 from .families import CONVNETS as CONVNETS
@@ -58,3 +59,5 @@ from .layout import Residual as Residual
 from .layout import convnet_shapes as convnet_shapes
 from .layout import init_convnet as init_convnet
 from .module import ConvModel as ConvModel
+
+_list_names(__name__)

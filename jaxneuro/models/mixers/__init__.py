@@ -26,6 +26,7 @@ the states after it: for those edit `x`, `conv`, `B` or `dt`, or step from an ed
 To add one: a file with its dataclass; its name in `Mixer` below; a row in `families/ssm.py`; a parity case.
 """
 
+from ...docs import list_names as _list_names
 from .bdh import Bdh as Bdh
 from .mamba import Mamba as Mamba
 from .mamba2 import Mamba2 as Mamba2
@@ -34,3 +35,5 @@ from .stack import empty_state as empty_state
 from .stack import mix_layers as mix_layers
 
 type Mixer = Mamba | Mamba2 | Bdh
+
+_list_names(__name__)
