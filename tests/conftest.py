@@ -54,6 +54,13 @@ def order_of_sums(pytestconfig):
         yield
 
 
+@pytest.fixture
+def this_machine(pytestconfig):
+    """Without --reordered's second sums: for what is said about a program (memory, operations), not about values."""
+    with contextlib.nullcontext() if pytestconfig.getoption("reordered") is None else reordered(None):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
     """A process that has compiled thousands of programs lets go of them: XLA once crashed in one of 4 GB."""

@@ -173,6 +173,7 @@ def heavy(d, product):
     return Method(lambda key, batch: jnp.ones((d, product), jnp.float32), step, np.asarray)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_exchanged_in_place():
     """What the program needs besides its arguments is a few batches, not a second buffer."""
     method = shuffled(heavy(16, 4), 64 * N)
@@ -184,6 +185,7 @@ def test_exchanged_in_place():
     assert program.memory_analysis().alias_size_in_bytes >= buffer_bytes(batch, 64 * N)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_the_update_does_not_wait_for_the_forward_pass():
     """The update alone costs what the method costs: nothing of the model is in front of it. And values agree."""
     d, method = 64, heavy(64, 512)
@@ -207,6 +209,7 @@ def test_the_update_does_not_wait_for_the_forward_pass():
 
 
 @pytest.mark.parametrize(("shape", "names"), [((4,), ("data",)), ((2, 2), ("data", "latent"))])
+@pytest.mark.usefixtures("this_machine")
 def test_each_device_shuffles_its_own_rows(shape, names, toy):
     """No row travels: the only traffic is sums to scalars. The buffer is split from its first moment."""
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))

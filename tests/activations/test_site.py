@@ -187,6 +187,7 @@ def autoencoder(width):
     return Method(lambda key, b: jax.random.normal(key, (b["x"].shape[1], width)), step, np.asarray)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_the_program_costs_the_layers_below_the_site_and_the_method():
     """To 3 %; and one pass of the model for all methods at this site and below it."""
     d, m, shape, site = 64, 512, (4, 32), "blocks.1.resid_post"

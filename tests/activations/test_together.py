@@ -71,6 +71,7 @@ def test_replicas_equal_their_solo_runs(toys, stream):
     assert np.abs(found[0]["['w']"] - found[1]["['w']"]).max() > 0.01
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_replicas_are_one_program_with_one_state_each():
     """Traced once however many; the program needs what one step needs, not a second set of states."""
     traces = []

@@ -53,6 +53,7 @@ def test_words_that_cannot_occur_do_not_count():
     )
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_the_largest_temporary_is_a_few_positions_and_not_the_batch():
     shape = (8, 256, 2048)
     spec = jax.ShapeDtypeStruct(shape, jnp.bfloat16)

@@ -117,6 +117,7 @@ def test_a_training_step_follows_the_gradient_of_the_loss():
     np.testing.assert_allclose(new.parameters["w_dec"], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-5)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_memory_of_a_step_does_not_grow_with_the_rounds_residuals():
     def bytes_of(k):
         m = matching_pursuit(64, k)

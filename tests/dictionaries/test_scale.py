@@ -112,6 +112,7 @@ def test_parts_on_a_mesh():
     agree(trained(METHODS["relu"], dataclasses.replace(TRAINING, accumulate=2, mesh=mesh(data=2))), alone("relu"))
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_parts_take_less_memory():
     def temporary(accumulate):
         method = d.relu(2048, 1.0, training=dataclasses.replace(TRAINING, accumulate=accumulate))

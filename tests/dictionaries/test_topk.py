@@ -270,6 +270,7 @@ def test_a_transcoder_learns_a_map():
     assert (dictionary.d_in, dictionary.d_out, dictionary.apply_b_dec_to_input) == (D_IN, 6, False)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_one_token_block_in_memory():
     n, d, f = 4096, 8, 8192
     m = topk(f, 8)

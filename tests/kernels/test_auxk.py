@@ -143,6 +143,7 @@ def test_vmap_and_remat(case):
         np.testing.assert_array_equal(b, c)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_nothing_of_all_latents_in_memory():
     tokens, d, n, cap = 2048, 16, 65536, 1024
     rows = Rows(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (n,), (n, d))))

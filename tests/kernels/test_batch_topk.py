@@ -163,6 +163,7 @@ def test_gradients_of_one_selection_for_all_shards(small, mesh, check):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_nothing_dense_in_memory():
     tokens, d, n, k = 4096, 8, 16384, 8
     block = xla.block_rows(tokens, n, xla.BLOCKS["cpu"].multiplied) * n * 4

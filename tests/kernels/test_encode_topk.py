@@ -98,6 +98,7 @@ def test_pre_has_its_dense_derivative(small):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_no_dense_gradient_in_memory():
     tokens, d, n, k = 4096, 8, 16384, 8
     block = xla.block_rows(tokens, n, xla.BLOCKS["cpu"].multiplied) * n * 4

@@ -128,6 +128,7 @@ def test_transforms(mesh):
     np.testing.assert_allclose(mapped, run(x, subset, **w), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_gathered_once_and_small():
     """Weights beyond the chosen rows are neither copied nor multiplied."""
     n, d, m = 16384, 64, 256

@@ -121,6 +121,7 @@ def test_transforms(small, mesh, check):
             np.testing.assert_allclose(a, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_nothing_dense_in_memory():
     tokens, d, n = 4096, 8, 16000
     block = xla.block_rows(tokens, n, xla.BLOCKS["cpu"].multiplied) * n * 4

@@ -84,6 +84,7 @@ def test_transforms(small, mesh):
         np.testing.assert_array_equal(dvals, want.dvals)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_bitwise_repeatable_and_small_in_memory():
     tokens, d, n, k = 1024, 8, 65536, 4
     shapes = [(tokens, k), (tokens, k), (tokens, d), (tokens, d), (n, d)]

@@ -147,6 +147,7 @@ def test_the_largest_of_a_union_of_shards(axes):
         np.testing.assert_array_equal(jax.jit(run)(key), k_largest(key, 20))
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_no_sort_and_no_second_copy():
     shape = jax.ShapeDtypeStruct((256, 4096), jnp.float32)
     compiled = jax.jit(functools.partial(topk_mask, k=1000)).lower(shape).compile()

@@ -112,6 +112,7 @@ def test_sixteen_bit_gradients_are_summed_in_float32():
     assert error < 4e-3  # one rounding to 8 bits of the sum; 512 of them one after the other lose 10 times that
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_neither_values_nor_gradients_hold_the_logits(optimised):
     cfg = Config(**{**SMALL, "d_vocab": 4096, "n_layers": 1}, tied=True)
     weights = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))

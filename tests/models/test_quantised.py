@@ -146,6 +146,7 @@ def leaf_bytes(weights):
     return sum(a.nbytes for a in jax.tree.leaves(weights))
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_matrices_take_a_quarter_of_their_bytes_and_programs_do_not_unpack_them_all(optimised):
     cfg = Config(**{**SMALL, "n_layers": 8, "d_model": 64, "d_mlp": 256}, tied=True)
     weights = random_weights(cfg)

@@ -39,6 +39,7 @@ def test_numbers_and_sites_are_those_without(llama, tokens, remat):
         np.testing.assert_allclose(a, b, atol=1e-6 * max(1, float(jnp.abs(b).max())))
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_memory_falls_from_policy_to_policy(optimised):
     cfg = Config(**{**SMALL, "n_layers": 8, "d_model": 64, "d_mlp": 512})
     weights = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))

@@ -51,6 +51,7 @@ def test_equal_scores_are_ordered_by_token_across_chunks():
     assert decode_directions(jnp.ones((1, 2)), jnp.ones((2, 3)), 10).promoted.shape == (1, 3)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_no_array_of_neurons_by_vocabulary():
     d, u = jnp.ones((64, 8)), jnp.ones((8, 20_000))
     memory = decode_directions.lower(d, u, 5, chunk=256).compile().memory_analysis()
@@ -158,6 +159,7 @@ def test_inputs_of_parallel_blocks_are_read_after_their_one_norm(toy):
     np.testing.assert_allclose(read[1, 3], w - w.mean(), atol=1e-6)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_all_neurons_are_decoded_by_one_small_program():
     cfg = Config(n_layers=3, d_model=8, n_heads=1, n_kv_heads=1, d_head=8, d_mlp=64, d_vocab=20_000, n_ctx=8)
     program = jax.jit(lambda w: decode_neurons(w, cfg, chunk=256))

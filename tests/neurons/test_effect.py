@@ -81,6 +81,7 @@ def test_other_sets_do_not_compile_again_and_chunks_agree(toy, effect):
     np.testing.assert_allclose(one - effect.base, effect.matrix, atol=1e-6)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_memory_is_bounded_by_the_chunk(toy):
     batch = {k: toy.batches[0][k] for k in ("tokens", "mask", "counted", "group")}
     batch = {k: np.repeat(np.repeat(v, 8, 0), 8, 1) if v.ndim == 2 else np.repeat(v, 8) for k, v in batch.items()}

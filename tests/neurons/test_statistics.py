@@ -178,6 +178,7 @@ def batch_of_zeros(weights, n_batch, n_pos):
     return {"weights": weights, "tokens": tokens, "mask": on, "counted": on, "labels": labels, "window": window}
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_no_array_of_all_layers_and_positions_is_ever_held(toy):
     """12 more layers add far less memory than 12 more layers of activations, and the carried state is donated."""
     n_batch, n_pos = 4, 256

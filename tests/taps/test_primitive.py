@@ -33,6 +33,7 @@ def test_tap_is_an_identity():
 
 
 @pytest.mark.parametrize("mode", ["scan", "unrolled"])
+@pytest.mark.usefixtures("this_machine")
 def test_idle_taps_leave_the_compiled_forward_as_it_is(w, toks, mode):
     tapped, plain = compiled_pair(partial(toy.forward, mode=mode), w, toks)
     assert opcodes(tapped) == opcodes(plain)
@@ -41,6 +42,7 @@ def test_idle_taps_leave_the_compiled_forward_as_it_is(w, toks, mode):
 
 
 @pytest.mark.parametrize("mode", ["scan", "unrolled", "remat"])
+@pytest.mark.usefixtures("this_machine")
 def test_idle_taps_leave_the_compiled_gradient_as_it_is(w, toks, mode):
     def grad(w, toks, *, taps):
         return jax.grad(toy.loss)(w, toks, partial(toy.forward, mode=mode, taps=taps))

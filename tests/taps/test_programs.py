@@ -57,6 +57,7 @@ def idle():
 
 
 @pytest.mark.parametrize("scanned", [True, False])
+@pytest.mark.usefixtures("this_machine")
 def test_a_subset_of_layers_is_all_that_is_kept(idle, scanned):
     """One or two layers out of 16: room for them, not for all."""
     f = partial(wide, scanned=scanned)
@@ -66,6 +67,7 @@ def test_a_subset_of_layers_is_all_that_is_kept(idle, scanned):
         assert temp <= idle[scanned] + n * VALUE + 1024  # all layers would be 16 values
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_all_layers_are_kept_once(idle):
     temp, out = memory(capture(wide, ["blocks.hidden", "blocks.3.hidden"]))
     assert LAYERS * VALUE <= out < (LAYERS + 1) * VALUE + 1024
@@ -73,12 +75,14 @@ def test_all_layers_are_kept_once(idle):
 
 
 @pytest.mark.parametrize("scanned", [True, False])
+@pytest.mark.usefixtures("this_machine")
 def test_a_reducer_never_holds_the_stack(idle, scanned):
     temp, out = memory(capture(partial(wide, scanned=scanned), {"blocks.hidden": lambda v: v.sum(0)}))
     assert out < LAYERS * WIDTH * 4 + 1024
     assert temp <= idle[scanned] + 3 * VALUE
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_gradient_sites_keep_only_what_was_asked():
     grad = jax.grad(wide, 1)
     before = memory(grad)[0]
@@ -87,6 +91,7 @@ def test_gradient_sites_keep_only_what_was_asked():
     assert temp <= before + 1024
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_attribution_of_every_neuron_gives_no_activations_out():
     """The gradient of a scale edit is [L, F]; it holds, as any gradient of it must, one value per layer in passing."""
     before = memory(jax.grad(wide, 1))[0]
