@@ -134,9 +134,7 @@ def test_the_splits_of_a_saved_data_set(tmp_path):
         saved(tmp_path / split, pa.table({"text": [split], "group": [f"g{i}"]}), n_files=1)
     assert content(read_groups(tmp_path)) == {"g0": ["train"]}
     assert content(read_groups(tmp_path, split="test")) == {"g1": ["test"]}
-    with pytest.raises(
-        UserError, match=r"no split 'tset'\. Did you mean 'test'\? Known: test, train\. .*--split"
-    ):
+    with pytest.raises(UserError, match=r"no split 'tset'\. Did you mean 'test'\? Known: test, train\. .*--split"):
         read_groups(tmp_path, split="tset")
 
 
