@@ -533,10 +533,18 @@ def write_pair(case: str) -> None:
 def run_pair(
     model: torch.nn.Module, tokens: torch.Tensor, mask: torch.Tensor, pixels: torch.Tensor
 ) -> dict[str, np.ndarray]:
-    """Inputs, embeddings and logits."""
+    """Inputs, embeddings and logits; of SigLIP also of texts filled up to all positions, which it reads unmasked."""
     with torch.no_grad():
         out = model(input_ids=tokens, attention_mask=mask, pixel_values=pixels.permute(0, 3, 1, 2))
-    found = {"tokens": tokens.int(), "mask": mask.bool(), "pixels": pixels, "logits": out.logits_per_image}
+    filled = {}
+    if model.config.model_type == "siglip":
+        text, rows = model.config.text_config, mask[:, 0].bool()
+        ids = torch.full((int(rows.sum()), text.max_position_embeddings), text.pad_token_id)
+        ids[:, : tokens.shape[1]] = torch.where(mask.bool(), tokens, text.pad_token_id)[rows]
+        with torch.no_grad():
+            whole = model(input_ids=ids, pixel_values=pixels.permute(0, 3, 1, 2))
+        filled = {"filled": ids.int(), "filled_text": whole.text_embeds}
+    found = filled | {"tokens": tokens.int(), "mask": mask.bool(), "pixels": pixels, "logits": out.logits_per_image}
     found |= {"image": out.image_embeds, "text": out.text_embeds}
     return {k: v.numpy() for k, v in found.items()}
 

@@ -11,6 +11,7 @@ tests.
 import atexit
 import contextlib
 import os
+import pathlib
 import resource
 import shutil
 import signal
@@ -35,6 +36,19 @@ from .reordered import reordered
 # A shell that runs the tests in its background lets them ignore Ctrl-C, which some of them are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+RAISING = {"taps", "kernels", "dictionaries", "models", "inference"}
+"""Rooms whose tests run where numpy's rank promotion is an error, as in the sessions of users who set that. The others
+were not run so yet; test_strict_modes.py covers one call of every kind."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rank_promotion(request):
+    """Every broadcast is said, in the tests as in what they call."""
+    room = request.path.relative_to(pathlib.Path(__file__).parent).parts[0]
+    with jax.numpy_rank_promotion("raise" if room in RAISING else "allow"):
+        yield
 
 
 def pytest_addoption(parser):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError, shown
+from ..io import json_text
 from ..io.files import clear_temporary
 
 NAME = "run.lock"
@@ -93,7 +94,7 @@ def _sign(fd: int, path: Path, owner: dict) -> int:
     if owner and who not in _mentioned:  # a run holds a folder and its checkpoints: two locks, one message
         _mentioned.add(who)
         _log.warning("%s: took over the lock that %s left behind", path, _name(owner))
-    text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T%z")})
+    text = json_text({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T%z")})
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, text.encode(), 0)

@@ -2,8 +2,6 @@
 """Where a run's numbers go: JSON lines by default; TensorBoard and Weights & Biases behind the same two methods."""
 
 import importlib
-import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -12,6 +10,7 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from ..errors import UserError
+from ..io import json_text, or_null
 
 
 @runtime_checkable
@@ -67,9 +66,9 @@ class JsonLines:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line; it is on its way to the disk when this returns."""
-        line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+        line = {"step": step} | {k: or_null(v) for k, v in values.items()}
         try:
-            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.write(json_text(line).encode() + b"\n")
             self._file.flush()
         except OSError as e:
             raise UserError(f"cannot write metrics to {self.path}: {e.strerror or e}.") from e
@@ -93,16 +92,6 @@ class JsonLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def not_countable(text: str) -> str:
-    """The line of a progress that says no dead latent where none can be known yet.
-
-    Example:
-      >>> not_countable("fvu 0.5, dead_fraction 0, 3 tokens/s")
-      'fvu 0.5, dead: not yet countable, 3 tokens/s'
-    """
-    return re.sub(r"dead_fraction 0(?=,|$)", "dead: not yet countable", text)
 
 
 class Through:
@@ -129,7 +118,7 @@ class Counted(Through):
     """A sink that counts a method's own steps, and to which a dead fraction is a number only when latents can be dead.
 
     A latent is dead after `dead_after` tokens without being on, so before that many were seen nothing is known; the
-    numbers of those steps have no `dead_fraction`.
+    numbers of those steps have no `dead_fraction`, and `line` says so.
 
     Args:
       sink: where the numbers go.
@@ -143,13 +132,17 @@ class Counted(Through):
       >>> sink.write(5, {"dead_fraction": 0.0, "tokens": 64, "tokens_seen": 64})
       >>> sink.write(7, {"dead_fraction": 0.5, "tokens": 64, "tokens_seen": 192})
       >>> sink.close()
+      >>> import json
       >>> [sorted(json.loads(line)) for line in path.read_text().splitlines()]
       [['step', 'tokens', 'tokens_seen'], ['dead_fraction', 'step', 'tokens', 'tokens_seen']]
+      >>> sink.line("fvu 0.5, dead_fraction 0.5, 3 tokens/s")
+      'fvu 0.5, dead_fraction 0.5, 3 tokens/s'
     """
 
     def __init__(self, sink: MetricSink, *, before: int = 0, dead_after: float = 0):
         super().__init__(sink, before)
         self._after = dead_after
+        self._unknown: set[str] = set()
         self.written = False
         """Whether a step of the method was."""
         self.tokens_seen: int | None = None
@@ -162,7 +155,12 @@ class Counted(Through):
         self.written = True
         seen = [v for n, v in values.items() if n.rpartition("/")[2] == "tokens_seen"]
         self.tokens_seen = int(max(seen)) if seen else None
-        self._sink.write(step - self._before, {n: v for n, v in values.items() if self._known(n, step, values)})
+        self._unknown = {n for n in values if not self._known(n, step, values)}
+        self._sink.write(step - self._before, {n: v for n, v in values.items() if n not in self._unknown})
+
+    def line(self, text: str) -> str:
+        """The progress' words about the newest step that was written, in which what is not known yet is no 0."""
+        return re.sub(r"dead_fraction 0(?=,|$)", "dead: not yet countable", text) if self._unknown else text
 
     def _known(self, name: str, step: int, values: Mapping[str, float]) -> bool:
         member, slash, last = name.rpartition("/")

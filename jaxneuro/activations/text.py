@@ -9,6 +9,7 @@ from ..console import say
 from ..data import BOS, Paired, TextFields, Tokenizer, Windows, load_tokenizer, read_groups, windows
 from ..errors import UserError, shown, unknown
 from ..models import Transformer, load, load_pair
+from ..models.inputs import check_length
 from ..models.pair import is_pair
 
 
@@ -76,14 +77,10 @@ def read_windows(
         of a model with one, which is what reads the text.
       fields: what in the files is text. Text that names no groups is one group.
     Raises:
-      UserError: more tokens than the model has positions (its `n_ctx`, where it states one); a token without an
-        embedding; as `read_groups` and `windows`.
+      UserError: more tokens than a table of learned positions has; a token without an embedding; as `read_groups`
+        and `windows`.
     """
-    if model.cfg.n_ctx and length > model.cfg.n_ctx:
-        raise UserError(
-            f"rows of {length} tokens are asked for, but the model has only {model.cfg.n_ctx} positions. "
-            "Choose a smaller `length`."
-        )
+    check_length(model.cfg, length, f"rows of {length} positions are asked for", "Choose a smaller `length`.")
     if packing == "auto":
         packing = "windows" if model.cfg.causal and model.cfg.encoder is None else "documents"
     texts = read_groups(groups, one_group=True, **fields.arguments())

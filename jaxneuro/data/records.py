@@ -179,11 +179,16 @@ def check_text(value: Any, where: str, name: str = "text") -> str:
     """A record's text: a string that UTF-8 can hold."""
     if not isinstance(value, str):
         raise UserError(f"{where}: the {name} is {_kind(value)}; a string is needed.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as e:
-        raise UserError(f"{where}: the {name} holds half a surrogate pair at character {e.start}, no UTF-8.") from e
+    check_utf8(value, f"{where}: the {name}")
     return value
+
+
+def check_utf8(text: str, what: str) -> None:
+    """Refuse a string that UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise UserError(f"{what} holds half a surrogate pair at character {e.start}, no UTF-8.") from None
 
 
 def group_name(value: Any, where: str) -> str:

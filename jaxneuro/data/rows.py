@@ -74,8 +74,8 @@ def padded(rows: Sequence[Sequence[int]], fill: int, *, side: str = "right", len
     columns = int(lengths.max()) if length is None else length
     if columns < lengths.max():
         raise UserError(
-            f"text {int(lengths.argmax())} has {lengths.max()} tokens, more than length={length}. Shorten it, or leave "
-            "length out."
+            f"text {int(lengths.argmax())} has {lengths.max()} tokens, more than length={length}. Shorten it, or ask "
+            "for more columns."
         )
     at, need = np.arange(columns), lengths[:, None]
     mask = at < need if side == "right" else at >= columns - need

@@ -16,9 +16,10 @@ import numpy as np
 
 from ..errors import UserError, shown
 from ..io.files import read_json
-from ..io.generation import generation_ids
+from ..io.generation import filled_length, generation_ids
 from ..io.sources import TOKENIZER_FILES, resolve
 from .pieces import Pieces
+from .records import check_utf8
 from .rows import TokenBatch, around, padded, without
 
 NAMED: Final = ("bos", "eos", "pad", "cls", "sep", "mask")
@@ -51,6 +52,9 @@ class Tokenizer:
     end_ids: tuple[int, ...] = ()
     """Ids that end a text which a model writes: the tokenizer's own, and what the folder's generation_config.json and
     config.json name (`<end_of_turn>`, `<|eot_id|>`)."""
+    filled: int | None = None
+    """Tokens of every row of `batch`, all of them real, filling too: of a model that was trained on such texts and
+    reads their padding as any other token (SigLIP). None: a batch is as wide as its longest row, padding is masked."""
 
     @classmethod
     def from_hf(cls, hf: Any, name: str = "tokenizer") -> "Tokenizer":
@@ -133,17 +137,26 @@ class Tokenizer:
           texts: one or more.
           bos: False: nothing in front; True: the begin token, also where the convention has none; None: the convention.
           side: of the padding. Models give each row what it would get alone, on either side.
-          length: columns; None: those of the longest row. A longer text is refused, not cut.
+          length: columns; None: those of the longest row, or `filled`. A longer text is refused, not cut.
         Returns:
           (tokens int32 [batch, pos], mask bool [batch, pos], True at real tokens), NumPy arrays.
         Raises:
-          UserError: no texts, something that is not a text, a text that gives no token or more than `length`.
+          UserError: no texts, something that is not a text, a text that gives no token or more than `length`; padding
+            on the left for a model that reads padding, which was trained with it behind the text.
         Example:
           >>> tokens, mask = load_tokenizer("bundled").batch(["Die Datei", "ja"], side="left")
           >>> tokens.shape == mask.shape, mask[1].tolist()
           (True, [False, True])
         """
-        return padded(self.with_bos(bos).rows(texts), self.fill_id, side=side, length=length)
+        rows = self.with_bos(bos).rows(texts)
+        if self.filled is None:
+            return padded(rows, self.fill_id, side=side, length=length)
+        if side == "left":
+            raise UserError(
+                f"the model of {self.name} reads padding, and was trained with it on the right. Leave side out."
+            )
+        tokens, mask = padded(rows, self.fill_id, length=length or self.filled)
+        return TokenBatch(tokens, np.ones_like(mask))
 
     def rows(self, texts: str | Sequence[str]) -> list[list[int]]:
         """Token ids of each text, with the special tokens around it, without padding.
@@ -276,7 +289,7 @@ def load_tokenizer(name: str | os.PathLike, *, revision: str | None = None, bos:
         ) from e
     found = Tokenizer.from_hf(hf, os.fspath(name))
     ends = dict.fromkeys((*generation_ids(folder, "eos_token_id"), *found.end_ids))
-    return dataclasses.replace(found, end_ids=tuple(ends)).with_bos(bos)
+    return dataclasses.replace(found, end_ids=tuple(ends), filled=filled_length(folder)).with_bos(bos)
 
 
 @contextlib.contextmanager
@@ -298,10 +311,7 @@ def _check_texts(texts: Sequence[Any]) -> None:
     if bad := [t for t in texts if not isinstance(t, str)]:
         raise UserError(f"texts are strings, one or a list of them; there is a {type(bad[0]).__name__} among them.")
     for i, text in enumerate(texts):
-        try:
-            text.encode()
-        except UnicodeEncodeError as e:
-            raise UserError(f"text {i} holds half a surrogate pair at character {e.start}, no UTF-8.") from None
+        check_utf8(text, f"text {i}")
 
 
 def _backend(hf: Any) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from ..axes import aligned
 from ..errors import UserError, unknown
 from ..protocols import Method
 from .activations import TopK
@@ -98,7 +99,8 @@ def site_norms(
     """
     if sum(widths) != dictionary.d_out:
         raise UserError(f"site_norms: widths {widths} make {sum(widths)}, the decoder writes {dictionary.d_out}.")
-    w = dictionary.W_dec.astype(jnp.float32) * jnp.asarray(scale, jnp.float32)
+    w = dictionary.W_dec.astype(jnp.float32)
+    w = w * aligned(jnp.asarray(scale, jnp.float32), w)
     return jnp.stack([jnp.linalg.norm(part, axis=1) for part in split_sites(w, widths)], axis=1)
 
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..models import Config, Weights
 from ..models.cross import check_context
 from ..models.half import check_finite, in_half
-from ..models.inputs import check_mask
+from ..models.inputs import check_length, check_mask
 from ..taps import Edit
 from ..taps.compiled import staging
 from ..taps.definitions import LAST_SITES
@@ -76,16 +76,15 @@ def check_prompt(cfg: Config, tokens: Any, mask: Any, new: int) -> tuple[np.ndar
     """(tokens, mask) as int32 and bool [batch, pos], after everything about them was checked.
 
     Raises:
-      UserError: no tokens, a row of padding alone, ids outside the vocabulary, more positions than the context.
+      UserError: no tokens, a row of padding alone, ids outside the vocabulary, more positions than were learned.
     """
     tokens, mask = check_rows(cfg, tokens, mask, "prompt")
     if type(new) is not int or new < 1:
         raise UserError(f"max_new={new!r}; it is how many tokens to generate, at least 1.")
-    if cfg.n_ctx and tokens.shape[1] + new - 1 > cfg.n_ctx:
-        raise UserError(
-            f"a prompt of {tokens.shape[1]} tokens and {new} new ones exceed the context of {cfg.n_ctx}. "
-            f"Shorten the prompt or generate at most {max(0, cfg.n_ctx - tokens.shape[1] + 1)}."
-        )
+    length = tokens.shape[1]
+    most = max(0, (cfg.longest or 0) - length + 1)
+    asked = f"a prompt of {length} tokens and {new} new ones need {length + new - 1} positions"
+    check_length(cfg, length + new - 1, asked, f"Shorten the prompt or generate at most {most}.")
     return tokens, mask
 
 

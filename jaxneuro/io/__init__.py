@@ -13,6 +13,8 @@
 
 from ..docs import list_names as _list_names
 from .files import atomic_write as atomic_write
+from .files import json_text as json_text
+from .files import or_null as or_null
 from .files import read_json as read_json
 from .files import save_npz as save_npz
 from .files import write_json as write_json

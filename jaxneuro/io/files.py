@@ -5,6 +5,7 @@ import contextlib
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import stat
@@ -101,10 +102,27 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write JSON, atomically. NaN and infinity are refused by name: JSON has neither."""
     try:
-        text = json.dumps(value, indent=1, allow_nan=False, default=_plain)
+        text = json_text(value, indent=1)
     except ValueError as e:
         raise UserError(f"cannot write {path}: it would hold NaN or infinity ({e}).") from e
     write_text(path, text + "\n")
+
+
+def json_text(value: Any, **how: Any) -> str:
+    """JSON of numbers, texts, arrays and paths, as every reader takes it; `how`: of json.dumps.
+
+    Raises:
+      ValueError: NaN or infinity among them, which JSON has not; `or_null` writes them.
+    Example:
+      >>> json_text({"loss": or_null(float("nan")), "rate": np.float32([0.5, 1])})
+      '{"loss": null, "rate": [0.5, 1.0]}'
+    """
+    return json.dumps(value, allow_nan=False, default=_plain, **how)
+
+
+def or_null(value: float) -> float | None:
+    """A number for JSON: null where it is NaN or infinite, which is how JSON says that nothing is known."""
+    return value if math.isfinite(value) else None
 
 
 def _plain(value: Any) -> Any:

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model's folder says for generation alone: which tokens end a text, begin an answer, and fill a row."""
+"""What a model's folder says of its texts: which tokens end one, begin an answer, fill a row, and how long they are."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import UserError
+from ..errors import UserError, shown
 from .files import read_json
 
 GENERATION: Final = "generation_config.json"
+READ_PADDING: Final = ("siglip", "siglip_text_model")
+"""`model_type` of models that were trained on texts filled up to all of their positions, without a mask."""
+LONGEST: Final = 2**16
+_LENGTH: Final = "max_position_embeddings"
 
 
 def generation_config(folder: Path) -> dict[str, Any]:
@@ -32,9 +36,28 @@ def generation_ids(folder: Path, key: str) -> tuple[int, ...]:
     Raises:
       UserError: a file that cannot be read, or something that is no id.
     """
+    return ids_of(key, {GENERATION: generation_config(folder), "config.json": _config(folder)}, str(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    config = config if isinstance(config, dict) else {}
-    return ids_of(key, {GENERATION: generation_config(folder), "config.json": config}, str(folder))
+    return config if isinstance(config, dict) else {}
+
+
+def filled_length(folder: Path) -> int | None:
+    """How many tokens every text of a model has that reads padding as any other token; None: the model masks it.
+
+    Raises:
+      UserError: a number of positions that is none.
+    """
+    config = _config(folder)
+    if config.get("model_type") not in READ_PADDING:
+        return None
+    text = config.get("text_config", config)
+    length = text.get(_LENGTH, 64) if isinstance(text, dict) else None
+    if type(length) is not int or not 0 < length <= LONGEST:
+        raise UserError(f"{folder}: {_LENGTH} of config.json is {shown(length)}; it is how many positions a text has.")
+    return length
 
 
 def ids_of(key: str, configs: Mapping[str, Mapping[str, Any]], where: str) -> tuple[int, ...]:

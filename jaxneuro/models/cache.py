@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..axes import aligned
 from ..errors import UserError
 from .config import Config
+from .inputs import check_length
 from .mixers import MixerState, empty_state
 from .positions import behind_last, first_real
 
@@ -47,7 +49,8 @@ class Cache(NamedTuple):
 
     def positions(self, n: int) -> Int[Array, "n"] | Int[Array, "batch n"]:
         """Slots of the next n tokens."""
-        return jnp.asarray(self.at, jnp.int32)[..., None] + jnp.arange(n, dtype=jnp.int32)
+        first = jnp.asarray(self.at, jnp.int32)[..., None]
+        return first + aligned(jnp.arange(n, dtype=jnp.int32), first)
 
     def write(self, layer: Array, k: Array, v: Array) -> "Cache":
         """With k and v [batch, n, kv_head, d_head] of the next n tokens in one layer."""
@@ -105,8 +108,7 @@ def init_cache(cfg: Config, batch: int, slots: int, dtype: Any = jnp.float32, *,
         return empty_state(cfg, batch, dtype)
     if not cfg.causal or cfg.image is not None:
         raise UserError(f"this {cfg.family} model sees both ways: later tokens change earlier ones, so none is kept.")
-    if cfg.learned_positions and slots > cfg.n_ctx:
-        raise UserError(f"room for {slots} positions, but this model has learned only {cfg.n_ctx}.")
+    check_length(cfg, slots, f"room for {slots} positions", "Ask for fewer slots.")
     for rope in (cfg.rope, cfg.local_rope):
         if rope is not None and not rope.same(cfg.d_head, shortest, slots):
             raise UserError(

@@ -110,7 +110,7 @@ class Config:
     d_mlp: int = 0
     d_vocab: int
     n_ctx: Annotated[int, CONTEXT] = 0
-    """Longest sequence the model was made for; a hard limit only where positions are learned."""
+    """Longest text of training; a limit only where positions are a table (`longest`)."""
     mixer: Mixer | None = None
     """What every layer is instead of attention and MLP, with its own sizes: the five above it are then 0, their
     switches as they are by default, and rope None."""
@@ -275,6 +275,11 @@ class Config:
             )
         if other := [f"{name}={value!r}" for name, value in mixer.needs.items() if getattr(self, name) != value]:
             raise UserError(f"a model with mixer={type(mixer).__name__}(...) has {' and '.join(other)}.")
+
+    @property
+    def longest(self) -> int | None:
+        """Positions that a text can have: the rows of a table of learned ones. None: rotary and relative ones go on."""
+        return self.n_ctx if self.learned_positions else None
 
     def window(self, layer: int) -> int | None:
         """How many keys a query of this layer sees, itself included; None: all that the mask allows."""

@@ -94,7 +94,7 @@ def tokamax(q: Array, k: Array, v: Array, visible: "Visible", softcap: float | N
     at = jnp.arange(q.shape[1])
     pairs = visible.pairs(at, at)
     assert pairs is not None
-    return library.dot_product_attention(q, k, v, mask=(pairs | (at[:, None] == at))[:, None], **options)
+    return library.dot_product_attention(q, k, v, mask=(pairs | (at[:, None] == at[None]))[:, None], **options)
 
 
 def tokamax_refuses(q: Array) -> str | None:

@@ -36,7 +36,7 @@ def check_half(apply: Any, weights: Weights, cfg: Config, where: str) -> None:
     if cfg.image is not None:
         check_half_pictures(apply, weights, cfg.image.size, cfg.image.channels, where)
         return
-    n = min(_TOKENS, cfg.n_ctx) if cfg.learned_positions else _TOKENS
+    n = min(_TOKENS, cfg.longest or _TOKENS)
     inputs = jnp.asarray(np.linspace(0, cfg.d_vocab - 1, n).astype(np.int32)[None])
     given = {"context": inputs} if cfg.encoder is not None else {}
     check_finite(jax.jit(apply)(weights, inputs, **given), where)

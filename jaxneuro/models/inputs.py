@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model of text is given: checked where its values are known, and harmless where they are not."""
 
+import functools
 from typing import Any, Final
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from ..console import say
 from ..errors import UserError
 from .config import Config
 
@@ -53,6 +55,33 @@ def check_inputs(
         check_pictures(tokens)
     if mask is not None and not _is_mask(mask):
         raise UserError(f"a mask is boolean, True at what is seen; this one is {_described(mask)}.")
+
+
+def check_length(cfg: Config, length: int, asked: str, advice: str) -> None:
+    """The one rule of how long a text may be: as long as the table of positions, where there is one.
+
+    Rotary and relative positions go on, as in transformers. Where they pass the longest text of training, it is said,
+    once.
+
+    Args:
+      length: positions of the longest row.
+      asked: what has so many, in words.
+      advice: what to do instead.
+    Raises:
+      UserError: more than a table of learned positions has.
+    """
+    if cfg.longest is not None and length > cfg.longest:
+        raise UserError(f"{asked}, but this model has learned only {cfg.longest}. {advice}")
+    if cfg.n_ctx and length > cfg.n_ctx:
+        _say_once(
+            f"this {cfg.family} model was trained on texts of {cfg.n_ctx} tokens at most; its positions go on, but "
+            "what it makes of longer texts nobody promises"
+        )
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def check_pictures(pixels: Any) -> None:

@@ -36,8 +36,9 @@ def embedding(
     """The pooled, projected output of one model of a pair, of length 1.
 
     Args:
-      inputs: tokens, or pictures as `forward` takes them. SigLIP reads texts padded to `n_ctx`, padding and all.
-      mask: True at real tokens; of SigLIP's padded texts None.
+      inputs: tokens, or pictures as `forward` takes them. SigLIP reads texts padded to `n_ctx`, padding and all, which
+        `load_tokenizer(folder).batch` makes.
+      mask: True at real tokens; of SigLIP's padded texts everywhere.
     Raises:
       UserError: the model has no projection; what `forward` raises.
     Example:
@@ -81,8 +82,10 @@ def similarity(
       (3, 2)
     """
     pictures, texts = embedding(weights["image"], pixels, image), embedding(weights["text"], tokens, text, mask)
-    logits = pictures @ texts.T * jnp.exp(weights["logit_scale"]).astype(texts.dtype)
-    return logits + weights["logit_bias"].astype(logits.dtype) if "logit_bias" in weights else logits
+    # SigLIP's files hold these numbers as arrays of one.
+    scale, *bias = (weights[name].reshape(()) for name in ("logit_scale", "logit_bias") if name in weights)
+    logits = pictures @ texts.T * jnp.exp(scale).astype(texts.dtype)
+    return logits + bias[0].astype(logits.dtype) if bias else logits
 
 
 class Pair(nnx.Module):

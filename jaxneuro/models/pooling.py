@@ -41,8 +41,8 @@ def pool(
       tokens: the ids that `hidden` was computed from; only CLIP's text model reads them. A row without its
         end-of-text token gives its first position, as in transformers.
       mask: True at real tokens; None: all. x[0] is each row's first real token. x[-1] is the last position whatever it
-        holds, as in transformers: SigLIP was trained on texts padded to `n_ctx` and attends to their padding, so give
-        it such texts and no mask.
+        holds, as in transformers: SigLIP was trained on texts padded to `n_ctx` and attends to their padding. The
+        `batch` of its tokenizer makes such texts, whose mask is True everywhere.
     Raises:
       UserError: the checkpoint held no pooler, or tokens are needed.
     Source: transformers' classes of these families; parity at 1e-5.

@@ -23,6 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from ..axes import aligned
 from ..errors import UserError, quoted
 
 FORMATS: Final[dict[np.dtype, float]] = {np.dtype(jnp.int8): 127.0, np.dtype(jnp.float8_e4m3fn): 448.0}
@@ -101,7 +102,8 @@ def matmul(x: Float[Array, "*batch d_in"], w: Any, inputs: int = 1) -> Float[Arr
     if not isinstance(w, Quantised):
         return (x @ w.astype(x.dtype).reshape(x.shape[-1], -1)).reshape(out)
     q = constant(w.q).reshape(x.shape[-1], -1).astype(x.dtype)
-    y = jnp.matmul(x, q, preferred_element_type=jnp.float32) * constant(w.scale).reshape(-1)
+    y = jnp.matmul(x, q, preferred_element_type=jnp.float32)
+    y = y * aligned(constant(w.scale).reshape(-1), y)
     return y.astype(x.dtype).reshape(out)
 
 

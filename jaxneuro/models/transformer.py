@@ -19,7 +19,7 @@ from .cache import Cache, Carried, Kept
 from .classify import classified
 from .config import Config
 from .cross import Context, check_context, cross_attention, seen_by
-from .inputs import check_given, check_inputs, check_read, embedded
+from .inputs import check_given, check_inputs, check_length, check_read, embedded
 from .layout import Weights
 from .mixers import mix_layers
 from .moe import experts
@@ -30,12 +30,18 @@ from .remat import rematerialised
 from .rope import rotate
 from .runs import Run, layer_in_run, runs
 
+
+def _rounded_once(act: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """An activation in float32, in the dtype that it was given: in 16 bits each step of it would be rounded."""
+    return lambda x: act(x.astype(jnp.float32)).astype(x.dtype)
+
+
 ACTS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": jax.nn.relu,
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "silu": jax.nn.silu,
+    "quick_gelu": _rounded_once(lambda x: x * jax.nn.sigmoid(1.702 * x)),
+    "gelu": _rounded_once(functools.partial(jax.nn.gelu, approximate=False)),
+    "gelu_tanh": _rounded_once(functools.partial(jax.nn.gelu, approximate=True)),
+    "silu": _rounded_once(jax.nn.silu),
 }
 
 _RESIDUAL: Final = ("batch", "pos", "d_model")
@@ -196,8 +202,8 @@ def _check_range(cfg: Config, shape: tuple[int, ...], start: int, stop: int, res
             raise UserError(
                 f"this model takes pictures [batch, {', '.join(map(str, want))}]; these are {list(shape)}. {hint}"
             )
-    elif cfg.learned_positions and shape[1] > cfg.n_ctx:
-        raise UserError(f"{shape[1]} positions, but this model has learned only {cfg.n_ctx}. Use shorter windows.")
+    else:
+        check_length(cfg, shape[1], f"{shape[1]} positions", "Use shorter windows.")
 
 
 def embed(

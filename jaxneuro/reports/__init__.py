@@ -32,8 +32,8 @@ Only `title`, `run` and `groups` must be there; the page says what is absent. K 
   is {window: {name, src (a data URI), few (whether its pixels are)}}
 * dictionary: site, path (if it was not trained here), n_latents, k, tokens (it was judged on), metrics {fvu,
   explained_variance, l0, dead_fraction, ce_recovered_zero, ce_recovered_mean}, recovered {measure, short, unit,
-  original, reconstructed, mean, zero}, curves {tokens, fvu, ...}, latents [{latent, density, rate [K], group,
-  selectivity, examples, promoted, suppressed}]. Numbers that words.py does not know are not shown.
+  original, reconstructed, mean, zero}, curves {tokens, fvu, ...} (null: not known yet), latents [{latent, density,
+  rate [K], group, selectivity, examples, promoted, suppressed}]. Numbers that words.py does not know are not shown.
 
 | file        | what it does |
 |-------------|--------------|

@@ -4,15 +4,13 @@
 import base64
 import functools
 import hashlib
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from ..errors import UserError, unknown
-from ..io.files import write_text
+from ..io.files import json_text, or_null, write_text
 from . import cards, coder, palette, sections, words
 from .findings import findings
 from .svg import visible
@@ -121,7 +119,7 @@ def script_json(value: object) -> str:
       >>> script_json({"a": "</script><!--"})
       '{"a":"\\\\u003c/script\\\\u003e\\\\u003c!--"}'
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json_text(value, ensure_ascii=False, separators=(",", ":"))
     for c in "<>&\u2028\u2029":
         text = text.replace(c, f"\\u{ord(c):04x}")
     return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)  # lone halves have no UTF-8
@@ -140,7 +138,7 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return or_null(value) if isinstance(value, float) else value
 
 
 def check(data: Mapping[str, Any]) -> None:

@@ -37,12 +37,13 @@ def envelope(largest: np.ndarray, *, level: float = 0.05) -> Envelope:
     Returns:
       Envelope.
     Raises:
-      UserError: as `check_rates`.
+      UserError: as `check_rates`; NaN among the statistics.
     Source: simultaneous bounds by permutation: Meinshausen 2006 (Scand. J. Statist. 33, 227); Hemerik, Solari, Goeman
       2019 (Biometrika 106, 635). The family of bounds is ours.
     """
     n = largest.shape[1]
     check_rates(n - 1, 0.5, level)
+    _check_ordered("statistic", largest)
     middle = np.median(largest, 1, keepdims=True)
     spread = np.quantile(largest, 1 - level, axis=1, keepdims=True, method="higher") - middle
     spread = np.maximum(spread, 1e-6 * np.maximum(spread.max(), 1e-30))  # where nearly all labellings are equal
@@ -67,6 +68,9 @@ def discoveries(statistic: np.ndarray, bound: np.ndarray, *, rate: float = 0.05)
     Returns:
       bool [m, K]. With the envelope's confidence at most a share `rate` of each group's is false; where no unit has an
       effect that means: there are none.
+    Raises:
+      UserError: NaN among the statistics or bounds: it has no place in an order, and where it is sorted to decides how
+        many others are found (`scipy.stats.false_discovery_control` refuses it, too). Leave such units out.
     Example:
       >>> rng = np.random.default_rng(0)
       >>> t = rng.normal(size=(50, 100, 1))                          # 50 units, 100 labellings, 1 group
@@ -75,6 +79,8 @@ def discoveries(statistic: np.ndarray, bound: np.ndarray, *, rate: float = 0.05)
       >>> discoveries(t[:, 0], found.bound)[:, 0].nonzero()[0].tolist() == list(range(20))
       True
     """
+    _check_ordered("statistic", statistic)
+    _check_ordered("bound", bound)
     found = np.zeros(statistic.shape, bool)
     for k, t in enumerate(statistic.T):
         rising = bound[::-1, k]
@@ -98,14 +104,23 @@ def ranks_needed(m: int, rate: float, most: int = 2000) -> int:
 def keep_largest(kept: np.ndarray | None, more: np.ndarray, n: int) -> np.ndarray:
     """The n largest along axis 0 of both, in descending order: statistics of many units, a chunk at a time.
 
+    Raises:
+      UserError: NaN among them.
     Example:
       >>> keep_largest(np.array([5.0, 1.0]), np.array([2.0, 7.0]), 3).tolist()
       [7.0, 5.0, 2.0]
     """
+    _check_ordered("statistic", more)
     every = more if kept is None else np.concatenate([kept, more])
     if len(every) > n:
         every = np.partition(every, len(every) - n, axis=0)[len(every) - n :]
     return np.sort(every, axis=0)[::-1]
+
+
+def _check_ordered(what: str, values: np.ndarray) -> None:
+    if bad := int(np.isnan(values).sum()):
+        count = f"{bad} of {np.size(values)} values of the {what} are NaN"
+        raise UserError(f"{count}, which has no place in an order. Leave those units out.")
 
 
 def check_rates(n_shuffles: int, rate: float, level: float) -> None:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that explain themselves: every array of a study's .npz beside its axes, its unit and what it is."""
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from ..io import save_npz
+from ..io import json_text, save_npz
 
 
 class Array(NamedTuple):
@@ -77,7 +76,7 @@ def save_explained(path: str | os.PathLike, groups: Sequence[str], **arrays: Any
     """Write arrays with `groups`, the names along every axis "group", and `axes`: JSON, name -> axes, unit, what.
 
     Example:
-      >>> import tempfile
+      >>> import json, tempfile
       >>> file = tempfile.mkdtemp() + "/x.npz"
       >>> save_explained(file, ["de", "en"], chance=np.array([0.5, 0.5]))
       >>> with np.load(file) as z:
@@ -86,4 +85,4 @@ def save_explained(path: str | os.PathLike, groups: Sequence[str], **arrays: Any
     """
     about = {name: {"axes": a.axes.split(), "unit": a.unit, "what": a.what} for name in arrays for a in [ARRAYS[name]]}
     values = {name: np.asarray(v) for name, v in arrays.items()}
-    save_npz(path, **values, groups=np.array(list(groups)), axes=np.array(json.dumps(about)))
+    save_npz(path, **values, groups=np.array(list(groups)), axes=np.array(json_text(about)))

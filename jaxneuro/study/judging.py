@@ -2,7 +2,6 @@
 """A dictionary judged on text that it was not trained on: reconstruction, what the model loses, training, latents."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from ..activations import ActivationArray, harvest, rich_progress
 from ..dictionaries import Reconstruction, Recovered, reconstruction, recovered
+from ..io import or_null
 from ..neurons import MEASURES
 from .folder import RunFolder
 from .inputs import Inputs
@@ -69,26 +69,25 @@ def _judgement(inputs: Inputs, found: Reconstruction, kept: Recovered) -> dict[s
     ends = {"original": kept.original, "reconstructed": kept.reconstructed, "zero": kept.zero, "mean": kept.mean}
     return {
         **{name: getattr(found, name) for name in numbers},
-        "ce_recovered_zero": _or_none(kept.recovered_zero),
-        "ce_recovered_mean": _or_none(kept.recovered_mean),
+        "ce_recovered_zero": or_null(kept.recovered_zero),
+        "ce_recovered_mean": or_null(kept.recovered_mean),
         "recovered_measure": inputs.measure,
         "recovered_values": ends,
         "measured_tokens": found.tokens,
     }
 
 
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
+def _curves(metrics: Path) -> dict[str, list[float | None]]:
+    """Training curves of the report: tokens seen, and three numbers of each logged step; none of a given dictionary.
 
-
-def _curves(metrics: Path) -> dict[str, list[float]]:
-    """Training curves of the report: tokens seen, and three numbers of each logged step; none of a given dictionary."""
+    What no step says is left out, such as the dead fraction of a run too short to count dead latents; None: not yet.
+    """
     if not metrics.exists():
         return {}
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     seen = np.cumsum([r["tokens"] * (r["step"] - before) for r, before in _with_previous_step(rows)])
-    return {"tokens": seen.tolist()} | {k: [r[k] for r in rows] for k in ("fvu", "l0", "dead_fraction")}
+    found = {name: [row.get(name) for row in rows] for name in ("fvu", "l0", "dead_fraction")}
+    return {"tokens": seen.tolist()} | {name: row for name, row in found.items() if any(v is not None for v in row)}
 
 
 def _with_previous_step(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data import PictureRows, Windows
 from ..errors import shown
-from ..io import read_json, write_json
+from ..io import or_null, read_json, write_json
 from ..neurons import CLASSES, MEASURES, GroupStatistics, has_tokens
 from ..reports import write_report
 from ..reports.findings import findings
@@ -356,9 +356,9 @@ def neuron_cards(inputs: Inputs, folder: RunFolder) -> list[dict[str, Any]]:
                 "neuron": neuron,
                 "class": CLASSES[table["label"][at]] if table["label"][at] else _UNCLASSED[inputs.config.select.by],
                 "groups": [inputs.groups[k] for k in mine],
-                "lape": float(table["entropy"][at]) if np.isfinite(table["entropy"][at]) else None,
+                "lape": or_null(float(table["entropy"][at])),
                 "lape_largest": float(np.log(len(inputs.groups))),
-                "lape_groups": float(np.exp(table["entropy"][at])) if np.isfinite(table["entropy"][at]) else None,
+                "lape_groups": or_null(float(np.exp(table["entropy"][at]))),
                 "ap": float(table["ap"][at][best]),
                 "ap_group": inputs.groups[best],
                 "rate": stats.rate[at].tolist(),

@@ -16,6 +16,7 @@ from ..data import PictureRows, Subset, Tokenizer, Windows, draw_windows, read_g
 from ..data.pictures import PICTURE_LAYOUTS
 from ..errors import UserError, shown
 from ..models import Transformer
+from ..models.inputs import check_length
 from ..models.pooling import has_pooled
 from ..taps import capture
 from ..taps.names import parse
@@ -102,15 +103,6 @@ def check_neurons(site: str, shape: tuple[int, ...], n: int = POS) -> None:
         )
 
 
-def _length(config: StudyConfig, cfg: Any) -> int:
-    if cfg.n_ctx and config.text.window > cfg.n_ctx:
-        raise UserError(
-            f"windows of {config.text.window} tokens are asked for, but {shown(config.model)} has only {cfg.n_ctx} "
-            "positions. Choose a smaller --window."
-        )
-    return config.text.window
-
-
 def _windows(
     config: StudyConfig, model: Transformer, tokenizer: Tokenizer, site: str, at_least: int
 ) -> tuple[Windows, tuple[str, ...]]:
@@ -119,7 +111,9 @@ def _windows(
     Raises:
       UserError: as `read_groups` and `windows`; a group with too few windows, unless such are left out.
     """
-    text, length = config.text, _length(config, model.cfg)
+    text, length = config.text, config.text.window
+    asked = f"windows of {length} positions are asked for"
+    check_length(model.cfg, length, asked, "Choose a smaller --window.")
     groups, packing = read_groups(config.groups, **text.arguments()), text.packing
     if note := groups.skipped_note():
         say(note)

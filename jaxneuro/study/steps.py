@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps of a study: each reads what the ones before left in the folder and writes its own files."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ..activations import ActivationArray, rich_progress, run
+from ..activations import ActivationArray, JsonLines, rich_progress, run
+from ..activations.metrics import Counted
 from ..axes import by_position
 from ..data import batches, in_turns
 from ..dictionaries import Placement, SparseCoder, Training, save_saelens, topk
@@ -354,15 +356,16 @@ def _trained(inputs: Inputs, folder: RunFolder, acts: ActivationArray) -> Sparse
         c.k,
         training=Training(learning_rate=c.learning_rate, steps=c.steps, dead_after_tokens=c.dead_after_tokens),
     )
-    with rich_progress("5/6 dictionary") as progress:
+    with contextlib.closing(JsonLines(folder / METRICS)) as lines, rich_progress("5/6 dictionary") as progress:
+        sink = Counted(lines, dead_after=c.dead_after_tokens)
         learned = run(
             method,
             acts.batches(batch_size=min(c.batch, len(acts)), seed=inputs.config.seed),
             key=jax.random.key(inputs.config.seed),
             steps=c.steps,
             checkpoint_dir=folder.unfinished / "training",
-            metrics=folder / METRICS,
-            progress=progress,
+            metrics=sink,
+            progress=lambda done, total, text: progress(done, total, sink.line(text)),
             log_every=max(1, c.steps // 200),
         )
     place = Placement(

@@ -2,7 +2,6 @@
 """What came out of a run: dictionaries in their folders, judged on held-out tokens, and one table for a person."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +24,7 @@ from ..dictionaries.formats.to_circuit_tracer import unplaced
 from ..dictionaries.native import save_native
 from ..dictionaries.places import sparsify_hookpoint
 from ..errors import UserError
-from ..io import write_json
+from ..io import or_null, write_json
 from ..left_out import norm_limit, norms
 from ..taps.names import parse
 from .config import TrainConfig
@@ -210,7 +209,7 @@ def judged(data: Data, place: str, dictionary: Any, max_norm: float | None = Non
     kept = data.recover(place, inside, found.mean)
     for name, damage in kept.items():
         shares = {"zero": damage.recovered_zero, "mean": damage.recovered_mean}
-        numbers |= {f"{name}_recovered_{base}": None if math.isnan(v) else v for base, v in shares.items()}
+        numbers |= {f"{name}_recovered_{base}": or_null(v) for base, v in shares.items()}
         numbers[f"{name}_nats"] = {end: getattr(damage, end) for end in ("original", "reconstructed", "zero", "mean")}
     return numbers
 

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..activations import rich_progress, run
-from ..activations.metrics import Counted, not_countable
+from ..activations.metrics import Counted
 from ..activations.plan import check_state, free_bytes, planned, size
 from ..activations.progress import Progress
 from ..console import say
@@ -80,7 +80,7 @@ def _learned(config: TrainConfig, data: Data, method: Method, mesh: Mesh | None,
     key = jax.random.key(config.seed)
     _plan(method, data, key, sharding)
     lasting = {name: value for name, value in config.identity().items() if name not in LENGTH}  # `claimed` checks these
-    with _progress(config, data.extra_steps, lambda: sink.written) as progress:
+    with _progress(data.extra_steps, sink) as progress:
         found = run(
             method,
             data.stream(),
@@ -119,13 +119,8 @@ def _check_longer(config: TrainConfig, before: int) -> None:
 
 
 @contextlib.contextmanager
-def _progress(config: TrainConfig, filling: int, learned: Callable[[], bool]) -> Iterator[Progress]:
-    """Two lines: the buffer fills, then the method's own steps.
-
-    Args:
-      learned: whether the newest numbers are of a step that learned; those of a buffer that fills are zeros.
-    """
-    countable = dead_after(config) / config.batch
+def _progress(filling: int, sink: Counted) -> Iterator[Progress]:
+    """Two lines: the buffer fills, whose steps have zeros for numbers, then the method's own steps."""
     with contextlib.ExitStack() as stack:
         shown: dict[str, Progress] = {}
 
@@ -136,16 +131,14 @@ def _progress(config: TrainConfig, filling: int, learned: Callable[[], bool]) ->
             return shown[title]
 
         def show(done: int, total: int | None, text: str) -> None:
-            if not learned():
+            if not sink.written:
                 text = ", ".join(part for part in text.split(", ") if part == "compiling" or part.endswith("tokens/s"))
             if done < filling:
                 line("filling the buffer")(done, filling, text)
                 return
             if "filling the buffer" in shown and "train" not in shown:
                 line("filling the buffer")(filling, filling, "")
-            if done - filling <= countable:
-                text = not_countable(text)
-            line("train")(done - filling, None if total is None else total - filling, text)
+            line("train")(done - filling, None if total is None else total - filling, sink.line(text))
 
         yield show
 

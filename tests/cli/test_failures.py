@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from typing import Literal
 
 import jax
 import pytest
@@ -80,6 +81,20 @@ def test_advice_is_in_the_commands_own_flags():
         keep: bool = False
 
     assert in_flags("pass keep=True or keep=False", Job()) == "pass --keep or --no-keep"
+
+
+def test_a_value_is_taken_by_the_flag_that_has_it_of_two_of_one_name():
+    @dataclasses.dataclass
+    class Inner:
+        kind: Literal["b"] = "b"
+
+    @dataclasses.dataclass
+    class Job:
+        kind: Literal["a"] = "a"
+        inner: Inner = dataclasses.field(default_factory=Inner)
+
+    said = in_flags("kind='a', kind='b', inner.kind='b', inner.kind='a'", Job())
+    assert said == "--kind a, kind='b', --inner.kind b, inner.kind='a'"
 
 
 def test_a_name_that_the_locale_cannot_spell_is_said(capsys):

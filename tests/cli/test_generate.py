@@ -95,7 +95,6 @@ def test_a_study_that_chose_nothing_is_refused(capsys, study, asked):
 
 WRONG = {
     "empty": (["--prompt", ""], "prompt 0 is empty"),
-    "long": (["--prompt", "Datei " * 600], "exceed the context of 512"),
     "site": (["--prompt", "a", "--steer", "v.npz"], "needs --site"),
     "no file": (["--prompt", "a", "--steer", "none.npz", "--site", "blocks.3.resid_post"], "cannot read none.npz"),
     "no vector": (["--prompt", "a", "--site", "blocks.3.resid_post"], "name its file with --steer"),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxneuro.axes import aligned
 from jaxneuro.dictionaries import AbsTopK, SparseCoder, reconstruction
 
 N, D = 20, 6
@@ -39,7 +40,7 @@ def test_the_k_largest_magnitudes_keep_their_signs(k):
     assert (want > 0).any()
     z = d.encode(X)
     np.testing.assert_allclose(z, want, atol=1e-5)
-    np.testing.assert_allclose(d.activation((X - d.b_dec) @ d.W_enc + d.b_enc), want, atol=1e-5)
+    np.testing.assert_allclose(d.activation((X - aligned(d.b_dec, X)) @ d.W_enc + aligned(d.b_enc, X)), want, atol=1e-5)
     np.testing.assert_allclose(d.decode_sparse(*d.encode_sparse(X)), d.decode(z), atol=1e-4)
     vals, idx = d.encode_sparse(X)
     assert (np.diff(np.abs(vals)) <= 0).all()
@@ -67,7 +68,7 @@ def test_the_gradient_reaches_what_was_chosen():
     on = jnp.asarray(by_hand(d, X, 4) != 0)
 
     def dense(w):
-        return jnp.sum(jnp.where(on, ((X - d.b_dec) @ w + d.b_enc) * weights, 0))
+        return jnp.sum(jnp.where(on, ((X - aligned(d.b_dec, X)) @ w + aligned(d.b_enc, X)) * weights, 0))
 
     got = jax.grad(lambda w: jnp.sum(dataclasses.replace(d, W_enc=w).encode(X) * weights))(d.W_enc)
     np.testing.assert_allclose(got, jax.grad(dense)(d.W_enc), atol=1e-4)

@@ -63,7 +63,7 @@ def dense_loss(p, x, y, variance, dead, kind):
     n = x.shape[0]
     y_hat, penalty = jnp.tile(p["b_dec"], (n, 1)).reshape(n, L, D_OUT), 0.0
     for s in range(L):
-        pre = x.reshape(n, L, D_IN)[:, s] @ p[f"w_enc.{s}"].T + p[f"b_enc.{s}"]
+        pre = x.reshape(n, L, D_IN)[:, s] @ p[f"w_enc.{s}"].T + p[f"b_enc.{s}"][None]
         w = p[f"w_dec.{s}"].reshape(M, L - s, D_OUT)
         norm = jnp.sqrt(jnp.square(w).sum((1, 2)))
         if kind == "topk":
@@ -71,9 +71,10 @@ def dense_loss(p, x, y, variance, dead, kind):
             z = jnp.where(pre >= least, jax.nn.relu(pre), 0)
         else:
             theta = jax.lax.stop_gradient(jnp.exp(p[f"log_threshold.{s}"]))
-            z = jnp.where(pre > theta, pre, 0)
-            penalty += KINDS["jumprelu"]["sparsity"] * jnp.tanh(4 * norm * z).sum()
-            penalty += 3e-6 * jnp.where(dead[:, s], jax.nn.relu(jnp.exp(p[f"log_threshold.{s}"]) - pre) * norm, 0).sum()
+            z = jnp.where(pre > theta[None], pre, 0)
+            penalty += KINDS["jumprelu"]["sparsity"] * jnp.tanh(4 * norm[None] * z).sum()
+            below = jax.nn.relu(jnp.exp(p[f"log_threshold.{s}"])[None] - pre) * norm[None]
+            penalty += 3e-6 * jnp.where(dead[None, :, s], below, 0).sum()
         y_hat = y_hat.at[:, s:].add(jnp.einsum("nm,mtd->ntd", z, w))
     return (jnp.square(y - y_hat.reshape(n, -1)).sum() + penalty) / (n * variance)
 

@@ -72,7 +72,7 @@ def test_the_size_of_a_site_does_not_matter():
         np.testing.assert_allclose(value, b.parameters[name], atol=2e-3, err_msg=name)
     shares = [relative_norms(site_norms(d, WIDTHS, s.scale_y)) for d, s in ((one, a), (other, b))]
     np.testing.assert_allclose(*shares, atol=2e-3)
-    x, size = jnp.asarray(planted()[0][:50]), jnp.asarray(np.repeat(np.float32([1, 128]), WIDTHS))
+    x, size = jnp.asarray(planted()[0][:50]), jnp.asarray(np.repeat(np.float32([1, 128]), WIDTHS))[None]
     np.testing.assert_allclose(one.encode(x), other.encode(x * size), atol=1e-2)
     np.testing.assert_allclose(one(x) * size, other(x * size), rtol=1e-2, atol=1)
 
@@ -83,8 +83,8 @@ def test_what_finish_returns_takes_raw_activations():
     state = method.init(jax.random.key(0), {"x": x})
     dictionary = method.finish(state)
     _, info = jax.jit(method.step)(state, {"x": x})
-    y = np.asarray(x * state.scale_y)
-    error = y - np.asarray(dictionary(x) * state.scale_y)
+    y = np.asarray(x * state.scale_y[None])
+    error = y - np.asarray(dictionary(x) * state.scale_y[None])
     assert float(info["fvu"]) == pytest.approx(np.square(error).sum() / np.square(y - y.mean(0)).sum(), rel=1e-4)
     sizes = [np.linalg.norm(part, axis=1).mean() for part in np.split(y, [10], axis=1)]
     np.testing.assert_allclose(sizes, np.sqrt(WIDTHS), rtol=1e-5)  # every site is scaled on its own

@@ -33,7 +33,7 @@ def test_autoencode_and_its_gradient_equal_dense_autodiff(parts):
         return jnp.sum(jnp.sin(code.x_hat) * weight) + jnp.sum(code.vals * penalty)
 
     def dense(x, w_enc, b_enc, w_dec):
-        pre = x @ w_enc.T + b_enc
+        pre = x @ w_enc.T + b_enc[None]
         vals, idx = jax.lax.top_k(pre, 5)
         rank = jnp.broadcast_to(jnp.arange(5, dtype=jnp.int32), vals.shape)
         vals = jnp.where(valid[:, None] & (rank < 4), jax.nn.relu(vals), 0.0)

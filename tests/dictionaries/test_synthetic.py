@@ -60,7 +60,7 @@ class Table:
         return self.latents
 
     def decode(self, z):
-        return z @ self.W_dec + self.b_dec
+        return z @ self.W_dec + (self.b_dec[None] if jnp.ndim(self.b_dec) else self.b_dec)
 
     def __call__(self, x):
         return self.decode(self.latents)
@@ -272,7 +272,7 @@ def test_scores_are_those_of_the_original():
 def test_the_truth_scores_one_and_chance_scores_as_chance():
     features, z = drawn()
     z = z[:2000]
-    x = jnp.asarray(z) @ features.vectors + features.bias
+    x = jnp.asarray(z) @ features.vectors + features.bias[None]
     batch = [{"x": x, "z": jnp.asarray(z)}]
     oracle = Table(W_dec=3 * features.vectors, latents=jnp.asarray(z) / 3, b_dec=features.bias)
     found = recovery(oracle, features.vectors, batch)

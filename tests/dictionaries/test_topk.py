@@ -57,11 +57,11 @@ def started(m, batch, seed=0):
 
 
 def dense_loss(p, x, y, variance, tied):
-    pre = (x - p["b_dec"] if tied else x) @ p["w_enc"].T + p["b_enc"]
+    pre = (x - p["b_dec"][None] if tied else x) @ p["w_enc"].T + p["b_enc"][None]
     vals, idx = jax.lax.top_k(pre, K)
     at = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
     z = jnp.zeros_like(pre).at[at, idx].set(jax.nn.relu(vals))
-    return jnp.sum(jnp.square(y - z @ p["w_dec"] - p["b_dec"])) / (x.shape[0] * variance)
+    return jnp.sum(jnp.square(y - z @ p["w_dec"] - p["b_dec"][None])) / (x.shape[0] * variance)
 
 
 @pytest.mark.parametrize("d_out", [None, 5])

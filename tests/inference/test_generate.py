@@ -12,7 +12,7 @@ from jax import monitoring
 from jaxneuro.errors import UserError
 from jaxneuro.inference import Sampler, generate
 from jaxneuro.inference.generate import KEPT, _programs
-from jaxneuro.models import Transformer
+from jaxneuro.models import Transformer, inputs
 from jaxneuro.taps import add, clamp, patch, scale, set_to, zero
 
 from .conftest import CFG, naive, random_weights
@@ -197,8 +197,6 @@ class Said:
         "one row": ({"tokens": np.ones(3, np.int32)}, r"whole numbers \[batch, pos\]"),
         "floats": ({"tokens": np.ones((1, 3))}, "type float64"),
         "vocabulary": ({"tokens": ids * 40}, "token 40 is not in the vocabulary of 40"),
-        "context": ({"max_new": 27}, "a prompt of 7 tokens and 27 new ones exceed the context of 32.* at most 26"),
-        "prompt": ({"tokens": np.ones((1, 40), np.int32)}, "a prompt of 40 tokens .* exceed the context of 32"),
         "nothing new": ({"max_new": 0}, "max_new=0"),
         "mask": ({"mask": np.ones((1, 6), bool)}, r"the mask of prompt \[1, 7\] is boolean .* this is bool \[1, 6\]"),
         "additive mask": ({"mask": np.array([[0.0] * 5 + [-1e9] * 2])}, r"is boolean .* this is float64 \[1, 7\]"),
@@ -226,6 +224,25 @@ def test_what_cannot_be_is_said_before_any_compute(model, monkeypatch, name):
     monkeypatch.setattr(Transformer, "weights", broken)  # nothing could be computed with these
     with pytest.raises(UserError, match=message):
         generate(model, given.pop("tokens"), **given)
+
+
+def test_a_table_of_learned_positions_ends():
+    cfg = dataclasses.replace(CFG, rope=None, learned_positions=True)
+    learned = Transformer(cfg, random_weights(cfg))
+    for length, new, most in ((7, 27, 26), (40, 4, 0)):
+        need = f"a prompt of {length} tokens and {new} new ones need {length + new - 1} positions"
+        with pytest.raises(UserError, match=f"{need}, but this model has learned only 32.*at most {most}"):
+            generate(learned, np.ones((1, length), np.int32), max_new=new)
+
+
+def test_rotary_positions_go_on_and_it_is_said_once(model, prompts, capsys):
+    """n_ctx is how long the texts of training were: it changes no number."""
+    inputs._say_once.cache_clear()
+    short = Transformer(dataclasses.replace(CFG, n_ctx=8), model.weights)
+    for _ in range(2):
+        found = generate(short, prompts, max_new=NEW)
+    np.testing.assert_array_equal(found.tokens, generate(model, prompts, max_new=NEW).tokens)
+    assert capsys.readouterr().err.count("trained on texts of 8 tokens at most") == 1
 
 
 def test_encoders_and_headless_models_are_refused(prompts):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxneuro.activations.text import read_windows
 from jaxneuro.data import Tokenizer
 from jaxneuro.errors import UserError
 from jaxneuro.inference import Sampler, complete, generate, steer_sweep, sweeps
@@ -43,6 +44,19 @@ def whole(umt5):
         return jax.nn.log_softmax(logits)
 
     return lambda new, edits=(): np.asarray(run(np.concatenate([START, new[:, :-1]], axis=1), edits))
+
+
+def test_relative_positions_have_no_limit(umt5, answer, tmp_path):
+    """T5 states how long the texts of training were; its bias is the same from max_distance on."""
+    cfg = umt5.model.cfg
+    encoder = dataclasses.replace(cfg.encoder, n_ctx=3)
+    short = Transformer(dataclasses.replace(cfg, n_ctx=3, encoder=encoder), umt5.model.weights)
+    found = generate(short, START, max_new=NEW, **umt5.types)
+    np.testing.assert_array_equal(found.tokens, answer().tokens)
+    (tmp_path / "a.txt").write_text("w2 w3 w4 w5 " * 8)
+    words = Tokenizer.from_hf(word_tokenizer(cfg.d_vocab))
+    rows = read_windows(short, words, str(tmp_path / "a.txt"), length=16)
+    assert rows.length == 16
 
 
 EDITS = {

@@ -138,7 +138,6 @@ WRONG = {
     "empty": ({"prompts": ["a", ""]}, "prompt 1 is empty"),
     "stop": ({"stop": "a"}, "stop is a list of strings"),
     "empty stop": ({"stop": [""]}, "none of them empty"),
-    "long": ({"prompts": ["Datei " * 600]}, "exceed the context of 512"),
 }
 
 

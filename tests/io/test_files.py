@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file is whole or absent, whoever writes it beside whom."""
 
+import ast
+import json
 import os
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import jaxneuro
 from jaxneuro.errors import UserError
-from jaxneuro.io.files import atomic_write, clear_temporary, write_text
+from jaxneuro.io.files import atomic_write, clear_temporary, json_text, or_null, write_text
 
 
 def test_threads_that_write_one_file_do_not_write_into_each_other(tmp_path):
@@ -50,3 +55,29 @@ def test_a_name_that_is_too_long_is_said(tmp_path):
     with pytest.raises(UserError, match=r"x{80}.*the name is too long\. Choose a shorter one\.") as e:
         write_text(tmp_path / ("x" * 300), "a")
     assert "space" not in str(e.value)
+
+
+def test_numbers_that_json_has_not_are_null_or_refused():
+    strict = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
+    for value in (float("nan"), float("inf"), -float("inf"), np.float32("nan")):
+        assert json.loads(json_text({"v": or_null(value)}), **strict) == {"v": None}
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            json_text({"v": value})
+    assert json_text({"v": or_null(np.float32(0.5))}) == '{"v": 0.5}'
+
+
+def test_json_is_written_by_one_function():
+    """What else makes JSON keeps it in memory: a fingerprint, a model's configuration until it is saved, a header of
+    names and whole numbers."""
+    kept = {"activations/identity.py", "cli/capture.py", "data/pieces.py", "data/picture_rows.py", "data/store.py"}
+    kept |= {"data/tokenizer.py", "data/windows.py", "models/checkpoint.py", "models/convnet/checkpoint.py"}
+    kept |= {"models/pair.py", "training/options.py", "training/watch.py", "io/safetensors.py"}
+    package = Path(jaxneuro.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("dumps", "dump") and ast.unparse(node.value) == "json"
+    }
+    assert found - kept == {"io/files.py"}
+    assert kept <= found

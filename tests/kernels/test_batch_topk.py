@@ -80,7 +80,7 @@ def test_threshold_is_that_before_relu():
 
 def test_encoding_equals_selection_from_pre_activations(small):
     out = encode_batch_topk(small.x, small.w, small.b, small.k)
-    pre = small.x @ small.w.T + small.b
+    pre = small.x @ small.w.T + small.b[None]
     assert out.vals.dtype == jnp.float32
     np.testing.assert_allclose(dense(out, 640), reference.batch_topk(pre, small.k)[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(out.threshold, reference.batch_topk(pre, small.k)[1], rtol=1e-6)
@@ -92,7 +92,7 @@ def _loss(x, w, b, w_dec, k, axis_name=None):
 
 
 def _dense_loss(x, w, b, w_dec, k):
-    pre = x @ w.T + b
+    pre = x @ w.T + b[None]
     threshold = jax.lax.stop_gradient(jnp.sort(pre.reshape(-1))[-x.shape[0] * k])
     return jnp.sum(jnp.square(jnp.where(pre >= threshold, jax.nn.relu(pre), 0.0) @ w_dec))
 

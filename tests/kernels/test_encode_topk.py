@@ -68,7 +68,7 @@ def _sparse_loss(x, w, b, w_dec, k):
 
 
 def _dense_loss(x, w, b, w_dec, k):
-    pre = x @ w.T + b
+    pre = x @ w.T + b[None]
     vals, idx = jax.lax.top_k(pre, k)
     rows = jnp.arange(x.shape[0], dtype=jnp.int32)[:, None]
     z = jnp.zeros_like(pre).at[rows, idx].set(jax.nn.relu(vals))
@@ -93,7 +93,7 @@ def test_pre_has_its_dense_derivative(small):
     def total(x, w, b):
         return jnp.sum(jnp.cos(encode_topk(x, w, b, small.k, keep_pre=True)[2]))
 
-    want = jax.grad(lambda x, w, b: jnp.sum(jnp.cos(x @ w.T + b)), (0, 1, 2))(small.x, small.w, small.b)
+    want = jax.grad(lambda x, w, b: jnp.sum(jnp.cos(x @ w.T + b[None])), (0, 1, 2))(small.x, small.w, small.b)
     for a, b in zip(jax.jit(jax.grad(total, (0, 1, 2)))(small.x, small.w, small.b), want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 

@@ -88,7 +88,7 @@ def test_gradients_of_the_fused_form_are_those_of_the_definition():
         k, v = (jnp.repeat(a, 2, axis=2) for a in (k, v))
         scores = jnp.einsum("btnh,bsnh->bnts", q, k) * scale
         at = jnp.arange(q.shape[1])
-        scores = jnp.where((at[:, None] >= at) & visible.mask[:, None, None, :], scores, -1e30)
+        scores = jnp.where((at[:, None] >= at[None])[None, None] & visible.mask[:, None, None, :], scores, -1e30)
         return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores), v)
 
     with jax.default_matmul_precision("highest"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Half precision: what float16 cannot hold is said, with bfloat16; what it holds is within 1e-3 of float32."""
+"""Half precision: what float16 cannot hold is said, with bfloat16; what it holds is as near to float32 as can be."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxneuro.errors import UserError
 from jaxneuro.inference import generate, steer_sweep
 from jaxneuro.models import load
 from jaxneuro.models.half import check_half
+from jaxneuro.models.transformer import ACTS
 from jaxneuro.taps import add
 
 from ..parity.conftest import FIXTURES, open_case
@@ -47,10 +48,20 @@ def test_a_residual_stream_beyond_float16_is_refused_at_load(case, tmp_path):
     load(folder, dtype="float16", allow_nonfinite=True)  # to look at it as it is
 
 
-@pytest.mark.parametrize("case", ["t5", "umt5", "llama-gqa", "vit"])
-def test_what_float16_holds_is_within_a_thousandth_of_float32(case):
-    """Of the range of the outputs, from the smallest to the largest: a number is rounded to 2^-11 of its size at every
-    step, so small logits are no nearer than large ones."""
+PEER_RMS = {"t5": 9.03e-4, "umt5": 9.32e-4, "llama-gqa": 1.227e-3, "vit": 6.59e-4}
+"""Root mean square of transformers 5.24's float16 less its float32, over that of its float32, on the same inputs
+(attention "eager", on a CPU)."""
+
+
+@pytest.mark.parametrize("case", PEER_RMS)
+def test_what_float16_holds_is_as_near_to_float32_as_transformers_is(case):
+    """A number in 16 bits is off by up to 2^-11 of itself, so no small multiple of that is passed, and none is met.
+
+    The largest difference is at most 1.75e-3 of the largest output. transformers has 1.02e-3 to 1.19e-3, so one
+    thousandth is what float16 does not hold there either; the mean square is compared, as the largest of a few hundred
+    roundings is chance. A quarter of it is left to chance, a half in T5, whose second matrix of an MLP, and with it the
+    residual stream, transformers keeps in float32 whatever was asked for.
+    """
     golden = open_case(case)
     tokens = golden.inputs[0]
     half = load(FIXTURES / case, dtype="float16")(
@@ -59,7 +70,19 @@ def test_what_float16_holds_is_within_a_thousandth_of_float32(case):
     assert half.dtype == jnp.float16
     whole = np.asarray(load(FIXTURES / case, dtype="float32")(tokens, golden.inputs[1], **golden.types))[golden.mask]
     difference = np.abs(np.asarray(half, np.float32)[golden.mask] - whole)
-    assert 0 < difference.max() < 1e-3 * np.ptp(whole)
+    assert 2**-12 < difference.max() / np.abs(whole).max() < 1.75e-3
+    rms = np.sqrt(np.square(difference).mean() / np.square(whole).mean())
+    assert 0.5 < rms / PEER_RMS[case] < (1.5 if "t5" in case else 1.25)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ACTS)
+def test_an_activation_in_16_bits_is_rounded_once(name, dtype):
+    x = jnp.linspace(-8, 8, 4001, dtype=dtype)
+    exact = np.asarray(ACTS[name](x.astype(jnp.float32)))
+    error = np.abs(np.asarray(jax.jit(ACTS[name])(x), np.float32) - exact)
+    half_a_step = float(jnp.finfo(dtype).eps) / 2 * np.abs(exact)
+    assert (error <= 1.01 * half_a_step + 1e-6).all()  # 1 + tanh is off by as much where it is next to nothing
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def test_numbers_on_the_grid_are_kept_exactly():
 
 def test_int8_is_never_off_by_more_than_half_a_step_and_often_by_a_quarter():
     w = normal(500, 8)
-    error = jnp.abs(quantise_matrix(w, 1, "int8").astype(jnp.float32) - w) / (jnp.abs(w).max(0) / 127)
+    error = jnp.abs(quantise_matrix(w, 1, "int8").astype(jnp.float32) - w) / (jnp.abs(w).max(0, keepdims=True) / 127)
     assert error.max() < 0.5 + 1e-4
     np.testing.assert_allclose(error.mean(), 0.25, rtol=0.05)  # uniform in 0 .. 1/2
 

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import dataclasses
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 
 from jaxneuro.errors import UserError
 from jaxneuro.models import Config, Transformer, forward, pool, unembedding
+from jaxneuro.models.inputs import check_length
 from jaxneuro.taps import capture, intervene, sites, wants, zero
 
 from ..by_numpy import by_numpy
@@ -202,6 +204,15 @@ def test_learned_positions_end():
     cfg = dataclasses.replace(CONFIGS["gpt2"], n_ctx=8)
     with pytest.raises(UserError, match="9 positions, but this model has learned only 8"):
         forward(random_weights(cfg), np.zeros((1, 9), np.int32), cfg=cfg)
+
+
+@pytest.mark.parametrize("name", [name for name, cfg in CONFIGS.items() if cfg.image is None])
+def test_only_a_table_of_positions_is_a_limit(name):
+    cfg = dataclasses.replace(CONFIGS[name], n_ctx=8)
+    assert cfg.longest == (8 if cfg.learned_positions else None)
+    check_length(cfg, 8, "8 positions", "")
+    with pytest.raises(UserError, match="learned only 8") if cfg.learned_positions else contextlib.nullcontext():
+        check_length(cfg, 9, "9 positions", "")
 
 
 def test_what_a_model_lacks_is_said(tokens):

@@ -8,7 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Fast
+from tokenizers import models, pre_tokenizers
 
+from jaxneuro.data import load_tokenizer
+from jaxneuro.data.rows import padded
 from jaxneuro.errors import UserError
 from jaxneuro.io import read_safetensors, write_safetensors
 from jaxneuro.models import embedding, load, load_pair, save_pair
@@ -69,6 +73,33 @@ def test_a_text_behind_padding_is_what_it_is_alone(pair, golden):
         np.testing.assert_allclose(pair(pixels, tokens, mask)[:, 2:], pair(pixels, alone), atol=2 * TOLERANCE)
     np.testing.assert_allclose(whole[2:], own, atol=TOLERANCE)
     assert np.abs(own - golden["text"][2:]).max() > 1e-2
+
+
+def test_texts_for_siglip_are_filled_up_to_what_it_is_pooled_at(tmp_path):
+    """It was trained on texts padded to all of its positions, unmasked, and is pooled at the last, padding or not."""
+    folder = shutil.copytree(PAIRS / "siglip", tmp_path / "siglip")
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Fast(models.WordLevel({"<pad>" if i == 1 else f"w{i}": i for i in range(40)}, unk_token="<pad>"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>").save_pretrained(folder)
+    golden, tokenizer, pair = dict(np.load(folder / "pair.npz")), load_tokenizer(folder), load_pair(folder)
+    real = [row[on] for row, on in zip(golden["tokens"], golden["mask"], strict=True) if on[0]]
+    assert len(real[0]) > len(real[1])
+    texts = [" ".join("<pad>" if i == 1 else f"w{i}" for i in row) for row in real]
+    tokens, mask = tokenizer.batch(texts)
+    np.testing.assert_array_equal(tokens, golden["filled"])
+    assert mask.all()
+    short = padded(real, 1)
+    with jax.default_matmul_precision("highest"):
+        found = embedding(pair.text.weights, tokens, pair.text.cfg, mask)
+        ragged = embedding(pair.text.weights, short.tokens, pair.text.cfg, short.mask)
+    np.testing.assert_allclose(found, golden["filled_text"], atol=TOLERANCE)
+    assert np.abs(ragged - golden["filled_text"]).max() > 1e-2
+    with pytest.raises(UserError, match="has 33 tokens, more than length=32"):
+        tokenizer.batch("w2 " * 33)
+    with pytest.raises(UserError, match="padding, and was trained with it on the right"):
+        tokenizer.batch(texts, side="left")
 
 
 def test_every_scalar_is_read(pair, golden):

@@ -75,6 +75,22 @@ def test_too_few_labellings_or_too_many_equal_ones_find_nothing():
     assert not reported(np.zeros((50, 200, 2))).any()
 
 
+def test_nan_is_refused():
+    """NaN sorts above every number: one was a discovery, and moved the others up."""
+    bound, t = np.array([[5.0], [3.0], [1.0]]), np.full((80, 1), 4.0)
+    t[3] = np.nan
+    for call in (
+        lambda: discoveries(t, bound),
+        lambda: keep_largest(None, t, 3),
+        lambda: envelope(t[None].repeat(20, 1)),
+    ):
+        with pytest.raises(UserError, match=r"values of the statistic are NaN.*Leave those units out"):
+            call()
+    with pytest.raises(UserError, match="1 of 3 values of the bound are NaN"):
+        discoveries(np.zeros((80, 1)), np.array([[np.nan], [3.0], [1.0]]))
+    assert discoveries(np.delete(t, 3, 0), bound).sum() == 79
+
+
 def test_rates_outside_0_and_1_are_refused():
     for options in ({"rate": 0.0, "level": 0.05}, {"rate": 0.05, "level": 1.0}):
         with pytest.raises(UserError, match="above 0 and below 1"):

@@ -17,6 +17,7 @@ from jaxneuro.models import Transformer, load, save_pretrained
 from jaxneuro.study import StudyConfig, run_study, steps
 from jaxneuro.study import run as study_run
 from jaxneuro.study.config import CardConfig, DictionaryConfig, EffectConfig, SelectConfig, TextConfig
+from jaxneuro.study.judging import METRICS, _curves
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def config(model_folder, groups_file, tmp_path_factory):
         select=SelectConfig(top_rate=0.1, shuffles=40, responses_per_group=8),
         effect=EffectConfig(tokens_per_group=32, batch=4, chunk=8),
         cards=CardConfig(per_group=2, dosed=1, latents=4, tokens=3, examples=2, context=3, doses=(0.0, 4.0)),
-        dictionary=DictionaryConfig(expansion=4, k=4, steps=6, batch=32, max_tokens=200),
+        dictionary=DictionaryConfig(expansion=4, k=4, steps=6, batch=32, max_tokens=200, dead_after_tokens=96),
     )
 
 
@@ -56,6 +57,20 @@ def test_results_say_what_the_readme_promises(done, config):
     assert 0 < results["dictionary"]["l0"] <= config.dictionary.k
     decided = {"text.bos": "auto"}
     assert results["config"] == json.loads(json.dumps(config.identity() | decided))
+
+
+def test_dead_latents_are_counted_once_they_can_be_and_absent_before(done, config, tmp_path):
+    """After 96 tokens without being on a latent is dead, so the first 3 steps of 32 tokens say nothing of it."""
+    lines = (done / METRICS).read_text().splitlines()
+    known = [json.loads(line).get("dead_fraction") for line in lines]
+    assert [v is None for v in known] == [True] * 3 + [False] * 3
+    assert all("dead_fraction" not in line for line in lines[:3])
+    curves = json.loads((done / "dictionary.json").read_text())["curves"]
+    assert curves["dead_fraction"] == known
+    assert curves["tokens"] == [32 * (i + 1) for i in range(6)]
+    assert "Dead latents over 192 training tokens" in (done / "report.html").read_text()
+    (tmp_path / METRICS).write_text("\n".join(lines[:3]))  # a run that ended before: no curve, no 0
+    assert sorted(_curves(tmp_path / METRICS)) == ["fvu", "l0", "tokens"]
 
 
 def test_effect_of_nothing_is_nothing(done):

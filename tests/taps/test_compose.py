@@ -278,7 +278,7 @@ class Layer(nnx.Module):
 
 def test_a_flax_module_as_an_argument(x):
     layer = Layer(nnx.Rngs(0))
-    expected = jax.nn.relu(x @ layer.dense.kernel[...] + layer.dense.bias[...])
+    expected = jax.nn.relu(x @ layer.dense.kernel[...] + layer.dense.bias[None])
     _out, got = jax.jit(capture(lambda m, x: m(x).sum(), "act"))(layer, x)
     toy.close(got["act"], expected)
     toy.close(intervene(lambda m, x: m(x), zero("act", unit=0))(layer, x), expected.at[:, 0].set(0))

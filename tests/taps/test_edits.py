@@ -79,7 +79,7 @@ def test_many_layers_at_once(chain, ws, x):
 
 def test_one_row_per_layer(chain, ws, x):
     rows = jnp.arange(1.0, toy.L + 1)[:, None] * VECTOR[None]
-    plus = lambda n: lambda v: v + rows[n]  # noqa: E731
+    plus = lambda n: lambda v: v + rows[n, None]  # noqa: E731
     every = edited(ws, x, *((("blocks.post", i), plus(i)) for i in range(toy.L)))[0]
     two = edited(ws, x, (("blocks.post", 2), plus(0)), (("blocks.post", 0), plus(1)))[0]
     one = edited(ws, x, (("blocks.post", 1), plus(1)))[0]

@@ -152,6 +152,8 @@ def test_no_number_is_shown_before_a_step_learned(live, changed, monkeypatch):
     assert {part for text in early for part in text.split(", ") if not part.endswith("tokens/s")} <= {"", "compiling"}
     assert all("fvu " in text and "fvu 0," not in text for title, done, text in shown if title == "train" and done >= 2)
     assert shown[-1][:2] == ("train", 4)
+    assert "dead: not yet countable" in shown[-1][2]
+    assert not any("dead_fraction" in text for *_, text in shown)
 
 
 def test_ids_and_positions_are_left_out_of_training_and_judging(live, changed):

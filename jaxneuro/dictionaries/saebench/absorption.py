@@ -190,7 +190,7 @@ def _splits(
     z: Array, y: Array, w: Array, z_test: Array, y_test: Array, l1: float, l2: float, *, sizes: tuple[int, ...]
 ) -> tuple[Array, Array]:
     """Latents [n_classes, max_split] and F1 of probes on the first 1, 2, ... of them, [n_classes, max_split]."""
-    no_weighs_one = w / jnp.min(jnp.where(y, jnp.inf, w), axis=0)  # the unit of l1 in the original
+    no_weighs_one = w / jnp.min(jnp.where(y, jnp.inf, w), axis=0, keepdims=True)  # the unit of l1 in the original
     order = jax.lax.top_k(sparse_logistics(z, y, no_weighs_one, l1).w, sizes[-1])[1]
 
     def one_class(c: tuple[Array, ...]) -> Array:

@@ -111,7 +111,7 @@ def sparse_logistics(
     n, d = x.shape
     unit = jnp.sqrt(jnp.mean(jnp.square(x), axis=0))
     inverse = jnp.where(unit > 0, 1 / jnp.where(unit > 0, unit, 1), 0)
-    x = jnp.concatenate([x * inverse, jnp.ones((n, 1), jnp.float32)], axis=1)
+    x = jnp.concatenate([x * inverse[None], jnp.ones((n, 1), jnp.float32)], axis=1)
     price = jnp.append(l1 * inverse, 0).astype(jnp.float32)[:, None]
     sign = jnp.where(y, jnp.float32(1), jnp.float32(-1))
 
@@ -120,7 +120,9 @@ def sparse_logistics(
         return v / jnp.linalg.norm(v)
 
     v = jax.lax.fori_loop(0, 30, power, jnp.ones(d + 1, jnp.float32))
-    steepest = 1.1 * 0.25 * jnp.max(weight, axis=0) * jnp.sum(jnp.square(x @ v)) / jnp.sum(jnp.square(v)) / n
+    steepest = (
+        1.1 * 0.25 * jnp.max(weight, axis=0, keepdims=True) * jnp.sum(jnp.square(x @ v)) / jnp.sum(jnp.square(v)) / n
+    )
 
     def step(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         w, ahead, t = carry

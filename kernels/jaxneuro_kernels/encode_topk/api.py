@@ -181,7 +181,7 @@ def _dense_jvp(primals, tangents):
     def product(a, c):
         return jnp.dot(a, c.T, preferred_element_type=jnp.float32)
 
-    return pre, (product(dx, w) + product(x, dw) + db.astype(jnp.float32)).astype(pre.dtype)
+    return pre, (product(dx, w) + product(x, dw) + db.astype(jnp.float32)[None]).astype(pre.dtype)
 
 
 _dense = jax.custom_jvp(_dense_primal)
