@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model does not have is refused in one sentence, the same by every command."""
 
+import dataclasses
+import shutil
+
 import pytest
 
 from jaxneuro.cli import main
+from jaxneuro.data import load_tokenizer
+from jaxneuro.io.sources import resolve
+from jaxneuro.models import Transformer, save_pretrained
+
+from ..models.conftest import CONFIGS, random_weights
 
 BEYOND = {
-    "study": ["--model", "bundled", "--window", "513"],
-    "capture": ["bundled", "--site", "blocks.0.resid_post", "--window", "513"],
+    "study": ["--model", "MODEL", "--window", "513"],
+    "capture": ["MODEL", "--site", "blocks.0.resid_post", "--window", "513"],
     "train-dictionary": [
-        *("--batch", "513", "live", "--context", "513", "--site", "blocks.0.resid_post"),
+        *("--batch", "513", "live", "--model", "MODEL", "--context", "513", "--site", "blocks.0.resid_post"),
         *("topk", "--n-latents", "8", "--k", "2"),
     ],
 }
@@ -32,12 +40,22 @@ def said(capsys, command, arguments, out):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A GPT-2 with 512 learned positions and the bundled tokenizer."""
+    folder = tmp_path_factory.mktemp("table")
+    cfg = dataclasses.replace(CONFIGS["gpt2"], n_ctx=512, d_vocab=load_tokenizer("bundled").n_vocab)
+    save_pretrained(Transformer(cfg, random_weights(cfg)), folder)
+    for file in resolve("bundled").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("command", BEYOND)
-def test_windows_beyond_the_models_context(command, capsys, tmp_path):
-    """The bundled model has rotary positions, so that nothing but its config ends them."""
-    line = said(capsys, command, BEYOND[command], tmp_path / "out")
-    assert "513" in line
-    assert "only 512 positions" in line
+def test_windows_beyond_a_table_of_positions(command, table, capsys, tmp_path):
+    arguments = [table if word == "MODEL" else word for word in BEYOND[command]]
+    line = said(capsys, command, arguments, tmp_path / "out")
+    assert "513 positions are asked for, but this model has learned only 512. Choose a smaller --window." in line
 
 
 @pytest.mark.parametrize("name", LAYERS)
