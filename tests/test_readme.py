@@ -4,17 +4,23 @@
 import json
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
 
 import pytest
 
+from jaxneuro.cli import main
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_blocks_run(tmp_path, monkeypatch, optimised):
+(GENERATE,) = re.findall(r"^    jaxneuro (generate .*)$", README, re.MULTILINE)
+
+
+def test_python_blocks_run(tmp_path, monkeypatch, optimised, capsys):
     """One after the other, as a reader would."""
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -25,8 +31,13 @@ def test_python_blocks_run(tmp_path, monkeypatch, optimised):
     assert names["acts"]["blocks.*.mlp.post"].shape[0] == names["model"].cfg.n_layers
     few = names["ablations"](names["model"].weights, names["tokens"], names["jax"].numpy.arange(3))
     assert few.shape == (3, names["model"].cfg.d_vocab)
-    change = names["steered"](names["model"].weights, names["tokens"]) - names["logits"]
-    assert abs(change).max() > 1e-3
+    said = re.findall(r'^(complete.*\[0\]\.text)  # (".*")$', README, re.MULTILINE)
+    assert len(said) == 2
+    for call, text in said:
+        assert repr(eval(call, names)) == repr(eval(text)), call
+    capsys.readouterr()
+    assert main(shlex.split(GENERATE)) == 0
+    assert capsys.readouterr().out == f"Die folgenden{eval(said[1][1])}\n"
     assert names["learned"].encode(names["x"][:3]).shape == (3, 512)
 
 

@@ -94,10 +94,11 @@ def _within(v: float, low: float | None, high: float | None) -> bool:
 
 
 def check_counts(config: Any, most: Mapping[str, int] | None = None) -> None:
-    """Every whole number of a command's configuration: of 32 bits, unless the command says otherwise by its name.
+    """Every number of a command's configuration: finite, and if it is whole of 32 bits, unless the command says
+    otherwise by its name.
 
     Raises:
-      UserError: the first that is too large.
+      UserError: the first that is not.
     Example:
       >>> @dataclasses.dataclass
       ... class Job:
@@ -106,23 +107,25 @@ def check_counts(config: Any, most: Mapping[str, int] | None = None) -> None:
       Traceback (most recent call last):
       jaxneuro.errors.UserError: pos = 1099511627776 is above 2147483647.
     """
-    for name, n in _whole_numbers(config):
-        if abs(n) > (end := {"seed": 2**32 - 1, **(most or {})}.get(name, LARGEST)):
+    for name, n in _numbers(config):
+        if isinstance(n, float) and not math.isfinite(n):
+            raise UserError(f"{name} = {n} is no finite number.")
+        if isinstance(n, int) and abs(n) > (end := {"seed": 2**32 - 1, **(most or {})}.get(name, LARGEST)):
             raise UserError(f"{name} = {n} is {'above' if n > 0 else 'below'} {end if n > 0 else -end}.")
 
 
-def _whole_numbers(part: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """Every integer of a configuration, and of its sweep, with its name."""
+def _numbers(part: Any, path: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number of a configuration, and of its sweep, with its name."""
     if dataclasses.is_dataclass(part):
         for f in dataclasses.fields(part):
-            yield from _whole_numbers(getattr(part, f.name), f"{path}.{f.name}" if path else f.name)
+            yield from _numbers(getattr(part, f.name), f"{path}.{f.name}" if path else f.name)
     elif isinstance(part, Mapping):
         for name, values in part.items():
-            yield from _whole_numbers(values, name if path == "sweep" else f"{path}.{name}")
+            yield from _numbers(values, name if path == "sweep" else f"{path}.{name}")
     elif isinstance(part, tuple):
         for value in part:
-            yield from _whole_numbers(value, path)
-    elif isinstance(part, int):
+            yield from _numbers(value, path)
+    elif isinstance(part, int | float):
         yield path, part
 
 

@@ -23,7 +23,7 @@ class EffectMatrix:
     """What silencing does. G silenced sets (rows), K measured groups (columns), R random sets per row."""
 
     matrix: np.ndarray
-    """float64 [G, K]: measure with the set silenced minus measure without."""
+    """float64 [G, K]: measure with the set silenced minus measure without; NaN of a set without neurons."""
     random: np.ndarray
     """float64 [G, R, K]: the same for random sets matched in size per layer."""
     base: np.ndarray
@@ -47,9 +47,10 @@ class EffectMatrix:
 
     @property
     def z(self) -> np.ndarray:
-        """(matrix - random_mean) / random_std; 0 where the random sets do not differ (an empty set)."""
+        """(matrix - random_mean) / random_std; 0 where the random sets do not differ, NaN of an empty set."""
         spread = self.random_std
-        return np.where(spread > 0, (self.matrix - self.random_mean) / np.where(spread > 0, spread, 1), 0.0)
+        same = np.where(np.isnan(spread), np.nan, 0.0)
+        return np.where(spread > 0, (self.matrix - self.random_mean) / np.where(spread > 0, spread, 1), same)
 
 
 def replace(x: Array, off: Bool[Array, " neuron"], fill: Array) -> Array:
@@ -166,7 +167,7 @@ def effect_matrix(
 
         matrix[i, j] = measure_j(set i silenced) - measure_j(nothing silenced)
 
-    1 + G (1 + R) runs over the batches, all in the one program of `silence`.
+    1 + G (1 + R) runs over the batches, all in the one program of `silence`; a set without neurons is not run.
 
     Args:
       chosen: bool [G, L, F], the neurons of each group.
@@ -186,11 +187,13 @@ def effect_matrix(
     random = matched_random_sets(chosen, n_random, seed)
     rows = np.concatenate([np.zeros((1, *chosen.shape[1:]), bool), chosen, random.reshape(-1, *chosen.shape[1:])])
     n_groups = n_groups or len(chosen)
-    mean, weight = silence(
-        apply, weights, site, rows, batches, n_groups, measure=measure, fill=fill, chunk=chunk, progress=progress
+    run = rows.any((1, 2)) | (np.arange(len(rows)) == 0)  # the first is the model as it is
+    found, weight = silence(
+        apply, weights, site, rows[run], batches, n_groups, measure=measure, fill=fill, chunk=chunk, progress=progress
     )
+    mean = np.full((len(rows), n_groups), np.nan)
+    mean[run] = found
     base, n = mean[0], len(chosen)
-    mean = np.where(rows.any((1, 2))[:, None], mean, base)  # an empty set has no effect, whatever the order of sums
     named = measure_named(measure)
     return EffectMatrix(
         matrix=mean[1 : 1 + n] - base,

@@ -203,6 +203,8 @@ def _effect(data: Mapping[str, Any]) -> Finding | None:
         detail += f" (z from {number(low.z, 2)}, {_names([low.group])}, to {number(high.z, 2)}, {_names([high.group])})"
     unclear = [r.group for r in rows if r not in clear]
     detail += f". {rows_said}" + (f" Not clear: {_names(unclear)}." if unclear else "")
+    if empty := [r.group for r in effect_rows(data["groups"], effect) if r.size == 0]:
+        detail += f" No neurons to silence: {_names(empty)}."
     few = too_few(effect, data["groups"], matter_of(data).windows)
     return Finding(claim, f"{few} {detail}".strip(), None if few else not unclear)
 

@@ -3,7 +3,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -276,16 +276,25 @@ _RANGES = {
     "dictionary.batch": (1, None),
     "dictionary.max_tokens": (1, None),
     "dictionary.dead_after_tokens": (1, None),
+    "dictionary.learning_rate": (1e-12, 1e3),
+    "dictionary.latents": (0, None),
+    "text.without_ids": (0, None),
 }
+
+
+def check_ranges(flat: Mapping[str, Any], ranges: Mapping[str, tuple[float, float | None]]) -> None:
+    """Raises: UserError: a number, or one of several, is below or above what its name allows."""
+    for key, (low, high) in ranges.items():
+        for value in flat[key] if isinstance(flat[key], list | tuple) else [flat[key]]:
+            if value is not None and (value < low or (high is not None and value > high)):
+                allowed = f"at least {low}" if high is None else f"between {low} and {high}"
+                raise UserError(f"{key} = {value} is out of range: it must be {allowed}.")
 
 
 def _check(config: StudyConfig) -> None:
     check_counts(config)
     flat = config.identity()
-    for key, (low, high) in _RANGES.items():
-        if flat[key] is not None and (flat[key] < low or (high is not None and flat[key] > high)):
-            allowed = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise UserError(f"{key} = {flat[key]} is out of range: it must be {allowed}.")
+    check_ranges(flat, _RANGES)
     if config.pictures is not None and config.groups != StudyConfig.groups:
         raise UserError("groups (text) and pictures are both given. Leave one of them out: --groups or --pictures.")
     if config.pictures is not None and (wrong := [n for n in _OF_TOKENS if getattr(config.text, n) not in (None, ())]):

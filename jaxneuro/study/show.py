@@ -11,10 +11,20 @@ from ..console import say
 from ..data import Bos, TextFields
 from ..errors import UserError, quoted, shown
 from ..io import read_json, write_json
-from .config import CardConfig, DictionaryConfig, EffectConfig, StudyConfig, TextConfig
+from ..io.fields import check_counts
+from .config import CardConfig, DictionaryConfig, EffectConfig, StudyConfig, TextConfig, check_ranges
 from .folder import RunFolder
 from .run import summary
 
+_RANGES: Final = {
+    "seed": (0, None),
+    "n": (0, None),
+    "window": (8, None),
+    "max_tokens_per_group": (1, None),
+    "max_norm": (1.01, None),
+    "without_ids": (0, None),
+}
+"""As of a study."""
 _TOKENS: Final = 4096
 """Of a forward pass: windows per pass are as many as hold them."""
 
@@ -100,6 +110,8 @@ def study_of(asked: ShowDictionary) -> StudyConfig:
     """
     from .given import begins, open_given
 
+    check_counts(asked)
+    check_ranges(dataclasses.asdict(asked), _RANGES)
     latents = numbers(asked.latents)
     chosen = DictionaryConfig(path=asked.path, subfolder=asked.subfolder, site=asked.site, latents=latents)
     given = open_given(chosen)

@@ -14,8 +14,10 @@ from jax.tree_util import Partial
 from ..activations import ActivationArray, JsonLines, rich_progress, run
 from ..activations.metrics import Counted
 from ..axes import by_position
+from ..console import say
 from ..data import batches, in_turns
 from ..dictionaries import Placement, SparseCoder, Training, save_saelens, topk
+from ..errors import shown
 from ..io import write_json
 from ..neurons import (
     MEASURES,
@@ -197,7 +199,9 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
     """Silence every group's chosen neurons, measure every group, beside layer-matched random sets."""
     config = inputs.config
     chosen = np.moveaxis(folder.arrays("neurons.npz")["chosen"], -1, 0)
-    n_random = config.effect.random_sets if chosen.any() else min(2, config.effect.random_sets)  # of nothing: all alike
+    n_random = config.effect.random_sets
+    if empty := [shown(g) for g, mine in zip(inputs.groups, chosen, strict=True) if not mine.any()]:
+        say(f"no neurons of {', '.join(empty)}: nothing is silenced for {'it' if len(empty) == 1 else 'them'}")
     with rich_progress("3/6 silencing") as progress:
         result = effect_matrix(
             inputs.output,
@@ -225,9 +229,9 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
         {
             "measure": result.measure,
             "unit": result.unit,
-            "matrix": result.matrix.tolist(),
-            "random_mean": result.random_mean.tolist(),
-            "random_std": result.random_std.tolist(),
+            "matrix": _known(result.matrix),
+            "random_mean": _known(result.random_mean),
+            "random_std": _known(result.random_std),
             "n_random": n_random,
             "axes": {
                 "matrix": ["silenced group", "measured group"],
@@ -241,6 +245,11 @@ def effect(inputs: Inputs, folder: RunFolder) -> None:
             "base": result.base.tolist(),
         },
     )
+
+
+def _known(rows: np.ndarray) -> list[list[float | None]]:
+    """Rows of numbers, null where nothing was run: a group without neurons."""
+    return [[None if math.isnan(v) else v for v in row] for row in rows.tolist()]
 
 
 def cards(inputs: Inputs, folder: RunFolder) -> None:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,13 +105,26 @@ def test_a_model_that_gives_its_loss_is_measured_the_same(toy):
     np.testing.assert_array_equal(n, m)
 
 
-def test_an_empty_set_has_no_effect_and_z_0(toy):
+def test_an_empty_set_is_not_run_and_has_no_number(toy, monkeypatch):
+    module, asked = sys.modules["jaxneuro.neurons.effect"], []
+    real = module.silence
+
+    def counted(apply, weights, site, sets, *rest, **how):
+        asked.append(len(sets))
+        return real(apply, weights, site, sets, *rest, **how)
+
+    monkeypatch.setattr(module, "silence", counted)
     empty = toy.chosen.copy()
     empty[1] = False
     got = effect_matrix(toy.apply, toy.weights, toy.site, empty, toy.batches[:2], n_random=2, chunk=4)
-    assert (got.matrix[1] == 0).all()
-    assert (got.z[1] == 0).all()
-    assert np.isfinite(got.z).all()
+    others = np.arange(len(empty)) != 1
+    for numbers in (got.matrix, got.z, got.random_mean, got.random_std):
+        assert np.isnan(numbers[1]).all()
+        assert np.isfinite(numbers[others]).all()
+    assert asked == [1 + 3 * others.sum()], "the model as it is, and of each other set itself and two random ones"
+    monkeypatch.undo()
+    full = effect_matrix(toy.apply, toy.weights, toy.site, toy.chosen, toy.batches[:2], n_random=2, chunk=4)
+    np.testing.assert_allclose(got.matrix[others], full.matrix[others], atol=1e-6)
 
 
 def test_mean_ablation_fills_instead_of_zeroing(toy):

@@ -4,6 +4,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxneuro.errors import UserError
@@ -42,3 +43,27 @@ def test_numbers_out_of_range(config, message):
 def test_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         StudyConfig().seed = 1  # type: ignore[misc]
+
+
+def test_the_small_preset_can_judge(monkeypatch):
+    """Every bundled group is left with enough measured windows for a verdict, of several documents."""
+    from jaxneuro.data import draw_windows, load_tokenizer, read_groups, windows
+    from jaxneuro.reports.findings import FEWEST_WINDOWS
+    from jaxneuro.study.inputs import _split
+
+    def measured(config):
+        text = config.text
+        rows = windows(read_groups("bundled"), load_tokenizer("bundled"), length=text.window, packing="apart")
+        used = draw_windows(rows, text.max_tokens_per_group, config.seed)
+        _, kept = _split(used, config.seed, text.measured, config.effect.tokens_per_group)
+        return np.bincount(kept.group), [len(np.unique(kept.block[kept.group == k])) for k in range(9)]
+
+    small = StudyConfig(preset="small").resolved()
+    found, documents = measured(small)
+    assert len(found) == 9
+    assert found.min() >= FEWEST_WINDOWS
+    assert min(documents) >= 2
+    assert small.picture.measured_per_group >= FEWEST_WINDOWS
+    before = dataclasses.replace(small, text=dataclasses.replace(small.text, window=128))
+    before = dataclasses.replace(before, effect=dataclasses.replace(small.effect, tokens_per_group=256))
+    assert measured(before)[0].max() < FEWEST_WINDOWS, "what this test is for"
