@@ -28,7 +28,9 @@ def kind(cfg):
 KINDS = {kind(cfg): c for c, cfg in CFGS.items() if cfg.causal and cfg.image is None and cfg.mixer is None}
 BOTH_WAYS = sorted(c for c, cfg in CFGS.items() if not cfg.causal or cfg.image is not None)
 LENGTH, PROMPT, SHORT = 20, 16, 18
-TOLERANCE = 2e-5  # the same sums in another order: float32 rounding of these models' logits is up to 6e-6
+# Two orders of the same sums. On one machine float32 rounding of these models' logits, up to 9 in size, is up to 6e-6;
+# with --reordered two programs were 2.2e-5 apart in one of 1,680 logits. The smallest known mistake is 9e-5.
+TOLERANCE = 4e-5
 
 
 @pytest.mark.parametrize("name", KINDS.values())
