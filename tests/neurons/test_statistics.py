@@ -198,6 +198,7 @@ def test_no_array_of_all_layers_and_positions_is_ever_held(toy):
 
 
 def test_other_values_do_not_compile_again(toy, method, table, labels):
+    toy.run(method, toy.make_batches(), toy.weights, labels)  # `this_machine` forgets programs
     before = toy.compiled(method)[1]._cache_size()
     other = [{**b, "counted": b["mask"]} for b in toy.make_batches(seed=9)]
     again = toy.run(method, other, toy.plain, labels[::-1])
