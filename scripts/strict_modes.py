@@ -4,7 +4,7 @@
     JAX_NUMPY_RANK_PROMOTION=raise JAX_DEBUG_NANS=1 JAX_CHECK_TRACER_LEAKS=1 python -OO scripts/strict_modes.py
 
 A mode raises where it is violated; what comes out is looked at for NaN and infinity. tests/test_strict_modes.py runs
-the same cases under rank promotion "raise".
+the same cases under rank promotion "raise", and some under the search for leaks, which turns caches of traces off.
 """
 
 import sys
@@ -120,10 +120,10 @@ def trained(name: str) -> Callable[[], Any]:
     return run
 
 
-CASES: Final[dict[str, Callable[[], Any]]] = {
-    **{f.__name__: f for f in (captured, intervened, differentiated, swept, generated, statistics)},
-    **{name: trained(name) for name in METHODS},
+KINDS: Final[dict[str, Callable[[], Any]]] = {
+    f.__name__: f for f in (captured, intervened, differentiated, swept, generated, statistics)
 }
+CASES: Final[dict[str, Callable[[], Any]]] = {**KINDS, **{name: trained(name) for name in METHODS}}
 
 
 def check(name: str) -> None:

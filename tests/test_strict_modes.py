@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every kind of call traces where numpy's rank promotion is an error, and commands say the same under python -OO."""
+"""Every kind of call traces where numpy's rank promotion is an error and leaks no tracer; help texts under -OO."""
 
 import os
 import pathlib
@@ -19,6 +19,19 @@ STRICT = runpy.run_path(str(ROOT / "scripts" / "strict_modes.py"))
 def test_every_kind_traces_without_rank_promotion(name):
     with jax.numpy_rank_promotion("raise"):
         STRICT["check"](name)
+
+
+@pytest.mark.parametrize("name", [*STRICT["KINDS"], "topk"])
+def test_no_kind_leaks_a_tracer(name):
+    """Of the methods one, as each costs seconds: caches are off. scripts/strict_modes.py runs all so."""
+    with jax.checking_leaks():
+        STRICT["check"](name)
+
+
+def test_a_leak_is_an_error_there():
+    kept = []
+    with jax.checking_leaks(), pytest.raises(Exception, match="Leaked"):
+        jax.jit(lambda x: kept.append(x) or x)(1.0)
 
 
 def test_rank_promotion_is_an_error_there():
