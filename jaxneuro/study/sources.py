@@ -132,7 +132,7 @@ def _windows(
                            for k, name in enumerate(sizes) if name in small)  # fmt: skip
         raise UserError(
             f"at least {text.min_windows} windows of {length} tokens are needed per group, to study and to measure on; "
-            f"group {listed}. Add text, choose a smaller --window, or leave them out with --leave-out-small."
+            f"group {listed}. Add text, choose a smaller --window, or leave them out with leave_out_small=True."
         )
     if small:
         kept = {name: groups[name] for name in sizes if name not in small}

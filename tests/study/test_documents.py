@@ -97,7 +97,7 @@ def test_a_group_of_one_document_is_split_by_windows_and_claims_no_more(config, 
 def test_tiny_groups_are_refused_with_the_flag_or_left_out_and_said(config, tmp_path):
     groups = write(tmp_path / "tiny.jsonl", {"a": [60] * 9, "b": [60] * 9, "tiny": [2]})
     asked = dataclasses.replace(config, groups=groups)
-    with pytest.raises(UserError, match=r"group 'tiny' has 1 \(\d+ tokens\)\. .*--leave-out-small"):
+    with pytest.raises(UserError, match=r"group 'tiny' has 1 \(\d+ tokens\)\. .*leave_out_small=True"):
         load_inputs(asked)
     inputs = load_inputs(dataclasses.replace(asked, text=dataclasses.replace(asked.text, leave_out_small=True)))
     assert inputs.groups == ("a", "b")

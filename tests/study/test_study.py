@@ -175,7 +175,7 @@ def test_one_group_only(model_folder, tmp_path):
 def test_too_little_text(model_folder, tmp_path):
     path = tmp_path / "short.jsonl"
     path.write_text("".join(json.dumps({"text": "a b", "group": g}) + "\n" for g in "ab"))
-    with pytest.raises(UserError, match=r"group 'a' has 1 \(\d+ tokens\), 'b' has 1 .*--leave-out-small"):
+    with pytest.raises(UserError, match=r"group 'a' has 1 \(\d+ tokens\), 'b' has 1 .*leave_out_small=True"):
         run_study(
             StudyConfig(model=str(model_folder), groups=str(path), out=tmp_path / "run", text=TextConfig(window=64))
         )
