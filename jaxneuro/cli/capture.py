@@ -143,7 +143,7 @@ def run_capture(config: Capture) -> Path:
       >>> run_capture(Capture(site=("blocks.*.mlp.post",), keep="moments"))        # doctest: +SKIP
       PosixPath('jaxneuro-activations')
     """
-    from ..io.files import clear_temporary, missing, nothing_left
+    from ..io.files import before, clear_temporary, nothing_left
     from ..models.sharding import device_mesh
 
     for name, least in {"context": 2, "batch": 1, "seed": 0}.items():
@@ -158,7 +158,7 @@ def run_capture(config: Capture) -> Path:
     mesh = device_mesh(dataclasses.asdict(config.devices))
     if config.batch % config.devices.data:
         raise UserError(f"batch = {config.batch} windows cannot be dealt to devices.data = {config.devices.data}.")
-    with nothing_left(config.out, missing(config.out)):
+    with nothing_left(config.out, before(config.out)):
         _capture(config, mesh)
     say(f"{config.out} is complete")
     return config.out

@@ -13,9 +13,9 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
@@ -227,22 +227,42 @@ def save_npz(path: str | os.PathLike, **arrays: np.ndarray) -> None:
         np.savez_compressed(f, **arrays, allow_pickle=False)
 
 
-def missing(folder: Path) -> list[Path]:
-    """The folder and those around it that are not there yet, innermost first."""
-    return [p for p in (folder, *folder.parents) if not p.exists()]
+class Before(NamedTuple):
+    """What was there when a command began."""
+
+    missing: tuple[Path, ...]
+    """Of a folder and those around it, the ones that were not there, innermost first."""
+    names: frozenset[str]
+    """What the folder held."""
+
+
+def before(folder: Path) -> Before:
+    """How a folder is before a command uses it."""
+    missing = tuple(p for p in (folder, *folder.parents) if not p.exists())
+    return Before(missing, frozenset(p.name for p in folder.iterdir()) if folder.is_dir() else frozenset())
+
+
+def holds(record: Path, keys: Collection[str]) -> bool:
+    """Whether a file is the record of a run: JSON with these keys. One of that name may be somebody else's.
+
+    Raises:
+      UserError: it is there and no JSON.
+    """
+    said = read_json(record) if record.exists() else None
+    return isinstance(said, dict) and set(keys) <= said.keys()
 
 
 @contextlib.contextmanager
-def nothing_left(folder: Path, made: Sequence[Path], claim: Collection[str] = ()) -> Iterator[None]:
-    """A command's folder; where it ends before anything was computed, the folders that were made for it go.
+def nothing_left(folder: Path, was: Before, claim: Collection[str] = ()) -> Iterator[None]:
+    """A command's folder; where it ends before anything was computed, what was made for it goes, and nothing else.
 
     Args:
-      made: what `missing` gave before the folder was made. Where there is a lock, enter this under it.
+      was: what `before` gave before the folder was made. Where there is a lock, enter this under it.
       claim: names of files that say whose the folder is: with these and empty files alone it holds no result.
     Example:
       >>> import tempfile
       >>> out = Path(tempfile.mkdtemp()) / "a" / "b"
-      >>> with nothing_left(out, missing(out), {"config.json"}):
+      >>> with nothing_left(out, before(out), {"config.json"}):
       ...     out.mkdir(parents=True)
       ...     _ = (out / "config.json").write_text("{}")
       >>> out.parent.exists()
@@ -251,11 +271,10 @@ def nothing_left(folder: Path, made: Sequence[Path], claim: Collection[str] = ()
     try:
         yield
     finally:
-        there = list(folder.iterdir()) if folder.is_dir() else []
-        if all(p.name in claim or (p.is_file() and not p.stat().st_size) for p in there):
-            for path in there:
+        new = [p for p in folder.iterdir() if p.name not in was.names] if folder.is_dir() else []
+        if all(p.name in claim or (p.is_file() and not p.stat().st_size) for p in new):
+            for path in new:
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # one of them holds something by now
-                for path in made:
-                    if path.exists():
-                        path.rmdir()
+            for path in was.missing:
+                with contextlib.suppress(OSError):  # it holds something by now, or was never made
+                    path.rmdir()

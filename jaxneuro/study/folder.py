@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..io import read_json, write_json
-from ..io.files import clear_temporary, missing, nothing_left
+from ..io.files import before, clear_temporary, holds, nothing_left
 from ..io.npy import read_npz
 
 _CLAIM: Final = frozenset({".lock", "run.json"})
@@ -52,12 +52,16 @@ class RunFolder:
         record = self / "run.json"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a folder. Choose another --out.")
-        if self.path.exists() and not record.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+        if (
+            self.path.exists()
+            and not holds(record, ("identity",))
+            and any(p.name != ".lock" for p in self.path.iterdir())
+        ):
             raise UserError(
                 f"{self.path} holds something that is not a study. Choose an empty or a new folder for --out."
             )
-        made = missing(self.path)
-        with self._locked(), nothing_left(self.path, made, _CLAIM):
+        was = before(self.path)
+        with self._locked(), nothing_left(self.path, was, _CLAIM):
             clear_temporary(self.path, deep=True)
             if {p.name for p in self.path.iterdir()} <= _CLAIM:
                 record.unlink(missing_ok=True)  # a start that failed before anything was computed claims nothing

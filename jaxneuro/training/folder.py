@@ -15,7 +15,7 @@ from ..activations.lock import exclusive
 from ..dictionaries.native import BELOW
 from ..errors import UserError
 from ..io import read_json, write_json
-from ..io.files import clear_temporary, missing, nothing_left
+from ..io.files import before, clear_temporary, holds, nothing_left
 from ..versions import versions
 from .config import FREE, LENGTH, TrainConfig
 from .strict import plain
@@ -24,6 +24,8 @@ CONFIG: Final = "config.json"
 RESULTS: Final = "results.json"
 CHECKPOINTS: Final = "checkpoints"
 DICTIONARY: Final = BELOW
+_KEYS: Final = ("config", "started", "continued")
+"""Of a run's config.json."""
 
 
 @contextlib.contextmanager
@@ -40,14 +42,14 @@ def claimed(config: TrainConfig) -> Iterator[Path]:
     out = config.out
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, not a folder. Choose another --out.")
-    if out.exists() and not (out / CONFIG).exists() and {p.name for p in out.iterdir()} - {LOCK}:
+    if out.exists() and not holds(out / CONFIG, _KEYS) and {p.name for p in out.iterdir()} - {LOCK}:
         raise UserError(f"{out} holds something that is no training run. Choose an empty or a new folder for --out.")
-    made = missing(out)
-    with exclusive(out), nothing_left(out, made, {CONFIG, LOCK}):
+    was = before(out)
+    with exclusive(out), nothing_left(out, was, {CONFIG, LOCK}):
         clear_temporary(out, deep=True)
         begun = any((out / name).exists() for name in (CHECKPOINTS, DICTIONARY, RESULTS))
-        before = read_json(out / CONFIG) if begun else None
-        write_json(out / CONFIG, _record(config, before))
+        earlier = read_json(out / CONFIG) if begun else None
+        write_json(out / CONFIG, _record(config, earlier))
         yield out
 
 

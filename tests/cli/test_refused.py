@@ -37,3 +37,27 @@ def test_nothing_is_left(name, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine").mkdir()
     assert main([{"OUT": "mine"}.get(w, w) for w in REFUSED[name].split()]) == 2
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "mine"])
+
+
+FOREIGN = {".gitkeep": "", "notes": "", "config.json": '{"a": 1}', "run.json": "[1]", "results.json": "{}"}
+
+
+@pytest.mark.parametrize("name", ["train, no site", "capture, no site", "study, no text"])
+def test_files_of_somebody_else_stay(name, tmp_path, monkeypatch, capsys):
+    """Empty ones, and those that are called like a run's own."""
+    monkeypatch.chdir(tmp_path)
+    for file, text in FOREIGN.items():
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / file).write_text(text)
+        assert main([{"OUT": "mine"}.get(w, w) for w in REFUSED[name].split()]) == 2
+        assert {p.name: p.read_text() for p in mine.iterdir()} == {file: text}, file
+        (mine / file).unlink()
+        mine.rmdir()
+
+
+def test_a_path_over_a_folder_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["capture", "--out", "x/../y", "--site", "nosite"]) == 2
+    assert main(["study", "--out", "x/../y", "--groups", "none"]) == 2
+    assert not list(tmp_path.iterdir())
