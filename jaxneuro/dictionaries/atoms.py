@@ -8,10 +8,12 @@ from ..protocols import Method
 from .jumprelu import thresholded
 from .parts.inputs import Inputs
 from .parts.learner import Parameters
+from .parts.numbers import numbers_checked
 from .parts.selected import begin
 from .parts.training import Training
 
 
+@numbers_checked
 def atoms(
     n_latents: int,
     *,

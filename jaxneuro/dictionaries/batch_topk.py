@@ -2,10 +2,12 @@
 """BatchTopK: k latents per token on average, chosen over the whole batch (Bussmann et al., arXiv:2412.06410)."""
 
 from ..protocols import Method
+from .parts.numbers import numbers_checked
 from .parts.selected import AuxK, inference_threshold, selecting
 from .parts.training import Training
 
 
+@numbers_checked
 def batch_topk(
     n_latents: int,
     k: int,

@@ -18,6 +18,7 @@ from .parts import start
 from .parts.autoencode import Select, autoencode
 from .parts.inputs import Inputs
 from .parts.learner import Now, Outcome, Parameters, Recipe, Scales, learner
+from .parts.numbers import numbers_checked
 from .parts.optimise import ramp
 from .parts.silence import fired
 from .parts.training import Training
@@ -42,6 +43,7 @@ type Layer = Callable[[Parameters, Array, Inputs, Now, Bool[Array, "n_latents"]]
 """(one layer's parameters, its x, all inputs, now, which of its latents are dead) -> `Written`."""
 
 
+@numbers_checked
 def cross_layer_transcoder(
     n_latents: int,
     n_layers: int,

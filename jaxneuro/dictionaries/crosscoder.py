@@ -13,6 +13,7 @@ from ..errors import UserError, unknown
 from ..protocols import Method
 from .activations import TopK
 from .dictionary import SparseCoder
+from .parts.numbers import numbers_checked
 from .parts.selected import AuxK, inference_threshold, selecting
 from .parts.start import split_sites
 from .parts.training import Training
@@ -21,6 +22,7 @@ RULES: Final = {"batch_topk": lambda k: inference_threshold, "topk": lambda k: l
 """How latents are selected in training -> k -> what stands for it at inference."""
 
 
+@numbers_checked
 def crosscoder(
     n_latents: int,
     k: int,

@@ -11,11 +11,13 @@ from .activations import Gated
 from .parts.dense import Latents, against, dense
 from .parts.inputs import Inputs
 from .parts.learner import Now, Parameters
+from .parts.numbers import numbers_checked
 from .parts.optimise import ramp
 from .parts.selected import begin
 from .parts.training import Training
 
 
+@numbers_checked
 def gated(n_latents: int, l1: float, *, l1_warmup_steps: int = 0, training: Training = Training()) -> Method:
     """A Gated dictionary: the L1 penalty chooses latents without shrinking them.
 

@@ -4,10 +4,12 @@
 from ..errors import UserError
 from ..protocols import Method
 from .activations import GroupMax
+from .parts.numbers import numbers_checked
 from .parts.selected import AuxK, selecting
 from .parts.training import Training
 
 
+@numbers_checked
 def group_max(n_latents: int, k: int, *, auxk: AuxK | None = AuxK(), training: Training = Training()) -> Method:
     """A GroupMax dictionary: as `topk`, but every latent competes only with its n_latents / k neighbours.
 

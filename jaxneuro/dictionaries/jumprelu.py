@@ -16,11 +16,13 @@ from .activations import JumpReLU
 from .parts.dense import Latents, against, dense
 from .parts.inputs import Inputs
 from .parts.learner import Now, Parameters
+from .parts.numbers import numbers_checked
 from .parts.optimise import ramp
 from .parts.selected import begin
 from .parts.training import Training
 
 
+@numbers_checked
 def jumprelu(
     n_latents: int,
     *,

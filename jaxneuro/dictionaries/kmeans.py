@@ -16,6 +16,7 @@ from ..taps import reprs
 from ..taps.compiled import compiled
 from .parts.clusters import cluster_sums, nearest, plus_plus
 from .parts.decoder import unit_rows
+from .parts.numbers import numbers_checked
 from .parts.reseed import drawn_tokens, step_key
 from .parts.silence import LONGEST, silent_tokens
 from .parts.start import deviation, masked_mean
@@ -203,6 +204,7 @@ class _KMeans:
         return jnp.where(n_b > 0, unit_rows(moved) if self.spherical else moved, centroids)
 
 
+@numbers_checked
 def kmeans(
     n_latents: int, *, spherical: bool = False, memory_tokens: int = LONGEST, dead_after_tokens: int | None = None
 ) -> Method:

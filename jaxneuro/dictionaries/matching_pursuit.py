@@ -19,6 +19,7 @@ from .parts import start
 from .parts.autoencode import Select
 from .parts.inputs import Inputs
 from .parts.learner import Now, Outcome, Parameters, Recipe, Scales, learner
+from .parts.numbers import numbers_checked
 from .parts.pursuit import Pursuit, Until, merged, pursue
 from .parts.silence import fired
 from .parts.training import Training
@@ -138,6 +139,7 @@ class MatchingPursuit:
         return pursue(r, w, Select(k=self.max_steps), Until(self.tolerance, self.stop_on_repeat))
 
 
+@numbers_checked
 def matching_pursuit(n_latents: int, k: int, *, training: Training = Training()) -> Method:
     """A matching-pursuit dictionary of batches {"x": [n, d_in]}: k rounds, each in what the last has left over.
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from ..errors import UserError
 from ..protocols import Method
 from .parts.autoencode import Parts
+from .parts.numbers import numbers_checked
 from .parts.selected import AuxK, inference_threshold, selecting
 from .parts.training import Training
 
 
+@numbers_checked
 def matryoshka(
     n_latents: int,
     k: int,

@@ -5,10 +5,12 @@ from ..errors import UserError
 from ..protocols import Method
 from .activations import TopK
 from .parts.autoencode import Parts
+from .parts.numbers import numbers_checked
 from .parts.selected import AuxK, selecting
 from .parts.training import Training
 
 
+@numbers_checked
 def multi_topk(
     n_latents: int,
     k: int,

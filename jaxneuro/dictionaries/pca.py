@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..protocols import Method
 from ..taps import reprs
 from .parts.moments import Scatter, Summary, nothing_yet, row_count, summary, with_rows
+from .parts.numbers import numbers_checked
 from .parts.untargeted import check_first, read_x
 from .shapes import apart, joined, of_width
 
@@ -107,6 +108,7 @@ class PCAState(NamedTuple):
     """Batches without a valid token."""
 
 
+@numbers_checked
 def pca(n_latents: int, *, whiten: bool = False, sketch: int | None = None) -> Method:
     """The n_latents directions of largest variance of batches {"x": [n, d], "mask": bool [n], optional}.
 

@@ -11,11 +11,13 @@ from .activations import Relu
 from .parts.dense import Latents, against, dense, site_norms
 from .parts.inputs import Inputs
 from .parts.learner import Now, Parameters
+from .parts.numbers import numbers_checked
 from .parts.optimise import ramp
 from .parts.selected import begin
 from .parts.training import Training
 
 
+@numbers_checked
 def relu(n_latents: int, l1: float, *, l1_warmup_steps: int = 0, training: Training = Training()) -> Method:
     """A ReLU dictionary: z = relu((x - b_dec) W_enc + b_enc),  x_hat = z W_dec + b_dec.
 

@@ -17,6 +17,7 @@ from .factorise import factorise
 from .parts.decoder import unit_rows
 from .parts.inputs import Inputs
 from .parts.multiplicative import GUARDS, checked, coefficients, descended, dot, winners
+from .parts.numbers import numbers_checked
 from .parts.reseed import drawn_tokens, step_key
 from .parts.silence import silent_tokens
 from .parts.start import deviation
@@ -197,6 +198,7 @@ class _SemiNMF:
         }
 
 
+@numbers_checked
 def semi_nmf(
     n_latents: int,
     *,

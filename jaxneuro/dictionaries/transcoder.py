@@ -3,10 +3,12 @@
 
 from ..protocols import Method
 from .activations import TopK
+from .parts.numbers import numbers_checked
 from .parts.selected import AuxK, selecting
 from .parts.training import Training
 
 
+@numbers_checked
 def transcoder(
     n_latents: int,
     k: int,
