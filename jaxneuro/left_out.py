@@ -65,7 +65,7 @@ def norms(x: Float[Array, "*n d"]) -> Float[Array, "*n"]:
 
 
 def norm_limit(x: Float[Array, "*n d"], valid: Bool[Array, "*n"], most: float | None) -> Float[Array, ""]:
-    """`most` times the median norm of the valid rows; infinite for None.
+    """`most` times the median norm of the valid rows; infinite for None, NaN of no valid row.
 
     Example:
       >>> norm_limit(jnp.array([[1.0], [2.0], [3.0], [1000.0], [0.0]]), jnp.ones(5, bool), 4.0).tolist()
@@ -85,6 +85,8 @@ def check_max_norm(most: float | None, name: str = "max_norm") -> None:
 def within_norm(most: float, method: Method) -> Method:
     """The method over rows {"x": [n, d], "mask": [n]} no longer than `most` times the median norm of the first batch's.
 
+    The first batch is the first with a row that counts. NaN is not long: it counts, and shows.
+
     Raises:
       UserError: `most` is not above 1.
     Example:
@@ -100,14 +102,15 @@ def within_norm(most: float, method: Method) -> Method:
         return method.init(key, _shorter(rows, limit)), limit
 
     def step(state: tuple[Any, Array], rows: Batch) -> tuple[tuple[Any, Array], dict]:
-        inner, info = method.step(state[0], _shorter(rows, state[1]))
-        return (inner, state[1]), info
+        limit = jnp.where(jnp.isnan(state[1]), norm_limit(rows["x"], _mask(rows), most), state[1])
+        inner, info = method.step(state[0], _shorter(rows, limit))
+        return (inner, limit), info
 
     return Method(init=init, step=step, finish=lambda state: method.finish(state[0]))
 
 
 def _shorter(rows: Batch, limit: Array) -> dict[str, Any]:
-    return {**rows, "mask": _mask(rows) & (norms(rows["x"]) <= limit)}
+    return {**rows, "mask": _mask(rows) & ~(norms(rows["x"]) > limit)}
 
 
 def _mask(rows: Batch) -> Array:

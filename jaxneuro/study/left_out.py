@@ -71,12 +71,12 @@ def _long(rows: Subset, model: Any, most: float, batch_size: int) -> Iterator[tu
     def limits(length: jax.Array, counted: jax.Array) -> jax.Array:
         return norm_limit(length[..., None], counted, most)
 
-    limit = None
+    limit = np.full((), np.nan, np.float32)  # NaN: of no counted token yet
     for batch in batches(rows, batch_size=min(batch_size, len(rows))):
         length = lengths(model.weights, {k: batch[k] for k in ("tokens", "mask")})
-        if limit is None:
-            limit = limits(length, jnp.asarray(batch["counted"]))[:, None, None]
-        yield batch["window"], np.asarray((length > limit).any(0)) & batch["counted"]
+        if np.isnan(limit).all():
+            limit = np.asarray(limits(length, jnp.asarray(batch["counted"])))[:, None, None]
+        yield batch["window"], (np.asarray(length) > limit).any(0) & batch["counted"]
 
 
 def _counting[R: (Windows, Subset)](rows: R, before: R) -> R:

@@ -122,3 +122,14 @@ def test_long_rows_are_left_out_by_the_first_batch_median():
     assert m.max.max() < 10 < run(METHOD, batches, key=KEY).max.max()
     with pytest.raises(UserError, match="above 1"):
         within_norm(1.0, METHOD)
+
+
+def test_a_norm_limit_waits_for_a_row_that_counts_and_hides_no_nan():
+    x = np.array([[1.0], [2.0], [3.0], [1000.0]], np.float32)
+    none, every = np.zeros(4, bool), np.ones(4, bool)
+    m = run(within_norm(4.0, METHOD), [{"x": x, "mask": none}, {"x": x, "mask": every}], key=KEY)
+    assert (m.count, m.max.tolist()) == (3, [3.0])
+    bad = np.array([[np.nan], [2.0], [3.0], [1000.0]], np.float32)
+    kept, plain = (run(method, [{"x": bad[:n]}], key=KEY) for method, n in ((within_norm(4.0, METHOD), 4), (METHOD, 3)))
+    assert kept.count == plain.count == 3
+    np.testing.assert_array_equal(kept.mean, plain.mean)
