@@ -94,7 +94,7 @@ def _is_subcommand(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType) and len(get_args(hint)) > 1
 
 
-_OLD: Final = ((re.compile(r"--text\."), "--"), (re.compile(r"--context(?=$|=)"), "--window"))
+_OLD: Final = ((re.compile(r"--text\.(?=[a-z][\w-]*(?:$|=))"), "--"), (re.compile(r"--context(?=$|=)"), "--window"))
 """Spellings that were documented once: how text is read is said by the same flags in every command."""
 
 
@@ -102,8 +102,8 @@ def current(word: str) -> str:
     """A word of a command line with its flag as it is spelled now.
 
     Example:
-      >>> current("--text.window=64"), current("--context"), current("--cards.context")
-      ('--window=64', '--window', '--cards.context')
+      >>> current("--text.window=64"), current("--context"), current("--cards.context"), current("--text. A text")
+      ('--window=64', '--window', '--cards.context', '--text. A text')
     """
     for old, new in _OLD:
         if found := old.match(word):

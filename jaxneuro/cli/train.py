@@ -11,7 +11,6 @@ from ..io import read_json
 from ..training import TrainConfig
 from ..training.config import SOURCES, config_of
 from ..training.options import OPTIONS
-from .flags import options_of
 from .words import Part, parsed
 
 USAGE = """Train dictionaries on a model's activations, as it runs or stored: one, or a sweep on one pass of the data.
@@ -48,22 +47,19 @@ def config_of_words(argv: Sequence[str]) -> TrainConfig:
 
 
 def _parts(words: Sequence[str], default: TrainConfig | None) -> list[Part]:
-    """The words of the run, of the source, of the method; what is not named is that of the file."""
-    starts = [0]
-    for names in (SOURCES, METHODS):
-        starts.append(next((i for i in range(starts[-1], len(words)) if words[i] in names), len(words)))
-    _, source, method = starts
+    """The words of the run, of the source, of the method; what is not named is that of the file, and has none."""
+    source = next((i for i, word in enumerate(words) if word in SOURCES), None)
+    method = next((i for i in range(source or 0, len(words)) if words[i] in METHODS), len(words))
+    source = method if source is None else source
     found = [Part("train-dictionary", TrainConfig, words[:source], ("--config",))]
-    for start, end, kinds, kind in (
-        (source, method, SOURCES, default and type(default.source)),
-        (method, len(words), METHODS, default and type(default.method)),
+    for start, end, kinds, given in (
+        (source, method, SOURCES, default and default.source),
+        (method, len(words), METHODS, default and default.method),
     ):
-        if start < len(words):
+        if start < end:
             found.append(Part(words[start], kinds[words[start]], words[start + 1 : end]))
-        elif kind:
-            before = found[-1]
-            flags = tuple(o.flag for o in options_of(kind))
-            found[-1] = before._replace(more=(*before.more, *flags))
+        elif given:
+            found.append(Part(next(name for name, kind in kinds.items() if kind is type(given)), type(given), ()))
     return found
 
 

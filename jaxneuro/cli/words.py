@@ -36,15 +36,14 @@ class Part(NamedTuple):
         """Every flag that may stand here; a group of flags, or a choice that a word stands for, is none."""
         return [o for o in options_of(self.kind) if not o.is_group]
 
-    def given(self) -> dict[str, list[str]]:
-        """{flag as it is spelled in --help: the words after it}."""
-        found: dict[str, list[str]] = {}
+    def given(self) -> list[tuple[str, list[str]]]:
+        """(flag as it is spelled in --help, the words after it), as often as it is given."""
+        found: list[tuple[str, list[str]]] = []
         for word in self.words:
             if _FLAG.fullmatch(flag := word.partition("=")[0]):
-                values = found.setdefault(flag.replace("_", "-"), [])
-                values += [word.partition("=")[2]] if "=" in word else []
+                found.append((flag.replace("_", "-"), [word.partition("=")[2]] if "=" in word else []))
             elif found:
-                found[next(reversed(found))].append(word)
+                found[-1][1].append(word)
         return found
 
 
@@ -80,33 +79,45 @@ def what_is_wrong(sections: Sequence[str], parts: Sequence[Part], *, complete: b
     found = next((error for part in parts for error in _of_flags(part, parts, said)), None)
     if found is None and (missing := [o for part in parts for o in _missing(part)]) and not complete:
         found = f"{command} needs {' and '.join(f'{o.flag} ({wanted(o.hint)})' for o in missing)}."
-    if found is None and (stray := re.match(r"Unrecognized options: (.*)", said)):
-        found = f"{command}: nothing takes {quoted(stray[1])}."
-    return UserError(f"{found or f'{command}: {shown(said, 400)}'} See `jaxneuro {command} --help`.".strip())
+    if found is None and (stray := re.match(r"Unrecognized(?: or misplaced)? options: (.*)", said)):
+        found = f"{command}: nothing takes {quoted(re.sub(r' [(]applied to [^()]*[)]', '', stray[1]))}."
+    see = f"jaxneuro {command}".strip()
+    return UserError(f"{found or f'{command}: {shown(said, 400)}'}".removeprefix(": ") + f" See `{see} --help`.")
 
 
 def _missing(part: Part) -> list[Option]:
     """What is required and not given."""
     place = not part.words or part.words[0].startswith("-")
     required = [o for o in part.options if o.required and "." not in o.path]
-    return [o for o in required if (o.flag not in part.given() if o.flag.startswith("--") else place)]
+    return [o for o in required if (o.flag not in dict(part.given()) if o.flag.startswith("--") else place)]
 
 
 def _of_flags(part: Part, parts: Sequence[Part], said: str) -> Iterator[str]:
     """What is wrong with the flags of one part, in order."""
     options, known = {o.flag: o for o in part.options}, _spellings(part)
-    for flag, values in part.given().items():
+    for flag, values in part.given():
         hint = plain(options[flag].hint) if flag in options else None
         if flag not in known:
             yield _unknown_flag(flag, part, parts)
         elif hint is bool and values:
             yield f"{flag} takes no value, not {shown(' '.join(values))}."
-        elif hint and hint is not bool and not values and get_origin(hint) is not tuple:
+        elif (
+            hint
+            and hint is not bool
+            and (f"Missing value for argument '{flag}'" in said if values else get_origin(hint) is not tuple)
+        ):
             yield f"{flag} needs a value: {wanted(hint)}."
         elif hint and re.search(rf"(argument|parsing) '?{re.escape(flag)}(?![\w.-]*\w)", said):
+            values = _refused([words for name, words in part.given() if name == flag], said)
             detail = re.search(r"parsing \S+: (.*)", said)
             more = f" ({shown(detail[1], 200).rstrip('.')})" if detail and wanted(hint).startswith("name=") else ""
-            yield f"{flag} {shown(' '.join(values))}: {wanted(hint)} is needed{more}."
+            yield f"{flag} {shown(' '.join(values)) or repr('')}: {wanted(hint)} is needed{more}."
+
+
+def _refused(given: Sequence[list[str]], said: str) -> list[str]:
+    """Of the values that one flag was given, time after time, those that tyro quotes; else the last, which count."""
+    quotes = said.partition(". Expected")[0]  # then: what may stand there
+    return next((values for values in reversed(given) if any(repr(v) in quotes for v in values)), given[-1])
 
 
 def _unknown_flag(flag: str, part: Part, parts: Sequence[Part]) -> str:
@@ -114,7 +125,7 @@ def _unknown_flag(flag: str, part: Part, parts: Sequence[Part]) -> str:
         order = " ".join(f"{p.name} {f'{flag} ' if p is elsewhere else ''}..." for p in parts)
         return f"{flag} belongs to {elsewhere.name}: jaxneuro {order}."
     known, last = _spellings(part), flag.rpartition(".")[2].lstrip("-")
-    near = difflib.get_close_matches(flag, known, 2, 0.7)
+    near = difflib.get_close_matches(flag.lower(), known, 2, 0.7)
     near = near or [k for k in known if k.rpartition(".")[2].lstrip("-") == last][:3]
     return f"{part.name}: no option {quoted(flag)}.{f' Did you mean {_either(near)}?' if near else ''}"
 

@@ -221,4 +221,4 @@ def config_of(value: Mapping[str, Any], where: str = "config") -> TrainConfig:
     Raises:
       UserError: an unknown key, with the nearest; a missing one; a value of another type.
     """
-    return read(TrainConfig, value.get("config", value), where)
+    return read(TrainConfig, value.get("config", value) if isinstance(value, Mapping) else value, where)

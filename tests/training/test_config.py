@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from jaxneuro.cli import main
 from jaxneuro.cli.train import config_of_words
 from jaxneuro.dictionaries import AuxK
 from jaxneuro.errors import UserError
@@ -89,6 +90,31 @@ def test_what_is_wrong_in_a_file_is_said(edit, says):
     edit(value)
     with pytest.raises(UserError, match=says):
         config_of(value)
+
+
+@pytest.mark.parametrize("value", [[1], 3, {"config": [1]}])
+def test_a_file_without_options_is_refused(value):
+    with pytest.raises(UserError, match=r"config = (\[1\]|3) is not a group of options"):
+        config_of(value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("topk --k x", "--k x: a whole number is needed."),
+        ("topk --kk 3", "topk: no option '--kk'. Did you mean '--k'?"),
+        ("--k 3", "--k belongs to topk: jaxneuro train-dictionary ... array ... topk --k"),
+        ("--pth x", "train-dictionary: no option '--pth'."),
+        ("live topk --path x", "topk: no option '--path'."),
+    ],
+)
+def test_flags_beside_a_file_are_of_their_part(flags, says, tmp_path, capsys):
+    file = tmp_path / "config.json"
+    file.write_text(
+        json.dumps(plain(TrainConfig(source=Array(path="x.npy"), method=OPTIONS["topk"](n_latents=4, k=2))))
+    )
+    assert main(["train-dictionary", "--config", str(file), *flags.split()]) == 2
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--stepz 3", "--sweep k", "array --path x topk --n-latents 4 --k 2 --auxk wait=1"])
