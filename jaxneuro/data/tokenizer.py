@@ -155,7 +155,7 @@ class Tokenizer:
             raise UserError(
                 f"the model of {self.name} reads padding, and was trained with it on the right. Leave side out."
             )
-        tokens, mask = padded(rows, self.fill_id, length=length or self.filled)
+        tokens, mask = padded(rows, self.fill_id, side=side, length=self.filled if length is None else length)
         return TokenBatch(tokens, np.ones_like(mask))
 
     def rows(self, texts: str | Sequence[str]) -> list[list[int]]:

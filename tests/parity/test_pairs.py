@@ -100,6 +100,10 @@ def test_texts_for_siglip_are_filled_up_to_what_it_is_pooled_at(tmp_path):
         tokenizer.batch("w2 " * 33)
     with pytest.raises(UserError, match="padding, and was trained with it on the right"):
         tokenizer.batch(texts, side="left")
+    with pytest.raises(UserError, match="no side 'up'"):
+        tokenizer.batch(texts, side="up")
+    with pytest.raises(UserError, match="more than length=0"):
+        tokenizer.batch(texts, length=0)
 
 
 def test_every_scalar_is_read(pair, golden):
