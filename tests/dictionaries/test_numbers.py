@@ -59,3 +59,20 @@ def test_numbers_of_numpy_and_jax_are_numbers():
     made("topk", k_start=None)
     with pytest.raises(UserError, match=r"k_steps = 2\.5"):
         made("topk", k_start=4, k_steps=2.5)
+
+
+@pytest.mark.parametrize(
+    "option", ["steps", "warmup_steps", "accumulate", "dead_after_tokens", "max_norm", "learning_rate"]
+)
+def test_numbers_of_the_training_too(option):
+    d.Training(**{option: 3})
+    for value in ("3", True, float("nan"), [3], *(() if option in ("max_norm", "learning_rate") else (2.5,))):
+        with pytest.raises(UserError, match=f"Training: {option} = "):
+            d.Training(**{option: value})
+
+
+def test_numbers_of_the_auxiliary_loss_too():
+    d.AuxK(weight=0.5, k=None)
+    for option in ("weight", "k"):
+        with pytest.raises(UserError, match=f"AuxK: {option} = "):
+            d.AuxK(**{option: "3"})

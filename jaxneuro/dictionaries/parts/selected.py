@@ -18,6 +18,7 @@ from . import start
 from .autoencode import Parts, Select, autoencode
 from .inputs import Inputs
 from .learner import Now, Outcome, Parameters, Recipe, Scales, centred, learner
+from .numbers import check_fields
 from .optimise import ramp
 from .silence import fired
 from .training import Training
@@ -34,6 +35,7 @@ class AuxK:
     """Most dead latents treated in a step. None: n_latents / 2."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in (("weight", self.weight), ("k", self.k), ("cap", self.cap)):
             if value is not None and not value > 0:
                 raise UserError(f"AuxK: {name} = {value} is not above 0. Give auxk=None to go without.")

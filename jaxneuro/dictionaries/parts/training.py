@@ -11,6 +11,7 @@ from jaxneuro_kernels.dispatch import Implementation
 from ...errors import UserError, unknown
 from ...left_out import check_max_norm
 from .axes import Axes
+from .numbers import check_fields
 from .optimise import OPTIMISERS, Optimiser, Schedule, warm_then_decay
 from .start import CENTRES, NORMS
 
@@ -66,6 +67,7 @@ class Training:
     """Name of the axis over which tokens are split, where the step is called inside one's own pmap or shard_map."""
 
     def __post_init__(self) -> None:
+        check_fields(self, () if callable(self.learning_rate) else ("learning_rate",))
         least: dict[str, float] = {"steps": 1, "warmup_steps": 0, "accumulate": 1, "dead_after_tokens": 1}
         for name, bound in least.items():
             value = getattr(self, name)
