@@ -97,12 +97,12 @@ BEGIN = {**HOOK, "prepend_bos": True}
     ("metadata", "asked_bos", "begin", "said"),
     [
         (BEGIN, None, "<eos>", "windows of 16 tokens that begin with <eos>, as in its training"),
-        (BEGIN, "never", None, "begin without a begin token, but it was trained with one: --bos always (of `study`"),
+        (BEGIN, "never", None, "begin without a begin token, but it was trained with one: --bos always"),
         (HOOK, None, None, "windows of 16 tokens that begin without a begin token, as in its training"),
-        (HOOK, "always", "<eos>", "begin with <eos>, but it was trained without one: --bos never (of `study`"),
+        (HOOK, "always", "<eos>", "begin with <eos>, but it was trained without one: --bos never"),
         ({"hook_name": HOOK["hook_name"], "context_size": 16}, None, None,
          "its files do not say how its texts began: --bos always or never"),
-        (BEGIN | {"context_size": 24}, None, "<eos>", "it was trained on windows of 24: --window 24 (of `study`"),
+        (BEGIN | {"context_size": 24}, None, "<eos>", "it was trained on windows of 24: --window 24"),
     ],
 )  # fmt: skip
 def test_texts_begin_as_the_dictionary_was_trained_in_both_commands(
