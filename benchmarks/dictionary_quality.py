@@ -277,7 +277,7 @@ def _numbers(dictionary: Any, x: jax.Array) -> dict[str, jax.Array]:
     z = dictionary.encode(x)
     error, on = x - dictionary.decode(z), z > 0
     return {
-        "fvu": jnp.sum(jnp.square(error)) / jnp.sum(jnp.square(x - x.mean(0))),
+        "fvu": jnp.sum(jnp.square(error)) / jnp.sum(jnp.square(x - x.mean(0, keepdims=True))),
         "l0": jnp.sum(on) / len(x),
         "dead": jnp.mean(~on.any(0)),
     }

@@ -201,7 +201,7 @@ def _encoders(dtype: str, k: int) -> Iterator[tuple[str, Callable]]:
         return jnp.dot(x, w.T, preferred_element_type=out).astype(dtype)
 
     def encode(x: Array, w: Array, b: Array) -> tuple[Array, Array]:
-        pre = jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b
+        pre = jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b[None]
         vals, idx = lax.top_k(pre.astype(dtype), k)
         return jax.nn.relu(vals), idx
 

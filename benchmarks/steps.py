@@ -121,11 +121,11 @@ def ops_step(state: OpsState, x: Array, *, k: int, implementation: str) -> tuple
         return (implementation, "xla") if implementation in OPS[op].backends else ("xla",)
 
     p, step = state.p, state.step + jnp.int32(1)
-    centred = x - state.b_dec
+    centred = x - state.b_dec[None]
     low, w_enc, w_dec = (a.astype(DTYPE) for a in (centred, p.w_enc, p.w_dec))
     vals, idx = encode_topk(low, w_enc, p.b_enc, k, implementation=prefer("encode_topk"))
     error = sparse_decode(vals, idx, w_dec, implementation=prefer("sparse_decode")) - centred
-    variance = jnp.sum(jnp.square(x - x.mean(0)))
+    variance = jnp.sum(jnp.square(x - x.mean(0, keepdims=True)))
     g = error * (2 / variance)
     new = sae_adam(
         *(vals, idx, g.astype(DTYPE), low, p, state.first, state.second, step),

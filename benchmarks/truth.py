@@ -79,7 +79,7 @@ def first_loss(x: Array, w: Array, k: int) -> Array:
         return jnp.sum(jnp.square(sparse_decode(jax.nn.relu(vals), idx, w) - x))
 
     total = sum(float(lost(part)) for part in jnp.split(x, x.shape[0] // FIRST))
-    return jnp.float32(total) / jnp.sum(jnp.square(x - x.mean(0)))
+    return jnp.float32(total) / jnp.sum(jnp.square(x - x.mean(0, keepdims=True)))
 
 
 def _of_topk(operands: tuple, k: int) -> Error:
@@ -102,7 +102,7 @@ def _of_mask(operands: tuple, _: int) -> Error:
 
 def _of_encode(operands: tuple, k: int, pre_dtype: str = "float32") -> Error:
     x, w, b = operands
-    pre = plain((x[:FIRST].astype(jnp.float32) @ w.astype(jnp.float32).T + b).astype(pre_dtype))
+    pre = plain((x[:FIRST].astype(jnp.float32) @ w.astype(jnp.float32).T + b[None]).astype(pre_dtype))
     want = np.maximum(np.sort(pre, axis=1)[:, -k:], 0)
 
     def error(result: Any) -> float:

@@ -38,16 +38,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
-RAISING = {"taps", "kernels", "dictionaries", "models", "inference"}
-"""Rooms whose tests run where numpy's rank promotion is an error, as in the sessions of users who set that. The others
-run so with JAX_NUMPY_RANK_PROMOTION=raise; test_strict_modes.py covers one call of every kind."""
-
-
 @pytest.fixture(scope="module", autouse=True)
 def rank_promotion(request):
-    """Every broadcast is said, in the tests as in what they call."""
+    """Every broadcast is said, in the tests as in what they call, as in the sessions of users who set that; but for
+    benchmarks, which run others' code."""
     room = request.path.relative_to(pathlib.Path(__file__).parent).parts[0]
-    with jax.numpy_rank_promotion("raise") if room in RAISING else contextlib.nullcontext():
+    with contextlib.nullcontext() if room == "benchmarks" else jax.numpy_rank_promotion("raise"):
         yield
 
 
@@ -70,7 +66,8 @@ def order_of_sums(pytestconfig):
 
 @pytest.fixture
 def this_machine(pytestconfig):
-    """Without --reordered's second sums: for what is said about a program (memory, operations), not about values."""
+    """Without --reordered's second sums: for what is said about a program (memory, operations, the same bits from the
+    same operations, in another process too), not about values."""
     with contextlib.nullcontext() if pytestconfig.getoption("reordered") is None else reordered(None):
         yield
 

@@ -133,6 +133,8 @@ def rounded_otherwise(kind, bind, key, *inputs, **params):
         return plain
     order, xp = Order(kind, *key, *(x.shape for x in inputs)), module(plain)
     blocks = RULES[kind](bind, order, *map(wide, inputs), **params | wide_result(params))
+    if not blocks:  # nothing is added up
+        return plain
     other = sum(blocks[1:], start=blocks[0])
     inexact = (plain != other.astype(plain.dtype)) & xp.isfinite(plain) & xp.isfinite(other)
     total, ulp = xp.zeros_like(other), np.finfo(other.dtype).eps

@@ -174,7 +174,7 @@ def _run(words: list[str]) -> int:
     try:
         _check_words(words)
         with quietly(QUIET in words):
-            job = _job([current(w) for w in words if w != QUIET])
+            job = _job(current([w for w in words if w != QUIET]))
             job()
         sys.stdout.flush()  # here: a full disk is an error like any other
     except KeyboardInterrupt as e:

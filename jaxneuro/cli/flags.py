@@ -8,6 +8,7 @@ which the command has no flag is left out.
 import dataclasses
 import re
 import types
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -94,17 +95,22 @@ def _is_subcommand(hint: Any) -> bool:
     return get_origin(hint) in (Union, types.UnionType) and len(get_args(hint)) > 1
 
 
+_OF_TEXT: Final = ("study", "train-dictionary", "show-dictionary", "capture")
 _OLD: Final = ((re.compile(r"--text\.(?=[a-z][\w-]*(?:$|=))"), "--"), (re.compile(r"--context(?=$|=)"), "--window"))
-"""Spellings that were documented once: how text is read is said by the same flags in every command."""
+"""Spellings that were documented once: how text is read is said by the same flags in every command that reads it."""
 
 
-def current(word: str) -> str:
-    """A word of a command line with its flag as it is spelled now.
+def current(words: Sequence[str]) -> list[str]:
+    """A command line with its flags as they are spelled now.
 
     Example:
-      >>> current("--text.window=64"), current("--context"), current("--cards.context"), current("--text. A text")
-      ('--window=64', '--window', '--cards.context', '--text. A text')
+      >>> current(["study", "--text.window=64", "--context", "--cards.context", "--title", "--text. A text"])
+      ['study', '--window=64', '--window', '--cards.context', '--title', '--text. A text']
     """
+    return [_current(word) for word in words] if words and words[0] in _OF_TEXT else list(words)
+
+
+def _current(word: str) -> str:
     for old, new in _OLD:
         if found := old.match(word):
             return new + word[found.end() :]

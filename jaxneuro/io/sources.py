@@ -59,7 +59,7 @@ def resolve(
         raise UserError(f"a model is named by text or by a folder's path, not {shown(name)}. Example: 'bundled'.")
     text = os.fspath(name)
     special = _NAMED.get(text)
-    _check_length(text, kind)
+    _check_name(text, kind)
     path = special() if special else Path(text).expanduser()
     if not special and not path.exists() and not _is_path(text):
         return _download(text, revision, files, kind)
@@ -72,7 +72,9 @@ def resolve(
     return path
 
 
-def _check_length(text: str, kind: str) -> None:
+def _check_name(text: str, kind: str) -> None:
+    if not text.strip():
+        raise UserError(f"no {kind} is named, {text!r}. Give a folder, a name on the Hub or 'bundled'.")
     if "\0" in text or max(map(len, os.fsencode(text).split(b"/"))) > 255 or len(os.fsencode(text)) > 4096:
         raise UserError(f"no {kind} {quoted(text)}: no folder can be called that.")
 

@@ -83,6 +83,7 @@ def test_filling_takes_the_capacity_and_the_method_rests():
     assert state.inner["steps"] == 3
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_the_method_is_as_if_run_alone_on_what_is_delivered(toys):
     batches = [{"x": np.random.default_rng(i).normal(size=(16, toys.D)).astype(np.float32)} for i in range(20)]
     method = shuffled(toys.learner(), 64)
@@ -265,6 +266,7 @@ def resumable(folder, toys, kill_at=None, fail_at=None):
     return state, (folder / "m.jsonl").read_bytes()
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path, toys):
     """Broken off while the buffer fills, and SIGKILL when it is full."""
     state, metrics = resumable(tmp_path / "whole", toys)

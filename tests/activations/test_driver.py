@@ -36,6 +36,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_equals_the_three_functions_called_by_hand(toys):
     m = toys.learner()
     batches = list(toys.Stream())
@@ -273,6 +274,7 @@ def stop_at_step(process, step, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("this_machine")
 def test_signal_saves_at_the_step_and_then_acts(tmp_path, toys, whole, spawn, number):
     process = spawn(sleep=0.05)
     last, err = stop_at_step(process, 7, number)
@@ -284,6 +286,7 @@ def test_signal_saves_at_the_step_and_then_acts(tmp_path, toys, whole, spawn, nu
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole[1]
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_kill_9_during_a_save_leaves_the_last_good_one(tmp_path, toys, spawn, caplog):
     process = spawn(kill_in_save=10)
     _, err = process.communicate(timeout=100)

@@ -129,7 +129,7 @@ def test_a_real_model_is_run_only_up_to_the_layer(tmp_path, toy_windows):
     above = Transformer(cfg, {**model.weights, "blocks": poisoned})
     acts = harvest(above, toy_windows, "blocks.1.mlp.post", tmp_path / "acts", batch_size=8)
     expected = plainly(model, toy_windows, acts, "blocks.1.mlp.post")
-    np.testing.assert_allclose(acts.x, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(acts.x, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_groups_get_equal_shares(tmp_path, toy, toy_windows):

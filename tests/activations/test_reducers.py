@@ -42,7 +42,7 @@ def test_as_a_reducer_in_a_scan_and_under_vmap():
         return jax.lax.scan(layer, x, jnp.arange(3))[0]
 
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 5, 3)), jnp.float32)
-    mask = jnp.arange(5) < jnp.array([[5], [3], [1], [0]])
+    mask = jnp.arange(5)[None] < jnp.array([[5], [3], [1], [0]])
     one = lambda x: capture(model, {"blocks.post": Partial(firing_moments, mask)})(x)[1]["blocks.post"]  # noqa: E731
     found = jax.jit(jax.vmap(one))(x)
     for b in range(2):

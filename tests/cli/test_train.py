@@ -33,6 +33,7 @@ def with_out(command, out):
     return [command[0], "--out", str(out), *command[1:]]
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_killed_anywhere_it_goes_on_to_the_same_result(command, tmp_path, capsys):
     """The script is killed in the middle, the command goes on in another process; a third was never interrupted."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -104,7 +104,8 @@ def test_documented_spellings_of_before_still_work(monkeypatch):
     assert (asked[0].text.window, asked[0].text.leave_out_small, asked[0].text.bos) == (64, True, "never")
     live = "live --site embed {} topk --n-latents 8 --k 2"
     before, now = (live.format(f) for f in ("--context 64 --text.field body", "--window 64 --field body"))
-    found = config_of_words([current(w) for w in before.split()])
+    found = config_of_words(current(["train-dictionary", *before.split()])[1:])
     assert found == config_of_words(now.split())
     assert isinstance(found.source, Live)
     assert (found.source.context, found.source.text.field) == (64, "body")
+    assert current(["generate", "--context", "4"]) == ["generate", "--context", "4"], "it reads no text"

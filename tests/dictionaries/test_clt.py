@@ -67,8 +67,8 @@ def dense_loss(p, x, y, variance, dead, kind):
         w = p[f"w_dec.{s}"].reshape(M, L - s, D_OUT)
         norm = jnp.sqrt(jnp.square(w).sum((1, 2)))
         if kind == "topk":
-            least = jnp.sort(pre, axis=1)[:, -KINDS["topk"]["k"], None]
-            z = jnp.where(pre >= least, jax.nn.relu(pre), 0)
+            chosen = jax.nn.one_hot(jax.lax.top_k(pre, KINDS["topk"]["k"])[1], pre.shape[1]).sum(1)
+            z = chosen * jax.nn.relu(pre)
         else:
             theta = jax.lax.stop_gradient(jnp.exp(p[f"log_threshold.{s}"]))
             z = jnp.where(pre > theta[None], pre, 0)

@@ -235,6 +235,7 @@ def test_permuting_latents_changes_nothing(name, learned):
 
 
 @each_rule
+@pytest.mark.usefixtures("this_machine")
 def test_under_vmap_each_equals_its_own_run(name):
     """Two seeds trained together on one stream."""
     method, batch = short(name), {"x": jnp.asarray(planted(1, BATCH)[0])}

@@ -120,6 +120,8 @@ def test_what_was_asked_for_is_named(tmp_path, monkeypatch, opened, kind, holds)
         opened("nofolder")
     with pytest.raises(UserError, match=rf"is empty\. Expected .*{holds}"):
         opened(tmp_path / "nofolders")
+    with pytest.raises(UserError, match=rf"^no {kind} is named"):
+        opened(" ")
 
 
 def test_a_misspelt_name_of_our_own(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_transforms(small, mesh):
         )
         dw_dec, dvals = jax.jit(f)(small.vals, small.idx, small.g, small.x, small.w_dec)
         np.testing.assert_allclose(dw_dec, want.dw_dec, rtol=1e-5, atol=1e-5)
-        np.testing.assert_array_equal(dvals, want.dvals)
+        np.testing.assert_allclose(dvals, want.dvals, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.usefixtures("this_machine")
@@ -147,7 +147,7 @@ def test_adam_under_jit_and_vmap(small):
     rates = jnp.array([1e-2, 0.0])
     swept = jax.jit(jax.vmap(step, (0, 0, 0, None, 0)))(*two, 2, rates)
     for a, b in zip(jax.tree.leaves(step(p, m, v, jnp.int32(2), 1e-2)), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(a, b, rtol=4e-6, atol=4e-7)
     np.testing.assert_allclose(swept.parameters.w_dec[0], want.parameters.w_dec, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(swept.parameters.w_dec[1], p.w_dec)  # a rate of zero
 

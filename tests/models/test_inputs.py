@@ -70,7 +70,10 @@ def test_nothing_behind_a_mask_reaches_other_positions(name, side):
     wild = np.where(mask, TOKENS, [[-1], [99]]).astype(np.int32)
     part = {"context": np.where(mask, TOKENS, 99), "context_mask": mask} if name == "encoder" else {}
     found = np.asarray(run(model.weights, wild, mask, **part))
-    np.testing.assert_array_equal(found[mask], clean[mask])
+    if name == "experts":  # which rows of an expert's matrix are padding's depends on what padding says
+        np.testing.assert_allclose(found[mask], clean[mask], atol=1e-6 * np.abs(clean).max())
+    else:
+        np.testing.assert_array_equal(found[mask], clean[mask])
     assert np.isfinite(found).all()  # padding itself means nothing, and is finite
     nan = np.where(mask, 0, np.nan).astype(np.float32)
     mixed = CONFIGS[name].mixer is not None

@@ -156,7 +156,7 @@ def test_positions_at_the_head_count_from_each_rows_first_real_token(tokens, pos
     def likeliest(weights, mask):
         return logit_statistics(weights, resid, tokens, cfg=cfg, mask=mask, values=TWO).top_logprob[..., 0]
 
-    moved = by_numpy(intervene(likeliest, edit))(weights, MASK) != by_numpy(likeliest)(weights, MASK)
+    moved = np.abs(by_numpy(intervene(likeliest, edit))(weights, MASK) - by_numpy(likeliest)(weights, MASK)) > 1e-4
     assert np.argwhere(moved).tolist() == [[0, pos % 9], [1, 8 if pos == -1 else pos + 2]]
 
 

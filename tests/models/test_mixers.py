@@ -35,7 +35,7 @@ CONFIGS = {
     "bdh": Config(**PLAIN, **BDH, family="bdh", mixer=Bdh(n_heads=2, n_neurons=16)),
 }
 LENGTH = 150  # two chunks of 64 and a part of one
-ALIKE = {"atol": 1e-5, "rtol": 1e-5}  # float32, sums in another order
+ALIKE = {"atol": 2e-5, "rtol": 1e-5}  # float32, sums in another order
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

@@ -48,10 +48,12 @@ def test_calling_it_is_the_pure_function(llama, tokens, expected):
     np.testing.assert_array_equal(llama(tokens, mask, stop_at=0), llama.apply(llama.weights, tokens, stop_at=0))
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_it_goes_through_jit_as_an_argument(llama, tokens, expected):
     np.testing.assert_array_equal(jax.jit(lambda model, t: model(t))(llama, tokens), expected)
 
 
+@pytest.mark.usefixtures("this_machine")
 def test_split_merge_state(llama, tokens, expected):
     graph, state = nnx.split(llama)
     run = jax.jit(lambda state, t: nnx.merge(graph, state)(t))
