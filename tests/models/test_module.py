@@ -48,16 +48,14 @@ def test_calling_it_is_the_pure_function(llama, tokens, expected):
     np.testing.assert_array_equal(llama(tokens, mask, stop_at=0), llama.apply(llama.weights, tokens, stop_at=0))
 
 
-@pytest.mark.usefixtures("this_machine")
 def test_it_goes_through_jit_as_an_argument(llama, tokens, expected):
-    np.testing.assert_array_equal(jax.jit(lambda model, t: model(t))(llama, tokens), expected)
+    np.testing.assert_allclose(jax.jit(lambda model, t: model(t))(llama, tokens), expected, atol=1e-5)
 
 
-@pytest.mark.usefixtures("this_machine")
 def test_split_merge_state(llama, tokens, expected):
     graph, state = nnx.split(llama)
     run = jax.jit(lambda state, t: nnx.merge(graph, state)(t))
-    np.testing.assert_array_equal(run(state, tokens), expected)
+    np.testing.assert_allclose(run(state, tokens), expected, atol=1e-5)
     assert len(jax.tree.leaves(nnx.state(llama, nnx.Param))) == len(jax.tree.leaves(llama.weights))
     zeroed = nnx.merge(graph, jax.tree.map(jnp.zeros_like, state))
     assert not zeroed(tokens, stop_at=1).any()
