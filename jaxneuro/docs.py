@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import sys
 import textwrap
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 
 def doc(of: Any) -> str:
@@ -22,8 +22,9 @@ def doc(of: Any) -> str:
     if sys.flags.optimize < 2:
         return inspect.getdoc(of) or ""
     for field in dataclasses.fields(of) if dataclasses.is_dataclass(of) else ():
-        if dataclasses.is_dataclass(field.type):
-            doc(field.type)
+        kind = get_args(field.type)[0] if get_origin(field.type) is Annotated else field.type
+        if dataclasses.is_dataclass(kind):
+            doc(kind)
     of.__doc__ = _in_source(of)
     return of.__doc__
 
