@@ -18,15 +18,15 @@ def sums(x, w):
     pictures, kernel = x.reshape(1, N, N // 4, 4), x[:, :6].reshape(4, 4, 4, 6)
     return {
         "dot_general": x @ jnp.stack([w, w[::-1]], 1),
-        "reduce_sum": (x * w).sum(1),
+        "reduce_sum": (x * w[None]).sum(1),
         "conv_general_dilated": jax.lax.conv_general_dilated(
             pictures, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         ),
-        "cumsum": jax.lax.cumsum(x * w, 1),
+        "cumsum": jax.lax.cumsum(x * w[None], 1),
         "reduce_window_sum": jax.lax.reduce_window(
-            x[None] * w, x.dtype.type(0), jax.lax.add, (1, 8, 8), (1, 1, 1), "VALID"
+            x[None] * w[None, None], x.dtype.type(0), jax.lax.add, (1, 8, 8), (1, 1, 1), "VALID"
         ),
-        "scatter-add": jnp.zeros((4, N), x.dtype).at[np.arange(N) % 4].add(x * w),
+        "scatter-add": jnp.zeros((4, N), x.dtype).at[np.arange(N) % 4].add(x * w[None]),
     }
 
 
