@@ -41,9 +41,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 @pytest.fixture(scope="module", autouse=True)
 def rank_promotion(request):
     """Every broadcast is said, in the tests as in what they call, as in the sessions of users who set that; but for
-    benchmarks, which run others' code."""
+    benchmarks and recipes, which run code of others and of users who did not."""
     room = request.path.relative_to(pathlib.Path(__file__).parent).parts[0]
-    with contextlib.nullcontext() if room == "benchmarks" else jax.numpy_rank_promotion("raise"):
+    with contextlib.nullcontext() if room in ("benchmarks", "test_recipes.py") else jax.numpy_rank_promotion("raise"):
         yield
 
 
