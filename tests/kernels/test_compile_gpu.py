@@ -113,7 +113,7 @@ def test_naive_gradients_are_dense():
     x, w, b = case("encode_topk", shape).operands
 
     def loss(x, w, b):
-        vals, idx = jax.lax.top_k(jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b, 32)
+        vals, idx = jax.lax.top_k(jnp.dot(x, w.T, preferred_element_type=jnp.float32) + b[None], 32)
         rows = jnp.arange(1024, dtype=jnp.int32)[:, None]
         z = jnp.zeros((1024, 32768), jnp.float32).at[rows, idx].set(jax.nn.relu(vals))
         return jnp.sum(jnp.square(z @ w.astype(jnp.float32)))
